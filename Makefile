@@ -17,14 +17,14 @@ IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 # Half as many processes again as there are cores: tests wait for servers and disks, and others work meanwhile.
 PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist worksteal
 
-.PHONY: demo examples test quick check bench bench-peers lock protos check-protos release-protos stubs image
+.PHONY: demo examples test quick coverage slow check bench bench-peers lock protos check-protos release-protos stubs image
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 # All of them in small form, a quarter of a minute each. Without --quick an example learns for as long as is worth it.
 examples: $(READY)
-	for example in forecast classify anomaly own_data tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
+	for example in forecast classify anomaly own_data own_network tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
 test: $(READY) $(PROTOC)/.ready
 	$(PYTEST)
@@ -32,6 +32,13 @@ test: $(READY) $(PROTOC)/.ready
 # What is done in some minutes on two cores: without the tests that kill servers, train models or run clients as programs.
 quick: $(READY)
 	$(PYTEST) -m 'not slow'
+
+# The same, and which branches they take; a third slower. With `slow` it is all tests.
+coverage: $(READY)
+	$(PYTEST) -m 'not slow' --cov --cov-report=term
+
+slow: $(READY) $(PROTOC)/.ready
+	$(PYTEST) -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from tidegate.bench.http2 import Connection
 from tidegate.v1 import tidegate_pb2 as pb
 
 sys.path.insert(0, str(ROOT))
-from tests.support import replay
+from tests.oracle import replay
 
 GROWTH_MAX_MB = 30.0
 # The number of concurrent calls, as of a busy gateway.

@@ -17,7 +17,7 @@ from typing import get_args
 import numpy as np
 
 from tests.fleet import Fleet, ServerProcess
-from tests.support import lstm, write_model
+from tests.graphs import lstm, write_model
 from tidegate.runtime.crash_points import Point
 
 # The number of clients that share the streams.

@@ -77,7 +77,9 @@ def main() -> None:
         client.block(2, model="rooms") as block,
     ):
         answers = list(block.predict(np.stack([clean, faulty], axis=1)))  # a block holds a timestep of each
-    served = {name: np.stack([said[name] for said in answers], axis=1) for name in answers[0]}  # (2, time, ...)
+    served = {
+        name: np.stack([prediction[name] for prediction in answers], axis=1) for name in answers[0]
+    }  # (2, time, ...)
     calm, excited = served["alarm"][:, :, 0] > 0.5
     found = match_alarms(excited, faults, tolerance=TOLERANCE)
     show(times, faults, found, series.names)

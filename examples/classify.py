@@ -16,7 +16,7 @@ from tidegate.training.data.series import Floats
 PERSON = "10"
 RATE = 50  # timesteps a second
 SECONDS = (1, 2, 5, 10, 15, 20)  # the shortest recording has 24
-# Of seven exercises one in seven is told by chance.
+# Of seven exercises one in seven is guessed by chance.
 LEAST = 0.5
 
 
@@ -48,18 +48,21 @@ def main() -> None:
         probability = stream(block, x)
 
     common.title("3. What it said at the end of each recording")
-    labels = [np.array([classes[place] for place in said.argmax(axis=1)]) for said in probability]
+    labels = [np.array([classes[place] for place in prediction.argmax(axis=1)]) for prediction in probability]
     show(names, truth, labels, probability)
 
     common.title("4. Was it worth it?")
-    common.say("share of the recordings that are told right, by second")
+    common.say("share of the recordings that are classified correctly, by second")
     for second in SECONDS:
-        told = [label[second * RATE - 1] == true for label, true in zip(labels, truth, strict=True)]
-        common.say(f"{second:>4} s  {np.mean(told):>4.0%}  {'█' * round(40 * np.mean(told))}")
+        correct = [label[second * RATE - 1] == true for label, true in zip(labels, truth, strict=True)]
+        common.say(f"{second:>4} s  {np.mean(correct):>4.0%}  {'█' * round(40 * np.mean(correct))}")
     every = np.mean(np.concatenate([label == true for label, true in zip(labels, truth, strict=True)]))
-    common.check(f"{every:.0%} of the timesteps are told right, {LEAST:.0%} or more", holds=every >= LEAST)
+    common.check(f"{every:.0%} of the timesteps are classified correctly, {LEAST:.0%} or more", holds=every >= LEAST)
     folder = here.models / "watch" / str(version)
-    same = all(common.same_bits(folder, one, {"probability": said}) for one, said in zip(x, probability, strict=True))
+    same = all(
+        common.same_bits(folder, one, {"probability": prediction})
+        for one, prediction in zip(x, probability, strict=True)
+    )
     common.check("what was served is what the graph says by itself, to the last bit", holds=same)
 
 
@@ -69,9 +72,9 @@ def stream(block: Block, x: list[Floats]) -> list[Floats]:
     blocks = ((np.stack([x[row][step] for row in rows]), rows) for step, rows in enumerate(present))
     probability: list[list[Floats]] = [[] for _ in x]
     for rows, answer in zip(present, block.predict(blocks), strict=True):
-        for row, said in zip(rows, answer["probability"], strict=True):
-            probability[row].append(said)
-    return [np.stack(said) for said in probability]
+        for row, prediction in zip(rows, answer["probability"], strict=True):
+            probability[row].append(prediction)
+    return [np.stack(prediction) for prediction in probability]
 
 
 def show(names: list[str], truth: list[str], labels: list[np.ndarray], probability: list[Floats]) -> None:
@@ -79,10 +82,12 @@ def show(names: list[str], truth: list[str], labels: list[np.ndarray], probabili
     table = Table(box=None, header_style="bold")
     for name in ("recording", "seconds", "true", "said", "with", "right in"):
         table.add_column(name, justify="left" if name in ("recording", "true", "said") else "right")
-    for name, true, label, said in zip(names, truth, labels, probability, strict=True):
+    for name, true, label, prediction in zip(names, truth, labels, probability, strict=True):
         mark = "" if label[-1] == true else "[red]"
         right = f"{np.mean(label == true):.0%} of timesteps"
-        table.add_row(name, f"{len(label) / RATE:.0f}", true, f"{mark}{label[-1]}", f"{said[-1].max():.0%}", right)
+        table.add_row(
+            name, f"{len(label) / RATE:.0f}", true, f"{mark}{label[-1]}", f"{prediction[-1].max():.0%}", right
+        )
     common.console.print(table)
 
 

@@ -56,9 +56,9 @@ def given(doc: str, name: str) -> Given:
         default=os.environ.get("CI") == "true",
         help="learn for seconds only; so where CI=true",
     )
-    told = parser.parse_args()
-    told.folder.mkdir(parents=True, exist_ok=True)
-    return Given(told.folder, told.quick)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    return Given(arguments.folder, arguments.quick)
 
 
 def title(text: str) -> None:

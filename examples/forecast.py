@@ -46,7 +46,7 @@ def main() -> None:
     ):
         x = common.numbers(rows, [feature.name for feature in stream.model.features])
         predictions = list(stream.predict(x))  # as many ahead as the server allows; `stream.step` sends one and waits
-    served = {name: np.stack([said[name] for said in predictions]) for name in predictions[0]}
+    served = {name: np.stack([prediction[name] for prediction in predictions]) for name in predictions[0]}
 
     common.title(f"3. What was said at noon and midnight of the last days, {HORIZONS[2]} hours ahead")
     times = np.array([row["time"] for row in rows], "datetime64[s]")

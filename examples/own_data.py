@@ -53,16 +53,16 @@ def main() -> None:
             predictions += send(stream, part, before=rows[half - 1] if predictions else None)
 
     common.title("3. The last forecasts, and what came true")
-    served = {name: np.stack([said[name] for said in predictions]) for name in predictions[0]}
+    served = {name: np.stack([prediction[name] for prediction in predictions]) for name in predictions[0]}
     pressure = common.numbers(rows, ["pressure"])[:, 0]
     forecast = served["forecast"][..., 0]
     show(rows, forecast, served["quantiles"][:, 1, 0], pressure)
 
     common.title("4. Was it worth it?")
     for place, horizon in enumerate(HORIZONS):
-        now, later, said = pressure[:-horizon], pressure[horizon:], forecast[:-horizon, place]
+        now, later, prediction = pressure[:-horizon], pressure[horizon:], forecast[:-horizon, place]
         known = ~np.isnan(now + later)
-        error, naive = np.abs(said - later)[known].mean(), np.abs(now - later)[known].mean()
+        error, naive = np.abs(prediction - later)[known].mean(), np.abs(now - later)[known].mean()
         common.check(
             f"{horizon} ahead: error {error:.3f} bar, below persistence, which has {naive:.3f}",
             holds=error < naive,

@@ -46,15 +46,15 @@ def main() -> None:
     ):
         x = common.numbers(rows, [feature.name for feature in stream.model.features])
         predictions = list(stream.predict(x))
-    served = {name: np.stack([said[name] for said in predictions]) for name in predictions[0]}
+    served = {name: np.stack([prediction[name] for prediction in predictions]) for name in predictions[0]}
 
     common.title("3. Was it worth it?")
     common.check(f"the processes did {done} trials together, as many as were asked for", holds=done == trials)
     temperature = common.numbers(rows, ["temp"])[:, 0]
     for place, hours in enumerate(HORIZONS):
-        now, later, said = temperature[:-hours], temperature[hours:], served["forecast"][:-hours, place, 0]
+        now, later, prediction = temperature[:-hours], temperature[hours:], served["forecast"][:-hours, place, 0]
         known = ~np.isnan(now + later)
-        error, naive = np.abs(said - later)[known].mean(), np.abs(now - later)[known].mean()
+        error, naive = np.abs(prediction - later)[known].mean(), np.abs(now - later)[known].mean()
         common.check(f"{hours} h: error {error:.2f} °F, below persistence, which has {naive:.2f}", holds=error < naive)
     same = common.same_bits(here.models / "weather" / str(version), x, served)
     common.check("what was served is what the graph says by itself, to the last bit", holds=same)

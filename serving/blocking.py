@@ -8,9 +8,9 @@ A gateway has many streams on one call:
     with Client("localhost:50051") as client, client.block(1000) as block:
         answer = block.step(x)  # (1000, features)
 
-It runs the asynchronous client on a thread of its own, so that there is one implementation of the protocol. A call may be
-made from any thread; errors are those of `tidegate.client`. A client belongs to the process that made it: in one that was
-forked from it, every call raises WrongProcess; make a client there.
+It runs the asynchronous client on a thread of its own, so that there is one implementation of the protocol. Any thread may call it;
+errors are those of `tidegate.client`. A client belongs to the process that made it: in a forked process every call raises
+WrongProcess, so make another client there.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ from tidegate.client import (
     WrongOrder,
     WrongProcess,
 )
-from tidegate.client.client import BUFFER_MAX, RECONNECT_S, Kept
+from tidegate.client.client import BUFFER_MAX, RECONNECT_S, ViewT
 from tidegate.client.client import Opening as AsynchronousOpening
-from tidegate.client.inputs import columns, parts_of, rows_in_order
+from tidegate.client.inputs import columns, rows_in_order, split_block
 from tidegate.client.results import Group
-from tidegate.client.view import rows_of
+from tidegate.client.view import iterate
 from tidegate.core.spec import Floats, Ints
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ View = TypeVar("View")
 class Client:
     """A connection to a server. Arguments and errors are those of `tidegate.client.Client`, without `channel`.
 
-    A channel belongs to the event loop that it was made on, and this client has one of its own.
+    A channel belongs to an event loop, and this client has a loop of its own.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Client:
         self._thread.start()
 
         async def make() -> asynchronous.Client:
-            """Grpc binds a channel to the event loop that it is made on."""
+            """Makes the client on its loop, because grpc binds a channel to the running loop."""
             return asynchronous.Client(
                 address,
                 timeout_s=timeout_s,
@@ -102,16 +102,16 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection; streams that are open on it are parked by the server. Does nothing the second time.
+        """Ends the connection. The server parks the open streams. Does nothing when called again.
 
-        Nor does it in a process that was forked: the connection is that of the process that made it.
+        Does nothing in a forked process either, as the connection belongs to its parent.
         """
         if os.getpid() == self._pid and not self._loop.is_closed():
             self._call(self._client.close())
             self._stop()
 
     def models(self) -> list[Model]:
-        """The models being served, newest version of each name first."""
+        """The served models, newest version of each name first."""
         return self._call(self._client.models())
 
     def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
@@ -136,7 +136,7 @@ class Client:
         return self._call(self._client.delete_stream(stream_id))
 
     def export_stream(self, stream_id: str) -> bytes:
-        """A stream's state, for `import_stream`; the stream goes on. Raises StreamNotFound."""
+        """A stream's state, for `import_stream`; the stream continues. Raises StreamNotFound."""
         return self._call(self._client.export_stream(stream_id))
 
     def import_stream(self, checkpoint: bytes, stream_id: str = "") -> StreamInfo:
@@ -144,7 +144,7 @@ class Client:
         return self._call(self._client.import_stream(checkpoint, stream_id))
 
     def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
-        """Makes a stream that starts at another one's state; see `tidegate.client.Client.fork_stream`."""
+        """Makes a stream that starts with another one's state; see `tidegate.client.Client.fork_stream`."""
         return self._call(self._client.fork_stream(source, new_id))
 
     def predict_one(
@@ -157,7 +157,7 @@ class Client:
         version: str = "",
         sync: bool = True,
     ) -> Prediction:
-        """Runs one timestep of one stream in one question; see `tidegate.client.Client.predict_one`."""
+        """Runs one timestep of one stream in a unary call; see `tidegate.client.Client.predict_one`."""
         return self._call(
             self._client.predict_one(stream_id, values, step=step, model=model, version=version, sync=sync)
         )
@@ -172,7 +172,7 @@ class Client:
         sync: bool = False,
         owner: str = "",
     ) -> "Opening[asynchronous.Stream, Stream]":
-        """Opens a stream, with `with`: begins it, or goes on where it was; see `tidegate.client.Client.open`."""
+        """Opens a stream, with `with`: begins or resumes it; see `tidegate.client.Client.open`."""
         opening = self._client.open(
             stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner
         )
@@ -193,17 +193,17 @@ class Client:
         return Opening(self, opening, Block)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Runs work on the thread."""
+        """Starts a coroutine on the thread."""
         if os.getpid() != self._pid:
             work.close()
-            raise WrongProcess(self._pid, os.getpid())  # its thread and its connection stayed behind
+            raise WrongProcess(self._pid, os.getpid())  # the thread and the connection are in the parent
         if self._loop.is_closed():
             work.close()
             raise WrongOrder("client: is closed; make another one")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs work on the thread and waits for it."""
+        """Runs a coroutine on the thread and waits for it."""
         future = self._begin(work)
         try:
             return future.result()
@@ -217,14 +217,14 @@ class Client:
         self._loop.close()
 
 
-class Opening(Generic[Kept, View]):
-    """What `Client.open` and `Client.block` give: enter it, once, to have the stream, or the block.
+class Opening(Generic[ViewT, View]):
+    """The context manager that `Client.open` and `Client.block` return. Entering it gives the stream or the block.
 
-    It is entered and left on the client's thread; what a closed client had open is left already.
+    It runs on the client's thread. A closed client has already given its streams up.
     """
 
     def __init__(
-        self, client: Client, opening: AsynchronousOpening[Kept], view: Callable[[Client, Kept], View]
+        self, client: Client, opening: AsynchronousOpening[ViewT], view: Callable[[Client, ViewT], View]
     ) -> None:
         self._client = client
         self._opening = opening
@@ -256,22 +256,22 @@ class Stream:
 
     @property
     def epoch(self) -> int:
-        """Rises with every open of the stream, those after a break among them; for logs."""
+        """A number that rises with every open of the stream, also after a disconnect; for logs."""
         return self._stream.epoch
 
     @property
     def reconnects(self) -> int:
-        """How often it was opened again after a break."""
+        """How often it was opened again after a disconnect."""
         return self._stream.reconnects
 
     @property
     def next_step(self) -> int:
-        """The number that the next timestep will have."""
+        """The number of the next timestep."""
         return self._stream.next_step
 
     @property
     def durable_step(self) -> int:
-        """The last timestep whose state is stored, as far as the server has told."""
+        """The last timestep whose state is stored, as far as the server has reported."""
         return self._stream.durable_step
 
     def step(self, values: Values, *, step: int | None = None) -> Prediction:
@@ -281,18 +281,18 @@ class Stream:
     def predict(self, rows: Iterable[Values]) -> Iterator[Prediction]:
         """Sends row after row, as many ahead as the server allows, and yields the predictions in order.
 
-        The quick way to replay history; for rows that come slowly use `step`: a prediction is yielded when the next row
-        has been read. See `tidegate.client.Stream.predict`.
+        This is the fast way to replay history. For slow rows use `step`, as a prediction is yielded only when the next row has been
+        read. See `tidegate.client.Stream.predict`.
         """
         group = Group()
-        return _answers(
-            rows_of("rows", rows_in_order(rows, self._stream.model.features)),
+        return _pipeline(
+            iterate("rows", rows_in_order(rows, self._stream.model.features)),
             lambda row: self._client._begin(self._stream.step(row, group=group)),  # noqa: SLF001 - two halves of one class
             lambda: self._stream.window,
         )
 
     def close(self, *, forget: bool = False) -> None:
-        """Ends the stream once everything is stored; see `tidegate.client.Stream.close`."""
+        """Closes the stream once everything is stored; see `tidegate.client.Stream.close`."""
         self._client._call(self._stream.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
 
@@ -314,17 +314,17 @@ class Block:
 
     @property
     def reconnects(self) -> int:
-        """How often the streams were opened again after a break."""
+        """How often the streams were opened again after a disconnect."""
         return self._block.reconnects
 
     @property
     def next_steps(self) -> Ints:
-        """The number that the next timestep of each stream will have."""
+        """The number of the next timestep of each stream."""
         return self._block.next_steps
 
     @property
     def durable_steps(self) -> Ints:
-        """Of each stream, the last timestep whose state is stored, as far as the server has told."""
+        """The last timestep of each stream whose state is stored, as far as the server has reported."""
         return self._block.durable_steps
 
     def step(self, x: Timesteps, rows: Sequence[int] | Ints | None = None) -> Predictions:
@@ -332,44 +332,44 @@ class Block:
         return self._client._call(self._block.step(x, rows))  # noqa: SLF001 - two halves of one class
 
     def _columns(self, block: Timesteps | Some) -> tuple[Floats, Ints]:
-        x, rows = parts_of(block)
+        x, rows = split_block(block)
         return columns(x, rows, len(self.stream_ids), self.model.features)
 
     def predict(self, blocks: Iterable[Timesteps | Some]) -> Iterator[Predictions]:
         """Sends block after block, as many ahead as the server allows, and yields the answers in order.
 
-        The quick way to replay history; for blocks that come slowly use `step`: an answer is yielded when the next block has
-        been read. See `tidegate.client.Block.predict`.
+        This is the fast way to replay history. For slow blocks use `step`, as an answer is yielded only when the next block has been
+        read. See `tidegate.client.Block.predict`.
         """
-        return _answers(
-            rows_of("blocks", blocks),
-            # Made into columns here, so that nothing is read behind a block that is none.
+        return _pipeline(
+            iterate("blocks", blocks),
+            # Converted here, so that no block is read after an invalid one.
             lambda block: self._client._begin(self._block.step(*self._columns(block))),  # noqa: SLF001 - as above
             lambda: self._block.window,
         )
 
     def close(self, *, forget: bool = False) -> None:
-        """Ends the streams once everything is stored; see `tidegate.client.Block.close`."""
+        """Closes the streams once everything is stored; see `tidegate.client.Block.close`."""
         self._client._call(self._block.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
 
-def _answers(rows: Iterator[Row], begin: Callable[[Row], "Future[T]"], window: Callable[[], int]) -> Iterator[T]:
-    """What comes of work that is begun for one row after the other, in order, so much of it at once."""
-    under_way: deque[Future[T]] = deque()
+def _pipeline(rows: Iterator[Row], begin: Callable[[Row], "Future[T]"], window: Callable[[], int]) -> Iterator[T]:
+    """Starts work for row after row, up to `window` at once, and yields the results in order."""
+    in_flight: deque[Future[T]] = deque()
     try:
         for row in rows:
             try:
-                under_way.append(begin(row))
+                in_flight.append(begin(row))
             except InvalidTimestep as error:
-                under_way.append(Future())  # told after those before it
-                under_way[-1].set_exception(error)
+                in_flight.append(Future())  # raised after the earlier answers
+                in_flight[-1].set_exception(error)
                 break
-            while under_way and (under_way[0].done() or len(under_way) >= window()):
-                yield under_way[0].result()
-                under_way.popleft()
-        while under_way:
-            yield under_way[0].result()
-            under_way.popleft()
+            while in_flight and (in_flight[0].done() or len(in_flight) >= window()):
+                yield in_flight[0].result()
+                in_flight.popleft()
+        while in_flight:
+            yield in_flight[0].result()
+            in_flight.popleft()
     finally:
-        for future in under_way:
+        for future in in_flight:
             future.cancel()

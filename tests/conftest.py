@@ -3,8 +3,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests import support
+from tests.graphs import lstm, running_sum, write_model
+
+# Hypothesis would fail an example that takes 0.2 s.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # The tests that `make quick` leaves out, by folder or file: they kill servers, train and export models, or run
 # programs.
@@ -21,7 +26,7 @@ SLOW = (
         "training/test_backtest.py",
         "training/test_long_lag.py",
     ),
-    *("training/test_matrix.py", "training/test_sources.py"),
+    *("training/test_files.py", "training/test_matrix.py", "training/test_sources.py"),
 )
 
 
@@ -45,10 +50,10 @@ def quick_stop() -> Iterator[None]:
 @pytest.fixture
 def sum_root(tmp_path: Path) -> Path:
     """A folder with one model, the running sum, which does not handle missing values."""
-    return support.write_model(tmp_path / "models", support.running_sum())
+    return write_model(tmp_path / "models", running_sum())
 
 
 @pytest.fixture
 def lstm_root(tmp_path: Path) -> Path:
     """A folder with one model, the LSTM, which handles missing values."""
-    return support.write_model(tmp_path / "models", support.lstm())
+    return write_model(tmp_path / "models", lstm())

@@ -21,12 +21,10 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.forked import Started, start
-from tests.support import ROOT, replay, same_bits
+from tests.oracle import replay, same_bits
+from tests.root import ROOT
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
-
-# A server starts in about a second. A machine with two busy cores may take ten times as long.
-START_SECONDS = 30.0
-PATIENCE_S = 10.0
 
 
 def rows_of(stream: int, count: int, features: int = 8) -> Any:
@@ -99,14 +97,14 @@ class ServerProcess:
         environment = {**os.environ, "TIDEGATE_CRASH": crash}
         self.process = await asyncio.to_thread(start, self._command, env=environment, cwd=ROOT, stderr=2)
         assert self.process.stdout is not None
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(TIMEOUT_S):
             line = await asyncio.to_thread(self.process.stdout.readline)
         assert line.startswith("ready: "), f"the server did not start: {line!r}, exit code {self.process.poll()}"
         self.metrics_url = line.split("metrics=")[1].split()[0]
 
     def scrape(self) -> str:
         """The text of /metrics."""
-        with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE_S) as answer:
+        with urllib.request.urlopen(self.metrics_url, timeout=TIMEOUT_S) as answer:
             text: str = answer.read().decode()
         return text
 
@@ -139,7 +137,7 @@ class ServerProcess:
     async def ended(self) -> int:
         """Waits for the process to end. Returns its exit code."""
         assert self.process is not None
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(TIMEOUT_S):
             code = await asyncio.to_thread(self.process.wait)
         assert self.process.stdout is not None
         self.process.stdout.close()

@@ -24,7 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-ROOT = Path(__file__).parent.parent
+from tests.root import ROOT
+
 # Longer than the arguments and the environment of any command.
 REQUEST_BYTES_MAX = 1 << 20
 # What commands load when they run. Only a few need matplotlib, redis or torch.

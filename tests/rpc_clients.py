@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 import numpy as np
 
-from tests.support import TIMEOUT_S, Ending, RawBlocks, RawCall, pack, read_ending, timestep
+from tests.calls import Ending, RawBlocks, RawCall, pack, read_ending, timestep
+from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forked, start
-from tests.support import TIMEOUT_S, environment, run_command, serve
+from tests.servers import environment, run_command, serve
+from tests.timeouts import TIMEOUT_S
 
 COMMANDS = {
     "help": ["--help"],
@@ -37,7 +38,7 @@ def test_a_command_has_its_own_environment_and_nothing_of_ours(monkeypatch: pyte
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)])
 def test_a_signal_reaches_a_command(sum_root: Path, number: signal.Signals, code: int) -> None:
-    """And its end is told as `subprocess` tells it, also when it was killed."""
+    """The parent gets its exit status as from `subprocess`, also when it was killed."""
     with serve(sum_root) as process:
         assert isinstance(process.popen, Forked)
         assert process.popen.poll() is None

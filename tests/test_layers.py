@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 ROOT = Path(__file__).parent.parent
 
 # Each part of the two packages and what it may import of ours. `protos` is the generated code.
@@ -45,14 +47,15 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 # The rooms of training, the lowest first. Each may import itself and what stands in its line.
-_LOWEST = {"tidegate.training.errors", "tidegate.training.settings"}
+_LOWEST = {"tidegate.training.errors", "tidegate.training.settings", "tidegate.training.outputs"}
 _JUDGING = {"tidegate.training.judging", "tidegate.training.data", *_LOWEST}
 _LEARNING = {"tidegate.training.learning", "tidegate.training.network", *_JUDGING}
 _PIPELINE = {"tidegate.training.pipeline", "tidegate.training.publishing", *_LEARNING}
 MAY_IMPORT |= {
-    "tidegate.training": set(),
+    "tidegate.training": {"tidegate.training.notebook", "tidegate.training.publishing"},
     "tidegate.training.errors": set(),
     "tidegate.training.settings": set(),
+    "tidegate.training.outputs": set(),
     "tidegate.training.data": {"tidegate.training.data", *_LOWEST},
     "tidegate.training.network": {"tidegate.training.network", "tidegate.training.data", *_LOWEST},
     "tidegate.training.judging": _JUDGING,
@@ -60,6 +63,7 @@ MAY_IMPORT |= {
     "tidegate.training.publishing": {"tidegate.training.publishing", *_LEARNING},
     "tidegate.training.pipeline": _PIPELINE,
     "tidegate.training.backtest": _PIPELINE,
+    "tidegate.training.notebook": _PIPELINE,
     "tidegate.training.search": {"tidegate.training.search", *_PIPELINE},
     "tidegate.training.cli": {
         "tidegate.training.cli",
@@ -96,6 +100,7 @@ TRAINING_ONLY_HERE = {
         "tidegate.training.learning",
         "tidegate.training.publishing",
         "tidegate.training.cli.app",
+        "tidegate.training.notebook",
     },
     "onnx": {"tidegate.training.publishing", "tidegate.training.pipeline"},
     "onnxruntime": {"tidegate.training.judging.graph"},
@@ -242,9 +247,11 @@ def test_there_are_no_circles(trees: list[tuple[str, ast.Module]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "training").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    sorted(path for folder in ("serving", "training") for path in (ROOT / folder).rglob("*.py")),
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_files_and_functions_of_training_stay_short(path: Path) -> None:
+def test_files_and_functions_stay_short(path: Path) -> None:
     """A file has at most 450 lines, a function at most 60, its docstring included."""
     text = path.read_text("utf-8")
     assert text.count("\n") <= LONGEST_FILE
@@ -280,6 +287,6 @@ def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) ->
     """No training library; and for a client or the help text, no server library."""
     code = f"import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=30
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=TIMEOUT_S
     )
     assert ended.stdout.split() == []

@@ -9,7 +9,8 @@ import pytest
 
 from tests.forked import start
 from tests.once import make_once
-from tests.support import ROOT, TIMEOUT_S
+from tests.root import ROOT
+from tests.timeouts import TIMEOUT_S
 
 
 def test_what_is_made_is_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 # The extensions of a server's certificate, and of a client's.
 PURPOSES = {
     "server": "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n",
@@ -53,7 +55,7 @@ def make_certificates(folder: Path) -> Certificates:
         pytest.skip("openssl is missing")
 
     def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder, timeout=30)
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder, timeout=TIMEOUT_S)
 
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=Test CA")
@@ -70,7 +72,7 @@ def make_certificates(folder: Path) -> Certificates:
 async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str]:
     """A TLS proxy in front of a server without TLS. Yields its address. It forwards all bytes."""
     host, _, port = address.rpartition(":")
-    guests: set[asyncio.Task[None]] = set()
+    connections: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -93,14 +95,14 @@ async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str
                     await end.wait_closed()
 
     def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        guests.add(asyncio.create_task(hand_on(reader, writer)))
+        connections.add(asyncio.create_task(hand_on(reader, writer)))
 
     door = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=context)
     try:
         yield f"localhost:{door.sockets[0].getsockname()[1]}"
     finally:
         door.close()
-        for guest in guests:
-            guest.cancel()
-        await asyncio.gather(*guests, return_exceptions=True)
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
         await door.wait_closed()

@@ -3,16 +3,15 @@
 import os
 import shutil
 import sysconfig
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.root import ROOT
 
 
 def find_tool(name: str, source: str) -> str:
-    """The path of a program; `source` says how to install it.
+    """The path of a program; `source` names how to install it.
 
     If it is missing the test is skipped, or fails if the environment requires all tests.
     """

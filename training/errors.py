@@ -17,12 +17,16 @@
     │   ├── SplitError             groups that cannot be divided as requested
     │   ├── EmptyColumn            a column without a value to train on
     │   ├── InfiniteValue          a value beyond the range of float32
+    │   ├── UnheldNumber           a number whose changes float32 cannot hold
+    │   ├── TableErrors            several of these at once
     │   ├── ConstantTarget         a target that never changes
+    │   ├── PeriodMismatch         rows that are not as far apart as those of the training
     │   └── SeriesTooShort         too few rows for the split and the horizons
     ├── RunError                 a run folder that is missing or incomplete
     ├── Diverged                 training ended in NaN
     └── ModelError               an exported model
         ├── ModelUnreadable        missing, or not written by us
+        ├── ModuleError            a module that cannot be exported as it is
         ├── ParityError            the graph and the network disagree
         └── VersionExists          the version is already on disk
 
@@ -98,8 +102,24 @@ class InfiniteValue(TableError):
     """A value is infinite or beyond the range of float32."""
 
 
+class UnheldNumber(TableError):
+    """The changes of a column are lost in float32."""
+
+
+class TableErrors(TableError):
+    """Several errors of one table; the message has a line for each."""
+
+    def __init__(self, errors: "list[TableError]") -> None:
+        super().__init__("\n".join(str(error) for error in errors))
+        self.errors = errors
+
+
 class ConstantTarget(TableError):
     """The target never changes, so there is nothing to forecast."""
+
+
+class PeriodMismatch(TableError):
+    """The rows are not as far apart as those that the model was trained on."""
 
 
 class SeriesTooShort(TableError):
@@ -120,6 +140,10 @@ class ModelError(TrainingError):
 
 class ModelUnreadable(ModelError):
     """The model file is missing or was not written by us."""
+
+
+class ModuleError(ModelError):
+    """A `torch.nn.Module` cannot be exported, or does not do what its description says."""
 
 
 class ParityError(ModelError):

@@ -3,22 +3,55 @@
 The defaults suit a series of some ten thousand rows. Those of `Fit` were compared on `appliances` over four seeds.
 """
 
+import csv
+import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 # The name of a model is a folder, and appears in metrics and addresses.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+# Half of the timesteps that a gradient reaches back by default: the network has learned to hold a value for so long.
+FILL_GAPS = 12
 
 Steps = Annotated[int, Field(ge=1)]
 Link = Literal["last", "season", "features"]
 
 
 def _split(value: Any) -> Any:
-    """The parts of a text with commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    """The parts of a text with commas; one that holds a comma itself stands in double quotes."""
+    if not isinstance(value, str):
+        return value
+    parts = next(csv.reader([value], skipinitialspace=True), [])
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def as_typed(part: str) -> str:
+    """A part of such a text as it is typed in a shell: quoted where a comma or a sign of the shell would be misread."""
+    text = '"' + part.replace('"', '""') + '"' if set(part) & set(',"') else part
+    return shlex.quote(text)
+
+
+def name_of(data: str) -> str:
+    """The name of a model by its data: that of the file without its suffixes, or of the folder of a pattern."""
+    path = Path(data)
+    stem = "stdin" if data == "-" else path.parent.name if set(data) & set("*?[") else path.stem
+    if path.suffix in (".gz", ".zst", ".xz", ".bz2", ".zip"):
+        stem = Path(stem).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"
 
 
 def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -27,7 +60,18 @@ def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
     return numbers
 
 
+def _pairs(value: Any) -> Any:
+    """The pairs of a text like `a=b,c=d`."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.partition("=") for part in _split(value)]
+    if not all(name.strip() and unit.strip() for name, _, unit in parts):
+        raise ValueError("NAME=TEXT, separated by commas")
+    return {name.strip(): unit.strip() for name, _, unit in parts}
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Calendar = Annotated[tuple[Literal["day", "week", "year"], ...], BeforeValidator(_split)]
 Links = Annotated[tuple[Link, ...], BeforeValidator(_split)]
 Horizons = Annotated[tuple[Steps, ...], Field(min_length=1), BeforeValidator(_split), AfterValidator(_rising)]
@@ -42,11 +86,63 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Source(Settings):
+class Format(Settings):
+    """How a table is to be read. Each field overrules a guess; None lets the reader guess."""
+
+    delimiter: str | None = Field(default=None, description="Between columns of a text file: , ; | tab or space.")
+    decimal: Literal[".", ","] | None = Field(default=None, description="The decimal separator of numbers: . or ,")
+    thousands: str | None = Field(
+        default=None,
+        description="What groups thousands in numbers: , . ' space or none; the decimal is the other sign.",
+    )
+    encoding: str | None = Field(default=None, description="The encoding of a text file, such as latin-1 or utf-16.")
+    comment: str | None = Field(default=None, description="Lines that begin with this are left out. [default: #]")
+    skip_lines: int | None = Field(default=None, ge=0, description="Lines before the line of names.")
+    header: bool | None = Field(default=None, description="Whether the first line has the names of the columns.")
+    units_row: bool | None = Field(default=None, description="Whether the line below the names has units.")
+    sheet: str | None = Field(
+        default=None, description="The sheet of a spreadsheet; by default the first with a table."
+    )
+    time_format: str | None = Field(
+        default=None,
+        description="How times are written: iso, day-first, month-first, year-first, compact, s, ms, us, ns, excel, or a "
+        "pattern such as '%d.%m.%Y %H:%M'.",
+    )
+    timezone: str | None = Field(
+        default=None, description="The zone of local times, such as Europe/Berlin or +01:00; times become UTC."
+    )
+    missing_values: Names = Field(
+        default=(),
+        description="What means a missing value, beside the usual words: -999,Bad, or for one column flow=0; by commas.",
+    )
+    categories: Names = Field(
+        default=(), description="Text columns whose words become numbers, in alphabetic order; separated by commas."
+    )
+    offset: Names = Field(
+        default=(), description="A number to subtract from a column, as meter=123456000; separated by commas."
+    )
+    duplicates: Literal["error", "first", "last", "mean"] = Field(
+        default="error", description="What to do with rows of the same time."
+    )
+    resample: str | None = Field(
+        default=None, description="One row for each such period, as 10min, 1h or 30s; the mean of each column."
+    )
+    resample_by: Names = Field(
+        default=(), description="Columns with another value than the mean: rain=sum,door=last; separated by commas."
+    )
+
+
+class Source(Format):
     """The source of a series: enough to read the same rows and columns again."""
 
-    data: str = Field(default="appliances", description="A named data set, or a .csv, .parquet, .npy or .npz file.")
-    time: str | None = Field(default=None, description="The time column; detected if there is only one.")
+    data: str = Field(
+        default="appliances",
+        description="A named data set, a file (.csv, .parquet, .xlsx, .json, .npy, ...; also packed), a folder or a pattern "
+        "of such files, or - for standard input.",
+    )
+    time: str | None = Field(
+        default=None, description="The time column, or date and time by a comma; detected if there is only one."
+    )
     period: float | None = Field(
         default=None, gt=0, description="Seconds from row to row, for a table without a time column."
     )
@@ -62,6 +158,14 @@ class Source(Settings):
     )
     calendar: Calendar = Field(
         default=(), description="Add sine and cosine of the time of day, week or year; separated by commas."
+    )
+    units: Pairs = Field(
+        default={}, description="The units of columns, as 'temp=°C,load=kW'; the report and every client show them."
+    )
+    fill_gaps: int = Field(
+        default=FILL_GAPS,
+        ge=0,
+        description="A gap of at most so many rows in a regular series becomes missing values; a longer one cuts. 0: never.",
     )
     elapsed: bool = Field(
         default=False, description="Add the seconds since the last timestep; a gap then resets the state."
@@ -206,7 +310,7 @@ class Fit(Settings):
         description="Keep the weights of the best epoch by validation score, or of the last; last for short validation parts.",
     )
     patience: int = Field(
-        default=40,
+        default=20,
         ge=1,
         description="Stop after so many epochs without a better validation score; with --keep last, never.",
     )
@@ -276,6 +380,10 @@ class Request(Settings):
     version: Steps | None = Field(default=None, description="The version to write; by default the next free one.")
     out: Path = Field(description="The run folder; by default a new one under runs/.")
     held_out: Path | None = Field(default=None, description="Write the held-out rows to this file, as CSV.")
+    warm_start: Path | None = Field(
+        default=None,
+        description="Begin with the weights of this model, or of this run folder, and learn from data that has grown.",
+    )
     resume: Path | None = Field(
         default=None, description="Resume the run of this folder; of its settings, --epochs may be raised."
     )
@@ -307,3 +415,13 @@ class Search(Settings):
         default="",
         description="Settings to try, as 'hidden=32,64;learning_rate=1e-3..1e-2', or a .toml or .json file of such.",
     )
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first validation error in our words: `learning-rate: got '-1', expected: greater than 0`."""
+    mistake = error.errors()[0]
+    word = str(mistake["loc"][0]).replace("_", "-") if mistake["loc"] else "settings"
+    expected = (
+        mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to parse")[0]
+    )
+    return f"{word}: got {mistake['input']!r}, expected: {expected}"

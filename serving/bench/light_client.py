@@ -15,7 +15,7 @@ from tidegate.bench.http2 import Call, CallStatus, Connection
 from tidegate.bench.load import CallRunner, LoadGenerator
 from tidegate.bench.messages import Task
 from tidegate.bench.send_queue import Answer, SendQueue
-from tidegate.client.errors import ClientError, error_of
+from tidegate.client.errors import ClientError, status_error
 from tidegate.v1 import tidegate_pb2 as pb
 
 
@@ -143,7 +143,7 @@ class LightCallRunner(CallRunner):
 def client_error(status: CallStatus) -> ClientError:
     """Returns the error of `tidegate.client` for the status of a call."""
     code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
-    return error_of(code, status.message, status.trailers)
+    return status_error(code, status.message, status.trailers)
 
 
 async def make_light_runners(load: LoadGenerator, task: Task, stack: AsyncExitStack) -> list[LightCallRunner]:

@@ -1,7 +1,7 @@
 """A worker process, which only the supervisor starts: `python -m tidegate.cli.worker NUMBER FD`.
 
-FD is the descriptor of the worker's end of the connection to the supervisor (see `tidegate.runtime.worker_process`). The worker
-reads its settings from there and serves. It drains when the supervisor asks for it or has ended.
+FD is the file descriptor of a socket to the supervisor (see `tidegate.runtime.worker_process`). The worker reads its settings from
+the socket and serves. It drains when the supervisor asks for it or has ended.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from tidegate.runtime.worker_process import BLOCKED_SIGNALS, DRAIN
 log = logging.getLogger("tidegate.worker")
 
 
-async def work(number: str, line: socket.socket) -> int:
+async def work(number: str, supervisor: socket.socket) -> int:
     """Serves until the worker must stop. Returns the exit code."""
-    reader, writer = await asyncio.open_unix_connection(sock=line)
+    reader, writer = await asyncio.open_unix_connection(sock=supervisor)
     settings_line = await _read(reader)
     if not settings_line.endswith(b"\n"):  # the supervisor has ended already
         return 0
@@ -43,11 +43,9 @@ async def work(number: str, line: socket.socket) -> int:
 
     def on_ready() -> None:
         writer.write(json.dumps({"ready": [served.spec.title for served in server.repository]}).encode() + b"\n")
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, BLOCKED_SIGNALS
-        )  # signals that came in the meantime are delivered now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)  # delivers the pending signals
 
-    stop_waiter = asyncio.create_task(_wait_for_stop(reader, stop_requested), name="line")
+    stop_waiter = asyncio.create_task(_wait_for_stop(reader, stop_requested), name="wait-for-stop")
     try:
         await server.run(on_ready, stop_requested)
     except (ContractBroken, StartFailed) as error:
@@ -69,14 +67,14 @@ async def _wait_for_stop(reader: asyncio.StreamReader, stop_requested: asyncio.E
         line = await _read(reader)
         log.info("%s: draining", "the supervisor asked to stop" if line == DRAIN else "the supervisor has ended")
     finally:
-        stop_requested.set()  # in every case: a worker without a supervisor would block the port for the next ones
+        stop_requested.set()  # also after an error: a worker without a supervisor would keep the port
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
     """Returns the next line; empty when the supervisor has ended."""
     try:
         return await reader.readline()
-    except ConnectionError:  # the supervisor ended with unread data: the connection is reset instead of closed
+    except ConnectionError:  # a supervisor that ends with unread data resets the connection
         return b""
 
 

@@ -5,27 +5,27 @@
             prediction = await stream.step([21.5, 40.2, 3.0])
             print(prediction["forecast"])
 
-A stream survives broken connections, crashes of the server and its moves: each timestep is applied once and each
-prediction comes once, in order. A gateway has thousands on one call, and takes and gives arrays, a row a stream:
+A stream survives disconnects, crashes of the server and moves to another one: each timestep is applied once, and each prediction
+comes once, in order. A gateway has thousands of streams on one call, and uses arrays with one row per stream:
 
         async with client.block([f"pump-{number}" for number in range(1000)]) as block:
             answer = await block.step(x)  # (1000, features)
             print(answer["forecast"].shape, answer.errors)
 
-A program that holds no call open asks for one timestep at a time, by its number:
+A program that keeps no call open sends one timestep at a time, with its number:
 
         prediction = await client.predict_one("pump-7", [21.5, 40.2, 3.0], step=17)
 
-A client belongs to the process that made it: a process that is forked, as `multiprocessing` does by default on Linux before
-Python 3.14, makes its own. One that uses the other's is told so by `WrongProcess`.
+A client belongs to the process that made it. A forked process makes its own; `multiprocessing` forks by default on Linux before
+Python 3.14. Using the parent's client raises `WrongProcess`.
 
-What can go wrong nevertheless is drawn in `tidegate.client.errors`.
+`tidegate.client.errors` lists all errors.
 """
 
 import os
 
-# gRPC's handlers of a fork end one child in five with a fault of memory when the process has an asynchronous channel, also a
-# child that never touches it. They count while grpc is being loaded; whoever wants them says so in the environment.
+# With gRPC's fork handlers, one in five children of a process with an asynchronous channel crashes, even when it does not use gRPC.
+# The variable is read while grpc is loaded. A program that needs the handlers can set it.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from tidegate.client.block import Block

@@ -1,7 +1,7 @@
-"""One streaming call, as a client sees it: it sends requests, reads responses, and ends with a typed error.
+"""One streaming call: it sends requests, reads responses, and ends with a typed error.
 
-It knows nothing of timesteps. grpc's own task writes: it takes one request after the other from here, so a caller that is
-cancelled interrupts no write, and writing never waits for reading nor reading for writing.
+The call does not know what its messages mean. A task of grpc writes: it takes the requests from here one by one. So a cancelled
+caller never interrupts a write, and reading and writing never wait for each other.
 """
 
 import asyncio
@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import grpc
 
-from tidegate.client.errors import ClientError, ServerUnavailable, StreamLost, StreamRefused, error_of, lost_by
+from tidegate.client.errors import ClientError, ServerUnavailable, StreamLost, StreamRefused, bug_error, status_error
 
 
 class CallEnded(Exception):
-    """The call is over; `error` says why, and the session decides whether to make another one."""
+    """The call has ended with `error`. The session decides whether to make another one."""
 
     def __init__(self, error: ClientError) -> None:
         self.error = error
@@ -22,113 +22,113 @@ class CallEnded(Exception):
 
 
 class Call:
-    """One call.
+    """A call.
 
     Args:
-        method: of the stub.
-        take: gives the next request, None when there is none now.
-        again: whether something of what it opens was open before: then its refusal is a loss.
+        method: the method of the stub.
+        next_request: returns the next request, None when there is none now.
+        reopens: whether one of its streams was open before; then a refused open means that the stream is lost.
 
     Attributes:
-        over: whether nothing more is sent.
+        half_closed: whether this side sends no more requests.
 
     """
 
-    def __init__(self, method: Callable[[Any], Any], take: Callable[[], Any], *, again: bool) -> None:
-        self._take = take
+    def __init__(self, method: Callable[[Any], Any], next_request: Callable[[], Any], *, reopens: bool) -> None:
+        self._next_request = next_request
         self._loop = asyncio.get_running_loop()
-        self.over = False
-        self._wanted: asyncio.Future[None] | None = None  # whoever has a request may wake the writer
+        self.half_closed = False
+        self._writer_waiter: asyncio.Future[None] | None = None  # the writer, while it waits for a request
         self._watchdog: asyncio.TimerHandle | None = None
-        self._why: ClientError | None = None  # this side ended the call
-        self._heard_at = self._loop.time()
-        self._answered = again
+        self._error: ClientError | None = None  # the reason when this side ended the call
+        self._last_read_at = self._loop.time()
+        self._had_response = reopens
         self._call = method(self)
 
     def wake(self) -> None:
-        """There may be something to send."""
-        if self._wanted is not None and not self._wanted.done():
-            self._wanted.set_result(None)
+        """Tells the writer that there may be a request to send."""
+        if self._writer_waiter is not None and not self._writer_waiter.done():
+            self._writer_waiter.set_result(None)
 
     def half_close(self) -> None:
-        """Sends nothing more; what is in flight may still be answered."""
-        self.over = True
+        """Stops sending. Requests in flight may still be answered."""
+        self.half_closed = True
         self.wake()
 
-    def cut_after(self, seconds: float, what: str) -> None:
-        """Ends the call when `what` has not come, nor anything else, for so long. Reads have no time-out: grpc leaks by them."""
-        self.spare()
-        self._heard_at = self._loop.time()
-        self._watchdog = self._loop.call_later(seconds, self._look, seconds, what)
+    def set_timeout(self, seconds: float, what: str) -> None:
+        """Ends the call when nothing is read for so long; `what` names the awaited message. Reads with a time-out leak in grpc."""
+        self.clear_timeout()
+        self._last_read_at = self._loop.time()
+        self._watchdog = self._loop.call_later(seconds, self._check_timeout, seconds, what)
 
-    def _look(self, seconds: float, what: str) -> None:
-        if (quiet_s := self._loop.time() - self._heard_at) < seconds:
-            self._watchdog = self._loop.call_later(seconds - quiet_s, self._look, seconds, what)
+    def _check_timeout(self, seconds: float, what: str) -> None:
+        if (quiet_s := self._loop.time() - self._last_read_at) < seconds:
+            self._watchdog = self._loop.call_later(seconds - quiet_s, self._check_timeout, seconds, what)
         else:
-            self.cut(ServerUnavailable(f"no {what} within {seconds:g} s", "DEADLINE_EXCEEDED"))
+            self.cancel(ServerUnavailable(f"no {what} within {seconds:g} s", "DEADLINE_EXCEEDED"))
 
-    def spare(self) -> None:
-        """What was waited for has come."""
+    def clear_timeout(self) -> None:
+        """Clears the time-out."""
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
 
-    def cut(self, why: ClientError) -> None:
-        """Ends the call at once; it is over for everybody."""
-        self._why = self._why or why
-        self.spare()
+    def cancel(self, error: ClientError) -> None:
+        """Ends the call at once with this error."""
+        self._error = self._error or error
+        self.clear_timeout()
         self.half_close()
         self._call.cancel()
 
     async def read(self) -> Any:
-        """The next response.
+        """Reads the next response.
 
         Raises:
-            CallEnded: there is none.
+            CallEnded: the call has ended.
 
         """
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            otherwise = StreamLost if self._answered else StreamRefused
-            raise CallEnded(error_of(error.code(), error.details(), error.trailing_metadata(), otherwise)) from None
+            default = StreamLost if self._had_response else StreamRefused
+            raise CallEnded(status_error(error.code(), error.details(), error.trailing_metadata(), default)) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # Not this task but the call was cancelled: by `cut`, or with its channel.
-            raise CallEnded(self._why or ServerUnavailable("the call was cancelled", "CANCELLED")) from None
+            # The call was cancelled, not this task: by `cancel`, or with its channel.
+            raise CallEnded(self._error or ServerUnavailable("the call was cancelled", "CANCELLED")) from None
         if response is grpc.aio.EOF:
-            raise CallEnded(self._why or ServerUnavailable("the server ended the call", "OK"))
-        self._answered = True
-        self._heard_at = self._loop.time()
+            raise CallEnded(self._error or ServerUnavailable("the server ended the call", "OK"))
+        self._had_response = True
+        self._last_read_at = self._loop.time()
         return response
 
     async def finish(self, seconds: float) -> None:
-        """Reads to the end, which is near; cuts when it is not."""
+        """Reads until the call ends, and cancels it when that takes longer than this."""
         self.half_close()
-        self.cut_after(seconds, "end of the call")
+        self.set_timeout(seconds, "end of the call")
         try:
             while True:
                 await self.read()
         except CallEnded:
-            self.spare()
+            self.clear_timeout()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        """The next request; called by grpc, once the one before is written."""
-        while not self.over:
+        """Returns the next request. Called by grpc when the one before is written."""
+        while not self.half_closed:
             try:
-                request = self._take()
+                request = self._next_request()
             except Exception as bug:  # grpc would log it at debug level and cancel the call
-                self._why = lost_by(bug)
+                self._error = bug_error(bug)
                 raise
             if request is not None:
                 return request
-            if self.over:
+            if self.half_closed:
                 break
-            self._wanted = self._loop.create_future()
-            await self._wanted
+            self._writer_waiter = self._loop.create_future()
+            await self._writer_waiter
         raise StopAsyncIteration

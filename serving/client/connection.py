@@ -8,28 +8,28 @@ from typing import Any
 
 import grpc
 
-from tidegate.client.errors import WrongOrder, WrongProcess, error_of
+from tidegate.client.errors import WrongOrder, WrongProcess, status_error
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
-# Sessions decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
-RECONNECT_MS_FIRST = 100
+# Sessions decide when to try again, so the channel must reconnect faster. Its own backoff goes up to two minutes.
+INITIAL_RECONNECT_MS = 100
 RECONNECT_MS_MAX = 1000
-# The answer to 65,536 rows of a model with many outputs. gRPC's own limit is 4 MB.
+# An answer to 65,536 rows of a model with many outputs. gRPC's default is 4 MB.
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 
 def make_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
-    """A channel to a server, with TLS if there are credentials."""
+    """Makes a channel to a server, with TLS when credentials are given."""
     options = [
-        # Find out within a minute that a server died without a word.
+        # Detect within a minute that a server has died silently.
         ("grpc.keepalive_time_ms", 40_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # Two clients of one process do not share a connection unless they are one client.
+        # Each client has its own TCP connection.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_FIRST),
+        ("grpc.initial_reconnect_backoff_ms", INITIAL_RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-        # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+        # Ignore http_proxy: it is meant for other hosts. grpc_proxy is meant for gRPC.
         ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
     ]
     if credentials is None:
@@ -37,22 +37,22 @@ def make_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-# How often this process was forked from the one that loaded this file: asking the system for a number takes longer.
+# How often this process was forked since this file was loaded. `os.getpid` takes longer.
 _forks: list[None] = []
 os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 
 class Connection:
-    """A channel, and the methods that can be called over it.
+    """A channel and its methods.
 
     Args:
-        channel: what to call over.
-        timeout_s: the longest time to wait for an answer to a question.
-        metadata: what goes with every call, once, when it begins. An interceptor would stand in the way of every message.
-        owned: the channel ends with the connection; False for one that the caller made, and goes on using.
+        channel: the channel to use.
+        timeout_s: the deadline of a unary call.
+        metadata: sent once with every call. An interceptor would slow down every message.
+        owned: `close` also closes the channel; False for a channel that the caller made.
 
-    A channel does not survive a fork: its threads stay behind, and whatever is called in the child waits for ever. So what
-    is about to wait asks first which process it is in.
+    A channel does not survive a fork: its threads stay in the parent, and a call in the child waits for ever. So whatever waits
+    checks the process first.
     """
 
     def __init__(
@@ -71,60 +71,62 @@ class Connection:
         self.closed = False
         self._timeout_s = timeout_s
         self._owned = owned
-        self._asked: set[grpc.aio.Call] = set()  # under way
+        self._unary_calls: set[grpc.aio.Call] = set()  # in flight
         self._pid = os.getpid()
         self._forks = len(_forks)
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether this is another process than the one that made the channel."""
+    def forked(self) -> bool:
+        """Whether this process was forked from the one that made the channel."""
         return len(_forks) != self._forks
 
-    def check(self) -> None:
+    def check_process(self) -> None:
         """Raises WrongProcess in a process that was forked from the one that made the channel."""
-        if self.elsewhere:
+        if self.forked:
             raise WrongProcess(self._pid, os.getpid())
 
     def check_open(self) -> None:
-        """Raises WrongProcess as `check`, and WrongOrder when the client was closed."""
-        self.check()
+        """Raises WrongProcess in a forked process, and WrongOrder when the client was closed."""
+        self.check_process()
         if self.closed:
             raise WrongOrder("client: is closed; make another one")
 
-    async def ask(self, method: str, request: Any, *, of_timestep: bool = False) -> Any:
-        """Calls a method that answers once; `of_timestep` as in `error_of`.
+    async def call_unary(self, method: str, request: Any, *, of_timestep: bool = False) -> Any:
+        """Calls a unary method; `of_timestep` as in `status_error`.
 
         Raises:
-            WrongOrder, WrongProcess: the client is closed, or another process's.
-            ClientError: it was not answered.
+            WrongOrder, WrongProcess: the client is closed, or belongs to another process.
+            ClientError: the call failed.
 
         """
         self.check_open()
         call = getattr(self.stub, method)(request, timeout=self._timeout_s)
-        self._asked.add(call)
+        self._unary_calls.add(call)
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise error_of(error.code(), error.details(), error.trailing_metadata(), of_timestep=of_timestep) from None
+            raise status_error(
+                error.code(), error.details(), error.trailing_metadata(), of_timestep=of_timestep
+            ) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self.closed or (task is not None and task.cancelling()):
                 raise
             raise WrongOrder(f"client: was closed before {method} was answered") from None
         finally:
-            self._asked.discard(call)
+            self._unary_calls.discard(call)
 
     async def close(self) -> None:
-        """Ends the connection, and every question over it; the channel too if it is its own."""
+        """Cancels the unary calls in flight, and closes the channel when it is owned."""
         self.closed = True
-        for call in self._asked:
+        for call in self._unary_calls:
             call.cancel()
         if self._owned:
             await self.channel.close()
 
-    def may_be_up(self) -> bool:
-        """Whether a call may reach the server; False while the channel has failed and only tries to connect.
+    def may_be_reachable(self) -> bool:
+        """Whether a call may reach the server: False while the channel is in TRANSIENT_FAILURE, and tries to connect.
 
-        A call in vain is not free: gRPC keeps some 200 bytes of each for good, and a server may be down for weeks.
+        A failed call has a cost: gRPC keeps some 200 bytes of each for good, and a server may be down for weeks.
         """
         return bool(self.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE)

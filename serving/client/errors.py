@@ -1,33 +1,33 @@
 """The errors of the client, and how they are read from the wire.
 
-    ClientError              the root; carries `reason`, the name of an Error.Reason of the protocol or of a gRPC status code
-    ├── InvalidArgument        a call was given what it cannot take; `field` names it. A ValueError too
-    ├── WrongOrder             a call came when it cannot be made: after the end, or twice
-    ├── TimestepRefused        one timestep was not applied; the stream stays usable, those behind it move up
-    │   ├── InvalidTimestep      its values or its number are wrong: correct it. An InvalidArgument too
-    │   ├── StepGap              the number that was given is ahead of the stream: `next_step` says where to go on
-    │   ├── Overloaded           the server had no room for it, for longer than this client tries
-    │   ├── StoreUnavailable     the server could not store, for longer than this client tries
+    ClientError              the base class; `reason` is the name of an Error.Reason of the protocol or of a gRPC status code
+    ├── InvalidArgument        an argument of a call is invalid; `field` names it. Also a ValueError
+    ├── WrongOrder             a call at the wrong time: after the end, or twice
+    ├── TimestepRefused        a timestep was not applied; the stream stays usable, and later timesteps move up by one
+    │   ├── InvalidTimestep      its values or its number are wrong: correct it. Also an InvalidArgument
+    │   ├── StepGap              its number is too high: `next_step` says where to continue
+    │   ├── Overloaded           the server had no room for it until the client's time-out
+    │   ├── StoreUnavailable     the server could not store it until the client's time-out
     │   └── ModelFailed          the model failed on it
-    ├── AnswerLost             one timestep was applied, but its prediction is gone; the stream stays usable
-    ├── StreamRefused          the stream could not be opened, or what was asked about it could not be done
+    ├── AnswerLost             a timestep was applied, but its prediction is lost; the stream stays usable
+    ├── StreamRefused          a stream could not be opened, or a unary request about it failed
     │   ├── ModelNotFound
     │   ├── ModelMismatch        the stream runs under another model or version
     │   ├── StreamNotFound
-    │   ├── StreamExpired        it was silent for too long: `next_step` says where it was
+    │   ├── StreamExpired        it was idle for too long: `next_step` says where it was
     │   ├── StreamExists
-    │   ├── TooManyStreams       the server had no room for it, for longer than this client tries
+    │   ├── TooManyStreams       the server had no room for it until the client's time-out
     │   └── Unauthenticated
-    ├── WrongProcess           the client was made before this process was forked: make another one here
-    └── StreamLost             the stream object is of no more use; open the stream again to go on
-        ├── TakenOver            another client has opened it: find out which before you do
-        ├── ValuesDiffer         the server applied other values under a number that was sent
-        ├── DataLost             the server has lost what it had acknowledged: `next_step` says where it is
+    ├── WrongProcess           the client belongs to the parent of this forked process: make another one here
+    └── StreamLost             the stream object can no longer be used; open the stream again to continue
+        ├── TakenOver            another client has opened it: find out which one before you open it again
+        ├── ValuesDiffer         the server applied other values under the same number
+        ├── DataLost             the server has lost timesteps that it had acknowledged: `next_step` says where it is
         ├── Diverged             the server's history is not the one that was delivered
-        └── ServerUnavailable    the server could not be reached for longer than this client tries
+        └── ServerUnavailable    the server was not reached until the client's time-out
 
-What to do is said at each. What the client does, the server says: each error that it tells has an `Error.Action`, which is
-followed whatever the reason is; the reason only chooses the class.
+The docstring of each class says what to do. The client itself follows the `Error.Action` that the server sends with each error; the
+reason only chooses the class.
 """
 
 import logging
@@ -42,28 +42,28 @@ from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.client")
 
-# The domain of google.rpc.ErrorInfo is the package; another one's is not of this service.
+# `google.rpc.ErrorInfo.domain` of this service. Errors with another domain come from elsewhere.
 DOMAIN: str = pb.DESCRIPTOR.package
-# As google.rpc.ErrorInfo has them.
+# The names in `google.rpc.ErrorInfo`.
 ACTIONS: Mapping[str, pb.Error.Action] = {
     "RETRY": pb.Error.ACTION_RETRY,
     "DROP": pb.Error.ACTION_DROP,
     "REOPEN": pb.Error.ACTION_REOPEN,
     "STREAM_LOST": pb.Error.ACTION_STREAM_LOST,
 }
-# Those after which the same is tried once more.
-AGAIN = (pb.Error.ACTION_RETRY, pb.Error.ACTION_REOPEN)
+# After these actions the client tries again.
+RETRY_ACTIONS = (pb.Error.ACTION_RETRY, pb.Error.ACTION_REOPEN)
 
 
 class ClientError(Exception):
-    """The root: catch it to catch everything below.
+    """The base class of all errors of the client.
 
     Attributes:
         reason: the name of an `Error.Reason` of the protocol, or of a gRPC status code.
-        field: the argument at fault, when one is.
-        next_step: number of the timestep that the stream expects next, where it is known.
-        retry_after_s: how long to wait before trying again, in seconds; 0 when the server did not say.
-        action: what the server says to do about it, an `Error.Action`; the client has done so.
+        field: the invalid argument; empty when there is none.
+        next_step: the number of the timestep that the stream expects next; 0 when it is unknown.
+        retry_after_s: the delay that the server asks for before the next try, in seconds; 0 when it asks for none.
+        action: the `Error.Action` of the server, which the client has followed.
 
     """
 
@@ -89,21 +89,21 @@ class ClientError(Exception):
 
 
 class InvalidArgument(ClientError, ValueError):
-    """A call was given what it cannot take. Nothing has changed; `field` names the argument, the message says what was expected."""
+    """An argument of a call is invalid. Nothing has changed. `field` names the argument, and the message says what was expected."""
 
     def __init__(self, message: str, reason: str = "INVALID_FIELD", **more: Any) -> None:
         super().__init__(message, reason, **more)
 
 
 class WrongOrder(ClientError):
-    """A call came when it cannot be made: a client was used after its end, or something was entered twice."""
+    """A call came at the wrong time: after the client was closed, or something was entered twice."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "WRONG_ORDER")
 
 
 class WrongProcess(ClientError):
-    """The client was made by the process that this one was forked from, and stays there. Make another one here."""
+    """The client belongs to the parent of this forked process. Make another one here."""
 
     def __init__(self, made_in: int, used_in: int) -> None:
         super().__init__(
@@ -114,42 +114,42 @@ class WrongProcess(ClientError):
 
 
 class TimestepRefused(ClientError):
-    """One timestep was not applied. The stream stays usable, and timesteps that were sent behind it move up by one."""
+    """A timestep was not applied. The stream stays usable, and the timesteps sent after it move up by one."""
 
 
 class InvalidTimestep(TimestepRefused, InvalidArgument):
-    """Its values have the wrong width, or one is no number, infinite, or missing where the model cannot have that; or its number is wrong.
+    """Its values have the wrong width, are not finite numbers, or are missing where the model cannot have that; or its number is wrong.
 
     Correct it. An old answer that is asked for again with other values than were applied is refused so too.
     """
 
 
 class StepGap(TimestepRefused):
-    """The number that was given is ahead of the stream. Send the timesteps from `next_step` on."""
+    """Its number is too high. Send the timesteps from `next_step` on."""
 
 
 class Overloaded(TimestepRefused):
-    """The server had no room for it, for as long as this client tries. Send it again after `retry_after_s`."""
+    """The server had no room for it until the client's time-out. Send it again after `retry_after_s`."""
 
 
 class StoreUnavailable(TimestepRefused):
-    """The server could not store, for as long as this client tries. Send it again after `retry_after_s`."""
+    """The server could not store it until the client's time-out. Send it again after `retry_after_s`."""
 
 
 class ModelFailed(TimestepRefused):
-    """The model failed on it, or made a state that is not finite. Look at its values."""
+    """The model failed on it, or its state was not finite. Check its values."""
 
 
 class AnswerLost(ClientError):
-    """A timestep was applied, but its prediction is gone. Do not send it again; the stream stays usable."""
+    """A timestep was applied, but its prediction is lost. Do not send it again; the stream stays usable."""
 
 
 class StreamRefused(ClientError):
-    """The stream could not be opened, or what was asked about it could not be done."""
+    """A stream could not be opened, or a unary request about it failed."""
 
 
 class ModelNotFound(StreamRefused):
-    """The model is not served. The message says what is."""
+    """The model is not served. The message lists the served ones."""
 
 
 class ModelMismatch(StreamRefused):
@@ -157,53 +157,53 @@ class ModelMismatch(StreamRefused):
 
 
 class StreamNotFound(StreamRefused):
-    """The stream is not known. Open it without "must_exist" to begin it."""
+    """The stream does not exist. Open it without "must_exist" to begin it."""
 
 
 class StreamExpired(StreamRefused):
-    """The stream was silent for too long and was forgotten. Open it with "must_be_new" to begin again."""
+    """The stream was idle for too long, and its state was deleted. Open it with "must_be_new" to begin again."""
 
 
 class StreamExists(StreamRefused):
-    """The stream exists. Open it without "must_be_new" to go on with it."""
+    """The stream exists. Open it without "must_be_new" to resume it."""
 
 
 class TooManyStreams(StreamRefused):
-    """The server held as many streams as it may, for as long as this client tries. Try again after `retry_after_s`, or elsewhere."""
+    """The server was at its limit of streams until the client's time-out. Try again after `retry_after_s`, or at another server."""
 
 
 class Unauthenticated(StreamRefused):
-    """The server does not know this client. Give it a token that the server knows."""
+    """The server does not accept the client's token. Give it a valid one."""
 
 
 class StreamLost(ClientError):
-    """The stream object is of no more use. Open the stream again to go on: its `next_step` says where."""
+    """The stream object can no longer be used. Open the stream again to continue: its `next_step` says where."""
 
 
 class TakenOver(StreamLost):
-    """Another client has opened the stream. Opening it again would take it back: find out who it is first."""
+    """Another client has opened the stream. Find out which one before you open it again, as that would take it back."""
 
 
 class ValuesDiffer(StreamLost):
-    """The server applied other values under a number that was sent. Two clients write to the stream, or one has lost count: find out which."""
+    """The server applied other values under the same number. Two clients write to the stream, or one has lost count: find out which."""
 
 
 class DataLost(StreamLost):
-    """The server has lost what it had acknowledged. Open the stream again and send from its `next_step` on."""
+    """The server has lost timesteps that it had acknowledged. Open the stream again and send from its `next_step` on."""
 
 
 class Diverged(StreamLost):
-    """The server's history is not the one that was delivered. Open the stream again to go on with the server's."""
+    """The server's history is not the one that was delivered. Open the stream again to continue with the server's."""
 
 
 class ServerUnavailable(StreamLost):
-    """The server could not be reached, or was stopping, for as long as this client tries."""
+    """The server was not reached, or was stopping, until the client's time-out."""
 
     action = pb.Error.ACTION_REOPEN
 
 
-# What a reason is called where it refuses a timestep that can be sent again or dropped.
-OF_TIMESTEP: Mapping[str, type[TimestepRefused]] = {
+# The classes of reasons for which a timestep is refused, and the stream stays usable.
+TIMESTEP_ERRORS: Mapping[str, type[TimestepRefused]] = {
     "WRONG_WIDTH": InvalidTimestep,
     "NOT_FINITE": InvalidTimestep,
     "INVALID_FIELD": InvalidTimestep,
@@ -213,8 +213,8 @@ OF_TIMESTEP: Mapping[str, type[TimestepRefused]] = {
     "STORE_UNAVAILABLE": StoreUnavailable,
     "MODEL_FAILED": ModelFailed,
 }
-# What it is called everywhere else; a server that takes part is known by these alone.
-OF_STREAM: Mapping[str, type[ClientError]] = {
+# The classes of reasons in all other places.
+STREAM_ERRORS: Mapping[str, type[ClientError]] = {
     "INVALID_FIELD": InvalidArgument,
     "MODEL_NOT_FOUND": ModelNotFound,
     "MODEL_MISMATCH": ModelMismatch,
@@ -228,9 +228,9 @@ OF_STREAM: Mapping[str, type[ClientError]] = {
     "STATE_LOST": DataLost,
     "STATE_UNREADABLE": DataLost,
 }
-# What gRPC, a proxy or the network makes of a call, by the name of the code; all others are final. RESOURCE_EXHAUSTED is gRPC's own
-# limit on calls.
-OF_CODE: Mapping[str, type[ClientError]] = {
+# The classes of status codes without details of this service: they come from gRPC, a proxy or the network. All others are final.
+# RESOURCE_EXHAUSTED is gRPC's limit of calls.
+STATUS_ERRORS: Mapping[str, type[ClientError]] = {
     "ABORTED": TakenOver,
     "DATA_LOSS": DataLost,
     "UNAUTHENTICATED": Unauthenticated,
@@ -239,26 +239,26 @@ OF_CODE: Mapping[str, type[ClientError]] = {
         ServerUnavailable,
     ),
 }
-# What gRPC says of a message beyond its limit: sent again it is as long.
+# gRPC's message for a request above its size limit; sending it again cannot help.
 TOO_LARGE = "larger than max"
 
 
-def refusal_of(error: pb.Error) -> ClientError:
-    """The typed error for a timestep that was refused: a TimestepRefused when the stream goes on, with or without it."""
+def timestep_error(error: pb.Error) -> ClientError:
+    """The error for a refused timestep: a TimestepRefused when the stream stays usable."""
     if error.action in (pb.Error.ACTION_RETRY, pb.Error.ACTION_DROP):
-        return _typed(error, OF_TIMESTEP.get(reason_name(error.reason), TimestepRefused))
-    return ending_of(error, StreamLost)
+        return _make_error(error, TIMESTEP_ERRORS.get(reason_name(error.reason), TimestepRefused))
+    return stream_error(error, StreamLost)
 
 
-def ending_of(error: pb.Error, otherwise: type[ClientError]) -> ClientError:
-    """The typed error for one stream that was not opened, or has ended; `otherwise` for a reason that this client does not know."""
-    return _typed(error, _kind_of(reason_name(error.reason), error.action, otherwise))
+def stream_error(error: pb.Error, default: type[ClientError]) -> ClientError:
+    """The error for a stream that was not opened or has ended; `default` is for unknown reasons."""
+    return _make_error(error, _error_class(reason_name(error.reason), error.action, default))
 
 
-def _typed(error: pb.Error, kind: type[ClientError]) -> ClientError:
+def _make_error(error: pb.Error, kind: type[ClientError]) -> ClientError:
     name = reason_name(error.reason)
     return kind(
-        # Where the server has said so for hundreds of rows of a message already, it says no more than the reason.
+        # The server leaves the message out after the first 256 rows of an answer.
         error.message or f"{error.field or 'stream'}: refused as {name}, like others of its message before it",
         name,
         field=error.field,
@@ -268,22 +268,19 @@ def _typed(error: pb.Error, kind: type[ClientError]) -> ClientError:
     )
 
 
-def _kind_of(reason: str, action: int, otherwise: type[ClientError]) -> type[ClientError]:
-    return OF_STREAM.get(reason, ServerUnavailable if action in AGAIN else otherwise)
+def _error_class(reason: str, action: int, default: type[ClientError]) -> type[ClientError]:
+    return STREAM_ERRORS.get(reason, ServerUnavailable if action in RETRY_ACTIONS else default)
 
 
-def error_of(
+def status_error(
     code: grpc.StatusCode,
     details: str | None,
     trailers: Any,
-    otherwise: type[ClientError] = StreamRefused,
+    default: type[ClientError] = StreamRefused,
     *,
     of_timestep: bool = False,
 ) -> ClientError:
-    """The typed error for how a call ended, by what gRPC says of it; `otherwise` for what this client does not know.
-
-    With `of_timestep` the call was for one timestep.
-    """
+    """The error for the status of a call; `default` is for unknown ones. `of_timestep`: the call was for one timestep."""
     status = status_pb2.Status()
     for key, value in trailers or ():
         if key == "grpc-status-details-bin":
@@ -292,15 +289,15 @@ def error_of(
     for detail in status.details:
         _ = detail.Unpack(info) or detail.Unpack(retry) or detail.Unpack(request)
     message = details or f"the server ended the call with {code.name}"
-    if info.domain != DOMAIN:  # gRPC, a proxy or the network has made this end
+    if info.domain != DOMAIN:  # from gRPC, a proxy or the network
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
             message = f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)"
-            return otherwise(message, code.name)
-        return OF_CODE.get(code.name, otherwise)(message, code.name)
+            return default(message, code.name)
+        return STATUS_ERRORS.get(code.name, default)(message, code.name)
     action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
-    kind = _kind_of(info.reason, action, otherwise)
-    if of_timestep and (action in (pb.Error.ACTION_DROP, *AGAIN) or info.reason == "STEP_GAP"):
-        kind = OF_TIMESTEP.get(info.reason, TimestepRefused if action == pb.Error.ACTION_DROP else kind)
+    kind = _error_class(info.reason, action, default)
+    if of_timestep and (action in (pb.Error.ACTION_DROP, *RETRY_ACTIONS) or info.reason == "STEP_GAP"):
+        kind = TIMESTEP_ERRORS.get(info.reason, TimestepRefused if action == pb.Error.ACTION_DROP else kind)
     return kind(
         message,
         info.reason,
@@ -311,17 +308,14 @@ def error_of(
     )
 
 
-def diverged_by(what: str, step: int) -> Diverged:
-    """The error for a history that is not the one that was delivered, which is the same up to this timestep."""
-    return Diverged(
-        f"{what}: what was delivered since timestep {step} is not what the server goes on from; open the stream again to go on "
-        "with the server's",
-        "DIVERGED",
-    )
+def diverged_error(what: str, step: int) -> Diverged:
+    """The error for a server whose history differs from the delivered one after this timestep."""
+    history = f"the answers delivered since timestep {step} differ from the server's history"
+    return Diverged(f"{what}: {history}; open the stream again to continue with the server's", "DIVERGED")
 
 
-def lost_by(bug: Exception) -> StreamLost:
-    """The typed error for a stream that a bug of the client has ended; the log has the whole story."""
+def bug_error(bug: Exception) -> StreamLost:
+    """The error for streams that a bug of the client has ended. It is logged with its traceback."""
     log.error("the client failed; this is a bug of it", exc_info=bug)
     lost = StreamLost(f"the client failed: {bug!r}; this is a bug of it", "BUG")
     lost.__cause__ = bug

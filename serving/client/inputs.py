@@ -1,14 +1,13 @@
 """Converts timesteps, as callers write them, to float32 in the order of a model's features.
 
 Laws:
-1. What has names is read by its names, what has none by its order. Never is what has names read by its order.
-2. A feature whose name is left out is missing: NaN. A name that is none of the features' is refused, so is one that stands there
-   twice, and so is a row or a frame in which not one of them is named. Only an empty mapping is a timestep without a measurement.
-3. Labels that are numbers are no names. Those that pandas gives where nobody gave any, 0, 1, 2, ..., mean the order; others are
-   refused: nobody can tell what they mean.
-4. The labels of a frame's rows are not looked at: its rows are in the order of the streams, or of time.
+1. Named values are read by name, never by order. Values without names are read by order.
+2. A feature that is not named is missing: NaN. Refused are names of no feature, names that occur twice, and rows or frames that
+   name no feature at all. Only an empty mapping is a timestep without any value.
+3. Numbers are not names. The default labels of pandas, 0, 1, 2, ..., mean the order; other numbers are refused as ambiguous.
+4. Row labels of a frame are ignored: its rows are in the order of the streams, or of time.
 
-Frames are known by what they can do: nothing here imports pandas, polars or pyarrow.
+Frames are recognized by their methods: nothing here imports pandas, polars or pyarrow.
 """
 
 import dataclasses
@@ -19,15 +18,15 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import numpy as np
 
-from tidegate.client.arguments import shown
+from tidegate.client.arguments import format_value
 from tidegate.client.errors import InvalidTimestep
 from tidegate.core.spec import Array, Feature, Floats, Ints
 
-Other = TypeVar("Other")
+T = TypeVar("T")
 
 
 class Keyed(Protocol):
-    """A row that says its names itself, as a pandas Series and a row of a database do."""
+    """A row that lists its names, such as a pandas Series or a row of a database."""
 
     def keys(self) -> Iterable[Any]:
         """The names."""
@@ -53,32 +52,31 @@ class Frame(Protocol):
 
 
 Values = Sequence[float] | Array | np.void | Mapping[str, float] | Keyed | Fields
-# What `Block.predict` reads: the next timestep of every stream, or those of some of them.
+# What `Block.predict` reads: the next timestep of every stream, or with `Some` of a part of the streams.
 Timesteps = Array | Sequence[Values] | Frame
 Some = tuple[Timesteps, Sequence[int] | Ints]
 
-# Whole numbers, numbers and booleans; all else, None among it, would be guessed at.
-NUMERIC = "iufb"
-# More names than these nobody reads.
+# Integers, floats and booleans. Converting anything else, such as None, would be a guess.
+NUMERIC_KINDS = "iufb"
+# An error message shows at most this many names.
 NAMES_SHOWN = 12
-# What is packed one by one to the same bits as in an array. Whole numbers are not: an array rounds them once, this way twice.
-EXACT = frozenset({float, np.float64, np.float32})
+# Types that pack to the same bits as in an array. Integers do not: an array rounds them once, packing rounds twice.
+EXACT_TYPES = frozenset({float, np.float64, np.float32})
 FLOAT32, FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
-# Up to here numbers one by one are quicker than an array that must be told not to warn.
-FEW = 64
-# What has no names, and is met most often.
-PLAIN = frozenset({list, tuple, float, int, str, bytes, type(None)})
-# What `DataFrame.itertuples` calls the label of a row, before the columns.
+# Up to this size, packing one by one is faster than an array with its warnings switched off.
+SMALL_ROW_MAX = 64
+# Types without names, checked first because they are frequent.
+UNNAMED_TYPES = frozenset({list, tuple, float, int, str, bytes, type(None)})
+# `DataFrame.itertuples` puts the row label first, under this name.
 ROW_LABEL = "Index"
 
 
 class Packer:
-    """Timesteps of one model as they travel: one float32 a feature. For a stream to keep.
+    """Packs timesteps of one model: one little-endian float32 a feature. Each stream keeps one.
 
     Args:
-        features: the model's; None when they are not known: then values may have no names, and the server finds out whether
-            there are as many as the model has features.
-        field: what the values are called in errors.
+        features: those of the model; None when they are unknown: then names are refused, and the server checks the number of values.
+        field: the name of the values in errors.
 
     """
 
@@ -92,125 +90,126 @@ class Packer:
         self._pack = Struct(f"<{len(features or ())}f").pack
 
     def __call__(self, values: Values) -> bytes:
-        """One timestep; see `pack`."""
-        given: Any = values
-        kind = type(given)
+        """Packs one timestep; see `pack`."""
+        row: Any = values
+        kind = type(row)
         try:
             if kind is list or kind is tuple:
-                if EXACT.issuperset(map(type, given)):
-                    return self._pack(*given)
-            elif kind is np.ndarray and given.shape == self._shape:
-                if given.dtype is FLOAT32:
-                    return cast(bytes, given.tobytes())
-                if given.dtype is FLOAT64 and len(given) <= FEW:
-                    return self._pack(*given.tolist())
-        except (StructError, OverflowError):  # not as many; or one that becomes infinite
+                if EXACT_TYPES.issuperset(map(type, row)):
+                    return self._pack(*row)
+            elif kind is np.ndarray and row.shape == self._shape:
+                if row.dtype is FLOAT32:
+                    return cast(bytes, row.tobytes())
+                if row.dtype is FLOAT64 and len(row) <= SMALL_ROW_MAX:
+                    return self._pack(*row.tolist())
+        except (StructError, OverflowError):  # wrong number of values, or one beyond float32
             pass
-        return self._slowly(given)
+        return self._convert(row)
 
-    def _slowly(self, values: Any) -> bytes:
-        """The same for all that can be given, and with words for what cannot."""
-        named = _named(self._field, values)
-        ordered = values if named is None else self._ordered(values, *named)
-        if named is not None and EXACT.issuperset(map(type, ordered)):
+    def _convert(self, values: Any) -> bytes:
+        """Packs any valid values, and explains invalid ones."""
+        named = _split_named(self._field, values)
+        ordered = values if named is None else self._in_model_order(values, *named)
+        if named is not None and EXACT_TYPES.issuperset(map(type, ordered)):
             try:
                 return self._pack(*ordered)
             except OverflowError:  # as above
                 pass
         packed = _floats(ordered)
         if packed is None or packed.ndim != 1 or self._shape[0] not in (-1, len(packed)):
-            raise _no_timestep(self._field, values, packed, self._features)
+            raise _shape_error(self._field, values, packed, self._features)
         return packed.tobytes()
 
-    def _ordered(self, values: Any, names: list[Any], parts: Iterable[Any]) -> list[Any]:
-        """The parts of a row with names in the model's order, NaN where there is none."""
+    def _in_model_order(self, values: Any, names: list[Any], parts: Iterable[Any]) -> list[Any]:
+        """Sorts named values in the model's order, with NaN for missing ones."""
         if self._features is None:
-            raise _malformed(self._field, shown(values), "numbers without names, as the model's features are not known")
+            expected = "numbers without names, as the model's features are not known"
+            raise _invalid(self._field, format_value(values), expected)
         if isinstance(values, tuple) and names[:1] == [ROW_LABEL] and ROW_LABEL not in self._names:
             names, parts = names[1:], values[1:]
-        given = dict(zip(names, parts, strict=True))
+        named = dict(zip(names, parts, strict=True))
         if (
-            not given.keys() <= self._names.keys()
-            or len(given) < len(names)
-            or not (given or isinstance(values, Mapping))
+            not named.keys() <= self._names.keys()
+            or len(named) < len(names)
+            or not (named or isinstance(values, Mapping))
         ):
             _check_names(self._field, names, self._features)
-        return [given.get(name, np.nan) for name in self._names]
+        return [named.get(name, np.nan) for name in self._names]
 
 
 def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
-    """One timestep as it travels: one float32 a feature.
+    """Packs one timestep: one little-endian float32 a feature.
 
     Args:
-        values: (features,) numbers in the model's order; or what has names: a mapping, a pandas Series, a namedtuple, an
-            instance of a dataclass, a structured array without axes, a row of a database that has `keys`. A name left out is NaN. The `Index` that
-            `DataFrame.itertuples` puts first is left aside unless a feature is called so.
-        features: the model's; None when they are not known: see `Packer`.
+        values: (features,) numbers in the model's order; or named values: a mapping, a pandas Series, a namedtuple, an instance of a
+            dataclass, a structured array without axes, a row of a database with `keys`. A missing name is NaN. The `Index` of
+            `DataFrame.itertuples` is ignored unless a feature has that name.
+        features: those of the model; None when they are unknown, see `Packer`.
 
     Raises:
-        InvalidTimestep: they are no numbers, not as many as the model has features, or their names do not fit.
+        InvalidTimestep: the values are not numbers, their number is wrong, or their names do not match.
 
     """
     return Packer(features)(values)
 
 
 def has_names(values: object) -> bool:
-    """Whether these are read by names, so that `pack` must know the features. Raises InvalidTimestep for labels that are none."""
-    return _named("values", values) is not None
+    """Whether values are named, so that `pack` needs the features. Raises InvalidTimestep for labels that are not names."""
+    return _split_named("values", values) is not None
 
 
 def columns(
     x: Timesteps, rows: Sequence[int] | Ints | None, streams: int, features: Sequence[Feature]
 ) -> tuple[Floats, Ints]:
-    """Timesteps of many streams as columns: (n, features) values, and (n,) indices of the streams they are for.
+    """Converts timesteps of many streams: (n, features) values, and (n,) indices of their streams.
 
     Args:
-        x: (n, features) numbers; or what has names: a frame, a structured array (n,), or a list of n rows as `pack` takes them.
+        x: (n, features) numbers; or named values: a frame, a structured array (n,), or a list of n rows as in `pack`.
         rows: (n,) indices; None for all streams.
-        streams: how many there are.
-        features: the model's.
+        streams: the number of streams.
+        features: those of the model.
 
     Raises:
-        InvalidTimestep: x or rows are no numbers, do not have these shapes, or name streams or features that there are not.
+        InvalidTimestep: x or rows are not numbers, have other shapes, or name unknown streams or features.
 
     """
     indices = np.arange(streams) if rows is None else _indices(rows, streams)
     expected = (len(indices), len(features))
     values = _table("x", x, features)
     if values is None or (values.shape != expected and (values.size or len(indices))):
-        got = shown(x) if values is None else f"shape {values.shape}"
-        raise _malformed("x", got, f"numbers of shape {expected}: a row a timestep, a column a feature")
+        got = format_value(x) if values is None else f"shape {values.shape}"
+        raise _invalid("x", got, f"numbers of shape {expected}: a row a timestep, a column a feature")
     return values.reshape(expected), indices
 
 
-def parts_of(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
-    """What `Block.step` takes: x, and the streams that its rows are for; None for all."""
+def split_block(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
+    """Splits what `Block.predict` reads into the arguments of `Block.step`: x, and rows or None."""
     if not isinstance(block, tuple):
         return block, None
     if len(block) != 2:
-        raise _malformed("blocks", f"a tuple of {len(block)}", "x or (x, rows)")
+        raise _invalid("blocks", f"a tuple of {len(block)}", "x or (x, rows)")
     return cast(Some, block)
 
 
-def rows_in_order(rows: Other, features: Sequence[Feature]) -> Other | Floats:
-    """What `Stream.predict` iterates over: instead of a frame or a structured array (n,), (n, features) numbers.
+def rows_in_order(rows: T, features: Sequence[Feature]) -> T | Floats:
+    """Converts a frame or a structured array (n,) to (n, features) numbers, for `Stream.predict`.
 
-    All else is given back: its rows are looked at one by one. Raises InvalidTimestep when a frame does not fit.
+    Anything else is returned as it is, and converted row by row. Raises InvalidTimestep for an invalid frame.
     """
     if not (_is_frame(rows) or _is_structured(rows)):
         return rows
     values = _table("rows", rows, features)
     if values is None:
-        raise _malformed("rows", shown(rows), "columns of numbers; NaN means missing")
+        raise _invalid("rows", format_value(rows), "columns of numbers; NaN means missing")
     return values
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
 
 
-def _named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
-    """The names of a row and its values in the same order; None when it has no names."""
-    if type(values) in PLAIN:
+def _split_named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
+    """Splits a row into its names and its values; None when it has no names."""
+    if type(values) in UNNAMED_TYPES:
         return None
     if isinstance(values, np.ndarray | np.void):
         fields = values.dtype.names
@@ -219,11 +218,11 @@ def _named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
         return list(values.keys()), values.values()
     if isinstance(values, tuple):
         return (list(values._fields), values) if hasattr(values, "_fields") else None
-    return None if isinstance(values, type) or _is_frame(values) else _named_object(field, values)
+    return None if isinstance(values, type) or _is_frame(values) else _split_named_object(field, values)
 
 
-def _named_object(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
-    """The same of an instance of a dataclass, and of a row that says its names itself."""
+def _split_named_object(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
+    """The same for an instance of a dataclass and for a row with `keys`."""
     kind = type(values)
     if dataclasses.is_dataclass(values):
         names = [part.name for part in dataclasses.fields(values)]
@@ -233,7 +232,7 @@ def _named_object(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | 
     labels = list(values.keys())
     if not hasattr(kind, "to_numpy"):
         return labels, [values[label] for label in labels]
-    # A Series: it has numbers where nobody gave labels, and labels may stand there twice.
+    # A Series: its labels may be numbers or occur twice.
     if _are_positions(field, labels):
         return None
     column = _column(values)
@@ -241,38 +240,38 @@ def _named_object(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | 
 
 
 def _are_positions(field: str, labels: Sequence[Any]) -> bool:
-    """Whether labels are those that pandas gives where nobody gave any; raises when they are neither those nor names."""
+    """Whether labels are the default ones of pandas. Raises InvalidTimestep when they are neither these nor names."""
     if labels and all(isinstance(label, str) for label in labels):
         return False
     if labels == list(range(len(labels))):
         return True
-    raise _malformed(field, f"labels {_listed(labels)}", "names of features; to_numpy() has the values without labels")
+    raise _invalid(
+        field, f"labels {_join_names(labels)}", "names of features; to_numpy() has the values without labels"
+    )
 
 
 def _check_names(field: str, names: Sequence[Any], features: Sequence[Feature]) -> None:
-    """Raises InvalidTimestep for names that are not those of features, one at least and each once at most."""
+    """Raises InvalidTimestep unless all names are those of features, at least one, and each at most once."""
     known = [feature.name for feature in features]
-    given = set(names)
+    distinct = set(names)
     unknown = [name for name in names if name not in known]
-    left_out = [name for name in known if name not in given]
+    missing = [name for name in known if name not in distinct]
     if unknown:
-        told = f"no feature is called {_listed(unknown)}"
-    elif not given:
-        told = "got no names, expected those of features"
-    elif len(given) < len(names):
-        told = (
-            f"got {_listed([name for name in given if names.count(name) > 1])} more than once, expected each name once"
-        )
+        message = f"no feature is called {_join_names(unknown)}"
+    elif not distinct:
+        message = "got no names, expected those of features"
+    elif len(distinct) < len(names):
+        message = f"got {_join_names([name for name in distinct if names.count(name) > 1])} more than once, expected each name once"
     else:
         return
-    told += f"; the model has {_listed(known)}"
-    if unknown and 0 < len(left_out) < len(features):
-        told += f"; left out: {_listed(left_out)}"
-    raise InvalidTimestep(f"{field}: {told}", "WRONG_WIDTH", field=field)
+    message += f"; the model has {_join_names(known)}"
+    if unknown and 0 < len(missing) < len(features):
+        message += f"; left out: {_join_names(missing)}"
+    raise InvalidTimestep(f"{field}: {message}", "WRONG_WIDTH", field=field)
 
 
-def _listed(names: Sequence[Any]) -> str:
-    """Names as an error message shows them."""
+def _join_names(names: Sequence[Any]) -> str:
+    """Joins names for an error message."""
     some = ", ".join(" ".join(str(name).split()) for name in names[:NAMES_SHOWN])
     return some + (", ..." if len(names) > NAMES_SHOWN else "")
 
@@ -281,26 +280,26 @@ def _listed(names: Sequence[Any]) -> str:
 
 
 def _is_frame(x: Any) -> bool:
-    """Whether it has columns by name. Asked of its class: a Series has its labels as attributes."""
+    """Whether it has named columns. Checks the class, because the labels of a Series are attributes of the instance."""
     kind = type(x)
     return hasattr(kind, "columns") and hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
 
 
 def _is_structured(x: Any) -> bool:
-    """Whether it is an array of rows with names."""
+    """Whether it is a one-dimensional structured array."""
     return isinstance(x, np.ndarray) and x.dtype.names is not None and x.ndim == 1
 
 
 def _table(field: str, x: Any, features: Sequence[Feature]) -> Floats | None:
-    """Timesteps as numbers, in any shape; None when one of them is none."""
+    """Converts timesteps to numbers, in any shape; None when one is not a number."""
     if _is_structured(x):
         return _by_column(field, x, list(x.dtype.names), features)
     if _is_frame(x):
-        # The `columns` of pyarrow are the columns themselves.
+        # In pyarrow, `columns` has the columns and not the names.
         names = list(x.column_names if hasattr(type(x), "column_names") else x.columns)
         return _floats(x) if _are_positions(field, names) else _by_column(field, x, names, features)
     many = not isinstance(x, np.ndarray | str | bytes | Mapping) and isinstance(x, Sequence)
-    if many and any(_named(field, row) is not None for row in x):
+    if many and any(_split_named(field, row) is not None for row in x):
         packer = Packer(features, field)
         packed = b"".join([packer(row) for row in x])
         return np.frombuffer(packed, FLOAT32).reshape(len(x), len(features))
@@ -308,7 +307,7 @@ def _table(field: str, x: Any, features: Sequence[Feature]) -> Floats | None:
 
 
 def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]) -> Floats:
-    """(n, features) of the columns with these names, NaN where a feature has none."""
+    """Converts the named columns to (n, features), with NaN for missing features."""
     _check_names(field, names, features)
     values = np.full((len(x), len(features)), np.nan, FLOAT32)
     for place, feature in enumerate(features):
@@ -317,17 +316,17 @@ def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]
         column = _column(x[feature.name])
         if column is None or column.shape != (len(x),):
             got = f"column {feature.name} of {getattr(x[feature.name], 'dtype', 'something else')}"
-            raise _malformed(field, got, "columns of numbers; NaN means missing")
+            raise _invalid(field, got, "columns of numbers; NaN means missing")
         values[:, place] = column
     return values
 
 
 def _column(x: Any) -> Floats | None:
-    """A column or a Series as numbers; None when one of them is none. What it marks as missing, if it does so, is NaN."""
+    """Converts a column or a Series to numbers; None when one is not a number. Values that it marks as missing are NaN."""
     values = _floats(x)
     kind = getattr(getattr(x, "dtype", None), "kind", None)
-    if values is None and hasattr(type(x), "to_numpy") and kind in tuple(NUMERIC):
-        return _floats(x.to_numpy(dtype=np.float64, na_value=np.nan))  # numbers of pandas that are not those of numpy
+    if values is None and hasattr(type(x), "to_numpy") and kind in tuple(NUMERIC_KINDS):
+        return _floats(x.to_numpy(dtype=np.float64, na_value=np.nan))  # a numeric type of pandas' own
     return values
 
 
@@ -338,21 +337,21 @@ def _indices(rows: Sequence[int] | Ints, streams: int) -> Ints:
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         indices = np.empty(0, np.object_)
     if indices.ndim != 1 or (indices.dtype.kind not in "iu" and len(rows)):
-        raise _malformed("rows", shown(rows), expected)
+        raise _invalid("rows", format_value(rows), expected)
     if np.any((indices < 0) | (indices >= streams)):
-        raise _malformed("rows", f"{indices.min()} to {indices.max()}", expected)
+        raise _invalid("rows", f"{indices.min()} to {indices.max()}", expected)
     return indices.astype(np.int64)
 
 
 def _floats(values: object) -> Floats | None:
-    """Numbers, in any shape; None when one of them is none, or they have no shape. Infinity is left for the server to refuse."""
+    """Converts to float32, in any shape; None for anything but numbers of one shape. The server refuses infinity."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         return None
-    if array.dtype.kind not in NUMERIC:
+    if array.dtype.kind not in NUMERIC_KINDS:
         return None
-    if isinstance(values, np.ma.MaskedArray):  # an array drops the mask, and shows what is behind it
+    if isinstance(values, np.ma.MaskedArray):  # np.asarray drops the mask
         array = np.where(np.ma.getmaskarray(values), np.nan, array)
     if array.dtype == FLOAT32:
         return array
@@ -363,22 +362,22 @@ def _floats(values: object) -> Floats | None:
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
-def _malformed(field: str, got: str, expected: str) -> InvalidTimestep:
+def _invalid(field: str, got: str, expected: str) -> InvalidTimestep:
     return InvalidTimestep(f"{field}: got {got}, expected {expected}", "INVALID_FIELD", field=field)
 
 
-def _no_timestep(
+def _shape_error(
     field: str, values: Values, packed: Floats | None, features: Sequence[Feature] | None
 ) -> InvalidTimestep:
-    """The error for what does not make a timestep; `packed` are its numbers, if it is numbers."""
+    """The error for values that are no timestep; `packed` has their numbers, None when they are not numbers."""
     if packed is None:
-        got = shown(values)
+        got = format_value(values)
     else:
         got = f"{len(packed)} numbers" if packed.ndim == 1 else f"numbers of shape {packed.shape}"
     if features is None:
         expected = "numbers"
     else:
-        names = _listed([feature.name for feature in features])
+        names = _join_names([feature.name for feature in features])
         expected = f"{len(features)} number{'s' * (len(features) > 1)}: {names}"
     return InvalidTimestep(
         f"{field}: got {got}, expected {expected}; NaN means missing",

@@ -1,4 +1,4 @@
-"""The messages that a client sends: timesteps, and repeats of old timesteps."""
+"""The messages of a client: timesteps, and repeats of answered timesteps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tidegate.client.buffer import Buffer
 from tidegate.client.errors import StreamLost
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Waiter
 from tidegate.core.spec import Floats, Ints
 
 
 class Repeat(NamedTuple):
-    """An old timestep whose answer is asked for again, with the values that it had."""
+    """A request for the answer to an old timestep. It is sent again with the same values."""
 
-    buffer: Buffer
+    buffer: ResendBuffer
     stream: int
     step: int
     values: bytes
@@ -24,22 +24,22 @@ class Repeat(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """Timesteps that are sent together.
+    """The timesteps of one message.
 
     Attributes:
         number: counts from 1.
-        buffer: where they stand.
-        streams: one a row.
-        steps: their numbers, one a row.
+        buffer: the resend buffer that holds the rows.
+        streams: the stream of each row.
+        steps: the number of each row's timestep.
         values: (rows, features)
-        at: their places in the buffer; -1 where the answer is to be ignored.
-        ignored: whether some of its answers are to be ignored.
-        repeats: one a row where old answers are asked for again; else empty.
+        at: the place of each row in the buffer; -1 where the answer is to be ignored.
+        ignored: whether any answer is to be ignored.
+        repeats: the repeats, one for each row; empty for a message of new timesteps.
 
     """
 
     number: int
-    buffer: Buffer
+    buffer: ResendBuffer
     streams: Ints
     steps: Ints
     values: Floats
@@ -48,20 +48,20 @@ class Message:
     repeats: Sequence[Repeat] = ()
 
 
-class SingleMessage(Message):
-    """A message with a single timestep, whose columns are made when somebody asks for them: mostly nobody does.
+class SingleRowMessage(Message):
+    """A message with a single timestep. Its columns are made on first use, which is rare.
 
     Attributes:
-        stream, step, place: what stands in its columns.
-        packed: its values.
-        caller: by which the backlog knows who waits for it.
+        stream, step, place: the values of its columns.
+        packed: its timestep as bytes.
+        waiter_id: the key of the caller in `PendingTimesteps`.
 
     """
 
-    __slots__ = ("caller", "packed", "place", "step", "stream")
+    __slots__ = ("packed", "place", "step", "stream", "waiter_id")
 
     def __init__(
-        self, number: int, buffer: Buffer, stream: int, step: int, packed: bytes, place: int, caller: int
+        self, number: int, buffer: ResendBuffer, stream: int, step: int, packed: bytes, place: int, waiter_id: int
     ) -> None:
         self.number = number
         self.buffer = buffer
@@ -69,12 +69,12 @@ class SingleMessage(Message):
         self.step = step
         self.packed = packed
         self.place = place
-        self.caller = caller
+        self.waiter_id = waiter_id
         self.ignored = False
         self.repeats = ()
 
     def __getattr__(self, name: str) -> Any:
-        """The columns of a `Message`, the first time that one of them is asked for."""
+        """Makes the columns of a `Message` when one of them is used first."""
         if name not in ("streams", "steps", "values", "at"):
             raise AttributeError(name)
         self.streams, self.steps, self.at = np.array([[self.stream], [self.step], [self.place]])
@@ -83,7 +83,7 @@ class SingleMessage(Message):
 
 
 def check_numbers(answered: Ints, sent: Ints) -> None:
-    """Raises StreamLost when an answer has another number than its timestep."""
+    """Raises StreamLost when an answer does not have the number of its timestep."""
     if len(wrong := np.flatnonzero(answered != sent)):
         got, due = answered[wrong[0]], sent[wrong[0]]
-        raise StreamLost(f"the server answered timestep {got}, and {due} was due", "WRONG_ORDER")
+        raise StreamLost(f"the server answered timestep {got}, expected {due}", "WRONG_ORDER")

@@ -1,4 +1,4 @@
-"""The answers to a message, and the callers that wait for them."""
+"""The answers to a message, and the futures of the callers that wait for them."""
 
 import asyncio
 import logging
@@ -18,10 +18,10 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Answers(NamedTuple):
-    """What came back for a message, in columns in the order of its rows.
+    """The answers to a message, in columns in the order of its rows.
 
-    `outputs` has an array (rows, *shape) for each output. `duplicates` had been applied before and were answered all the same, the
-    answers of `forgotten` ones are gone, `refused` ones were not applied. `plain` says that none of these is the case.
+    `outputs` has an array (rows, *shape) for each output. `duplicates` marks rows that had been applied before, `forgotten` rows whose
+    answers the server no longer has, `refused` rows that were not applied. `plain` is True when no row is marked.
     """
 
     steps: Ints
@@ -33,56 +33,53 @@ class Answers(NamedTuple):
     plain: bool
 
 
-# Whoever waits for an answer.
+# The future of a caller.
 Waiter = asyncio.Future[Any]
 Delivery = Sequence[tuple[Waiter, Prediction]]
 Deliver = Callable[[Delivery], None]
 
 
 def deliver(delivery: Delivery) -> None:
-    """Gives predictions to those who wait for them, unless they have gone."""
+    """Completes the futures with their predictions, except those that were cancelled."""
     for waiter, prediction in delivery:
         if not waiter.done():
             waiter.set_result(prediction)
 
 
 class Group:
-    """Timesteps of one stream that belong together: when one is refused for good (`fallen`), those behind it fall with it."""
+    """Timesteps of one stream that depend on each other: when one is refused for good, `failed` is set, and the later ones are dropped."""
 
-    fallen = False
+    failed = False
 
 
-def lost_answer(step: int) -> AnswerLost:
-    """The error for a timestep whose answer the server has forgotten."""
-    return AnswerLost(
-        f"timestep {step} was applied, but the server no longer remembers its answer, the prediction is gone",
-        "ANSWER_LOST",
-    )
+def answer_lost(step: int) -> AnswerLost:
+    """The error for an applied timestep whose answer the server no longer has."""
+    return AnswerLost(f"timestep {step} was applied, but the server no longer remembers its answer", "ANSWER_LOST")
 
 
 class BlockResults:
-    """Timesteps of many streams with one caller, who gets `Predictions` when all are settled.
+    """The results of many rows for one caller, who gets `Predictions` when no row is pending.
 
     Rows that were not applied have zeros in all columns but `durable_steps`, and their error in `errors`.
 
     Args:
-        outputs: the model's.
-        rows: how many there are.
-        waiter: for the whole.
+        outputs: those of the model.
+        rows: the number of rows.
+        waiter: the caller's future.
 
     Attributes:
-        left: how many rows are not settled.
-        number: counts the results that are kept; 0 while nothing of these is.
+        pending: the number of rows without a result.
+        id: the number of these results while rows are kept for them; 0 before.
 
     """
 
     def __init__(self, outputs: Sequence[Output], rows: int, waiter: Waiter) -> None:
-        self.left = rows
-        self.number = 0
+        self.pending = rows
+        self.id = 0
         self.errors: dict[int, ClientError] = {}
         self._outputs = outputs
         self._waiter = waiter
-        self._ended = False  # by an error of all streams
+        self._failed = False  # by an error of all streams
         self.steps: Ints = np.zeros(rows, np.int64)
         self.durable_steps: Ints = np.zeros(rows, np.int64)
         self.duplicates: Bools = np.zeros(rows, np.bool_)
@@ -90,7 +87,7 @@ class BlockResults:
         self._finish()
 
     def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
-        """Fills in what was answered."""
+        """Fills in the answers of these rows."""
         self.steps[places] = answers.steps[rows]
         self.durable_steps[places] = answers.durable_steps[rows]
         for column, got in zip(self.columns, answers.outputs, strict=True):
@@ -99,45 +96,45 @@ class BlockResults:
             self.duplicates[places] = answers.duplicates[rows] | answers.forgotten[rows]
             for row in np.flatnonzero(answers.forgotten[rows]).tolist():
                 place = int(places[row])
-                self.errors[place] = lost_answer(int(self.steps[place]))
-        self.left -= len(rows)
+                self.errors[place] = answer_lost(int(self.steps[place]))
+        self.pending -= len(rows)
         self._finish()
 
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> None:
-        """Fills in the error of a row; `step` is its number if it was applied all the same, else 0.
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, shared: bool = False) -> None:
+        """Fills in the error of one row. `step` is its number if it was applied all the same, else 0.
 
-        With `whole` the error is one of all streams, and the caller gets it itself.
+        With `shared` the error ends all rows, and the caller gets it as an exception.
         """
-        if whole and not self._waiter.done():
+        if shared and not self._waiter.done():
             self._waiter.set_exception(error)
-            self._ended = True
+            self._failed = True
         self.errors[place] = error
         self.steps[place] = step
         self.durable_steps[place] = durable_step
-        self.left -= 1
+        self.pending -= 1
         self._finish()
 
-    def leave(self, rows: int) -> None:
-        """So many of its last rows will never be submitted: their caller has gone."""
-        self.left -= rows
+    def drop_last(self, rows: int) -> None:
+        """Gives up the last rows, which will not be submitted because their caller was cancelled."""
+        self.pending -= rows
         self._finish()
 
     def _finish(self) -> None:
-        if self.left:
+        if self.pending:
             return
         if not self._waiter.done():
             outputs = {output.name: column for output, column in zip(self._outputs, self.columns, strict=True)}
             self._waiter.set_result(Predictions(self.steps, outputs, self.durable_steps, self.duplicates, self.errors))
-        elif self.errors and not self._ended:
+        elif self.errors and not self._failed:
             row, error = next(iter(self.errors.items()))
             log.warning(
-                "%d of %d timesteps, whose caller has gone, were refused; row %d: %s",
+                "%d of %d timesteps whose caller was cancelled were refused; row %d: %s",
                 len(self.errors), len(self.steps), row, error,
             )  # fmt: skip
 
 
-def cut(column: Array, count: int) -> list[bytes]:
-    """One output of many rows, packed row by row."""
+def split_rows(column: Array, count: int) -> list[bytes]:
+    """Splits the packed bytes of one output into its rows."""
     packed = column.tobytes()
     width = len(packed) // max(1, count)
     return [packed[begin : begin + width] for begin in range(0, count * width, width)] if width else [b""] * count

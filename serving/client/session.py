@@ -1,16 +1,16 @@
 """All streams of a client on one call. A session reopens a broken call, and delivers each prediction once and in order.
 
-What to send and whose an answer is, `tidegate.client.window` decides; `tidegate.client.members` opens streams;
-`tidegate.client.call` speaks; here the call is kept open, and streams are closed. Streams join and leave it at any time.
+`tidegate.client.window` decides what to send and which timestep an answer belongs to, `tidegate.client.session_streams` opens
+streams, `tidegate.client.call` reads and writes. This file keeps the call open and closes streams. Streams come and go at any time.
 
 Laws:
-1. One task a session reads, opens again and decides. A caller that is cancelled touches no call.
-2. What concerns one stream touches no other: it is refused, held back or lost alone.
-3. What concerns the call (it breaks, or the server does not keep to the protocol) concerns all.
-4. The task never dies in silence: whatever ends it is raised to all who wait, to the next `step`, or by `close`.
-5. What callers submit in one turn of the loop leaves in one message. While one is being written, the next gathers. There is no timer.
-6. Everything has a bound: a first open `timeout_s`, breaks and refusals `reconnect_s` (a try that began within it may finish),
-   timesteps that are kept `buffer_max`.
+1. One task a session reads, reopens and decides. Cancelling a caller does not affect the call.
+2. What happens to one stream (it is refused, held or lost) does not affect the others.
+3. What happens to the call (it breaks, or the server violates the protocol) affects all streams.
+4. The task never ends silently: whatever ends it is raised to all callers, to the next `step`, or by `close`.
+5. What callers submit in one turn of the event loop leaves in one message. While it is written, the next one is collected. No timer.
+6. Everything is bounded: a first open by `timeout_s`, breaks and refusals by `reconnect_s` (a try that has begun may finish), and
+   the resend buffer by `buffer_max`.
 """
 
 import asyncio
@@ -21,38 +21,46 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.client.buffer import Buffer
 from tidegate.client.call import Call, CallEnded
 from tidegate.client.connection import Connection
-from tidegate.client.errors import AGAIN, ClientError, ServerUnavailable, StreamLost, StreamNotFound, ending_of, lost_by
-from tidegate.client.members import FRAME_BYTES, Member, Members, View
-from tidegate.client.message import SingleMessage
-from tidegate.client.refusals import Decision, Refusals
+from tidegate.client.errors import (
+    RETRY_ACTIONS,
+    ClientError,
+    ServerUnavailable,
+    StreamLost,
+    StreamNotFound,
+    bug_error,
+    stream_error,
+)
+from tidegate.client.message import SingleRowMessage
+from tidegate.client.refusals import Decision, RefusalHandler
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Delivery, Group, Waiter, deliver
-from tidegate.client.retry import Limits, tried_for
-from tidegate.client.wire import decode_answers, decode_durable, encode_block, encode_single
+from tidegate.client.retry import Limits, retries_exhausted
+from tidegate.client.session_streams import MESSAGE_OVERHEAD_BYTES, SessionStream, SessionStreams, StreamListener
+from tidegate.client.wire import decode_answers, decode_durable, encode_block, encode_single_row
 from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.client")
 
-# A message costs both sides as much as some tens of rows. Measured with a server on another core: 128 streams make 1.35 times the
-# steps so, 1,000 streams 1.7 times.
-HALVED_ROWS_MIN = 32
-# As many as the protocol allows a message, and what one takes at most.
+# A message costs both sides as much as some tens of rows. With a server on another core, splitting makes 128 streams 1.35 times as
+# fast, and 1,000 streams 1.7 times.
+SPLIT_ROWS_MIN = 32
+# The limit of the protocol for one message, and the largest size of one handle.
 HANDLES_MAX = 65_536
 HANDLE_BYTES = 5
-# The number by which `Shortage` knows a stream that could not be closed; others are of timesteps.
-CLOSE = -2
+# The step number of a close in `RetryDeadlines`.
+CLOSE_STEP = -2
 
 
-class Session(Members):
+class Session(SessionStreams):
     """The streams of a client that share a call."""
 
     def __init__(self, connection: Connection, limits: Limits) -> None:
         super().__init__(connection, limits, self._deliver)
-        self._refusals = Refusals(self.window, self._shortage, limits.reconnect_s)
-        self.check = connection.check
-        # A method that is looked up once: the running loop costs more to find than a future to make.
+        self._refusals = RefusalHandler(self.window, self._deadlines, limits.reconnect_s)
+        self.check_process = connection.check_process
+        # Looked up once: finding the running loop costs more than making a future.
         self._loop = asyncio.get_running_loop()
         self.future: Callable[[], asyncio.Future[Any]] = self._loop.create_future
         self._task: asyncio.Task[None] | None = None
@@ -60,14 +68,14 @@ class Session(Members):
     def __repr__(self) -> str:
         return f"<Session of {len(self._members)} streams, {self._calls} calls, {self.window!r}>"
 
-    # What views want ---------------------------------------------------------------------------------------------------
+    # Called by views --------------------------------------------------------------------------------------------------
 
-    def join(self, ask: pb.OpenStreams, stream_ids: Sequence[str], view: View) -> list[Member]:
-        """Opens streams. `view` is told what becomes of each."""
-        streams = self.window.join(len(stream_ids))
+    def open(self, options: pb.OpenStreams, stream_ids: Sequence[str], listener: StreamListener) -> list[SessionStream]:
+        """Opens streams. `listener` is notified of what happens to each."""
+        streams = self.window.add_streams(len(stream_ids))
         until = self._backoff.clock() + self.limits.open_s
         members = [
-            Member(stream, stream_id, ask, view, place, until)
+            SessionStream(stream, stream_id, options, listener, place, until)
             for place, (stream, stream_id) in enumerate(zip(streams.tolist(), stream_ids, strict=True))
         ]
         self._members.update(zip(streams.tolist(), members, strict=True))
@@ -77,279 +85,278 @@ class Session(Members):
         self.wake()
         return members
 
-    def add(self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None) -> None:
+    def submit(
+        self, buffer: ResendBuffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None
+    ) -> None:
         """Sends a timestep of a usable stream for which there is room."""
         self.window.add_single(buffer, stream, values, waiter, group)
         if self._call is not None:
             self._call.wake()
 
-    def close(self, members: Sequence[Member], *, forget: bool) -> None:
-        """Closes streams as soon as everything of them is answered; their view is told. Does nothing with those that were left."""
+    def close(self, members: Sequence[SessionStream], *, forget: bool) -> None:
+        """Closes streams once their timesteps are answered, and notifies their listeners. Ignores streams that were detached."""
         for member in members:
             member.forget = forget
             self._to_close.update([member.stream] if self._in_use(member) else [])
         self.wake()
 
-    def leave(self, members: Sequence[Member]) -> None:
-        """Nobody uses these streams any more. Those that are open are closed in the background, and parked by the server."""
+    def detach(self, members: Sequence[SessionStream]) -> None:
+        """Gives streams up. Open ones are closed in the background, and the server parks them."""
         streams = [member.stream for member in members if self._members.get(member.stream) is member]
         handles = [handle for handle in self.window.handles[streams].tolist() if handle]
-        self._left += handles
-        left = StreamLost("the stream was left; open it again to go on")
-        self.window.lose({stream: left for stream in streams if self.window.usable[stream]}, whole=True)
+        self._detached += handles
+        left = StreamLost("the stream was left; open it again to continue")
+        self.window.mark_lost({stream: left for stream in streams if self.window.usable[stream]}, shared=True)
         for stream in streams:
             self._to_close.discard(stream)
-            self._shortage.over(stream)  # another will have its index
-            self._breaks.forget(stream)
+            self._deadlines.clear(stream)  # another stream may get this index
+            self._poison.forget(stream)
             name = self._members.pop(stream).stream_id
             if self._by_name.get(name) == stream:
                 del self._by_name[name]
-        self.window.leave(np.array(streams, np.int64))
-        self._free()
-        if (handles or self._opening) and not self.window.in_use and self._call is not None:
-            # With the call the server parks all that it has open. Whoever joins before it has ended is opened on the next.
-            self._call.cut(ServerUnavailable("all streams of the call were left", "CANCELLED"))
+        self.window.release_indices(np.array(streams, np.int64))
+        self._notify_room()
+        if (handles or self._opening) and not self.window.usable_count and self._call is not None:
+            # The server parks all streams of a call that ends. Streams that join before its end are opened on the next call.
+            self._call.cancel(ServerUnavailable("all streams of the call were left", "CANCELLED"))
         self.wake()
 
-    async def end(self) -> None:
-        """Ends the call and the task; streams that are open are parked by the server."""
+    async def stop(self) -> None:
+        """Ends the call and the task. The server parks open streams."""
         if self._call is not None:
-            self._call.cut(StreamLost("the streams were left"))
+            self._call.cancel(StreamLost("the streams were left"))
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._fail(StreamLost("the client was closed; make another one to go on"), self._members)
+        self._fail(StreamLost("the client was closed; make another one to continue"), self._members)
 
     # The task ----------------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        """Keeps a call open for as long as there are streams."""
-        while self.window.in_use:
+        """Keeps a call open while there are streams."""
+        while self.window.usable_count:
             try:
-                await self._speak()
+                await self._run_call()
             except CallEnded as ended:
-                if self.window.in_use:
-                    await self._try_again(ended.error)
+                if self.window.usable_count:
+                    await self._wait_for_retry(ended.error)
             except asyncio.CancelledError:
-                self._fail(StreamLost("the client's task was cancelled; open the stream again to go on"), self._members)
+                self._fail(
+                    StreamLost("the client's task was cancelled; open the stream again to continue"), self._members
+                )
                 raise
             except ClientError as error:
                 self._fail(error, self._members)
-            except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
-                self._fail(lost_by(bug), self._members)
+            except Exception as bug:  # noqa: BLE001 - whatever it is, no caller may wait for ever
+                self._fail(bug_error(bug), self._members)
             finally:
                 self._end_call()
         self._task = None
 
-    async def _speak(self) -> None:
-        """One call from its open to its end.
+    async def _run_call(self) -> None:
+        """Runs one call from its open to its end.
 
         Raises:
-            CallEnded: it ended with streams that can still be used.
+            CallEnded: it ended, and streams are left that can still be used.
 
         """
         self._begin_call()
-        again = any(member.kind for member in self._members.values())
-        call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request, again=again)
+        reopens = any(member.kind for member in self._members.values())
+        call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request, reopens=reopens)
         try:
-            while self.window.in_use or self._closing:
-                self._take_in(call, await call.read())
+            while self.window.usable_count or self._closing:
+                self._on_response(call, await call.read())
         except CallEnded as ended:
-            call.cut(ended.error)  # it may be this side that will have no more of it
+            call.cancel(ended.error)  # this side may have ended it
             raise
         await call.finish(self.limits.timeout_s)
 
-    async def _try_again(self, error: ClientError) -> None:
-        """Waits before the next call; those for which that is of no use are lost."""
-        again = error.action in AGAIN
-        late = self._breaks.note(self._backoff.clock(), self._retry.tries, self.limits.reconnect_s)
-        self._fail(tried_for(error, self.limits.reconnect_s), late)
-        self.window.cut()
-        asks = {id(member.ask) for member in self._opening if not member.kind}
-        if asks and not again:
-            # The server ended the call for what was asked about these; the others try again at once.
-            self._fail(error, [m.stream for m in self._members.values() if id(m.ask) in asks and not m.kind])
+    async def _wait_for_retry(self, error: ClientError) -> None:
+        """Waits before the next call. Fails the streams for which the error is final."""
+        reopens = error.action in RETRY_ACTIONS
+        late = self._poison.record_disconnect(self._backoff.clock(), self._retry.tries, self.limits.reconnect_s)
+        self._fail(retries_exhausted(error, self.limits.reconnect_s), late)
+        self.window.end_call()
+        requested = {id(member.options) for member in self._opening if not member.kind}
+        if requested and not reopens:
+            # The server ended the call because of this open request. The other streams are opened again at once.
+            self._fail(error, [m.stream for m in self._members.values() if id(m.options) in requested and not m.kind])
             return
         self._end_call()
         try:
-            await self._retry.wait(error, repr(self), self._give_up)
+            await self._retry.wait(error, repr(self), self._expire_opens)
         except ClientError as final:
             now = self._backoff.clock()
-            self._fail(final, [m.stream for m in self._members.values() if not again or m.kind or m.until <= now])
-            self._retry.rest()
+            self._fail(final, [m.stream for m in self._members.values() if not reopens or m.kind or m.until <= now])
+            self._retry.reset_deadline()
 
-    def _give_up(self, error: ClientError, now: float) -> float:
-        """Gives up on first opens that were tried for too long; gives when the next is to be given up, `now` when nothing is left."""
-        waiting = {member.stream: member.until for member in self._usable() if not member.kind}
+    def _expire_opens(self, error: ClientError, now: float) -> float:
+        """Fails the first opens whose time is over. Returns the next deadline, `now` when no stream is left."""
+        waiting = {member.stream: member.until for member in self._usable_members() if not member.kind}
         late = [stream for stream, until in waiting.items() if until <= now]
         if late:
-            self._fail(tried_for(error, self.limits.open_s), late)
-        if not self.window.in_use:
+            self._fail(retries_exhausted(error, self.limits.open_s), late)
+        if not self.window.usable_count:
             return now
         return min((until for until in waiting.values() if until > now), default=float("inf"))
 
-    def _get_on(self) -> None:
-        """There was an answer that somebody waited for."""
-        self._retry.get_on()
-        self._breaks.get_on()
+    def _on_progress(self) -> None:
+        """Notes that a caller got an answer."""
+        self._retry.on_progress()
+        self._poison.on_progress()
 
     def _deliver(self, delivery: Delivery) -> None:
-        """Gives callers their predictions.
+        """Completes callers with their predictions.
 
-        When there are many and nothing else is in flight, half of them go first: what those submit is on its way to the server, which
-        would have nothing to do, while the others go on.
+        With many callers and nothing else in flight, half of them come first. What they submit reaches the server while the others
+        run; otherwise the server would be idle.
         """
-        if len(delivery) >= HALVED_ROWS_MIN and not self.window.in_flight:
+        if len(delivery) >= SPLIT_ROWS_MIN and not self.window.in_flight:
             half = len(delivery) // 2
             deliver(delivery[:half])
             self._loop.call_soon(deliver, delivery[half:])
         else:
             deliver(delivery)
 
-    # What is sent and what comes back ----------------------------------------------------------------------------------
+    # Requests and responses --------------------------------------------------------------------------------------------
 
     def _next_request(self) -> pb.PredictBlocksRequest | None:
-        """What to send now."""
+        """The request to send now; None when there is none."""
         assert self._call is not None
-        if self._to_open and (ask := self.take()) is not None:
-            self._call.cut_after(self.limits.timeout_s, "answer to open")
-            return pb.PredictBlocksRequest(open=ask)
-        if self.window.unsent and (message := self.window.take()) is not None:
-            if isinstance(message, SingleMessage):
-                return encode_single(message, self.window.handles.item(message.stream))
+        if self._to_open and (options := self._next_open()) is not None:
+            self._call.set_timeout(self.limits.timeout_s, "answer to open")
+            return pb.PredictBlocksRequest(open=options)
+        if self.window.has_unsent and (message := self.window.next_message()) is not None:
+            if isinstance(message, SingleRowMessage):
+                return encode_single_row(message, self.window.handles.item(message.stream))
             return encode_block(message, self.window.handles[message.streams])
-        if (self._to_close or self._left) and (close := self._next_close()) is not None:
-            self._call.cut_after(self.limits.timeout_s, "answer to close")
+        if (self._to_close or self._detached) and (close := self._next_close()) is not None:
+            self._call.set_timeout(self.limits.timeout_s, "answer to close")
             return pb.PredictBlocksRequest(close=close)
         return None
 
-    def _take_in(self, call: Call, response: pb.PredictBlocksResponse) -> None:
-        """One response. Kinds that this client does not know mean nothing to it."""
+    def _on_response(self, call: Call, response: pb.PredictBlocksResponse) -> None:
+        """Handles a response. Kinds that this client does not know are ignored."""
         kind = response.WhichOneof("kind")
         if kind == "block":
-            self._answered(response.block)
+            self._on_block(response.block)
         elif kind == "durable":
             handles, durable_steps = decode_durable(response.durable)
-            ours, streams = self._streams_of(handles)
-            self.window.durable(streams, durable_steps[ours])
+            ours, streams = self._attached(handles)
+            self.window.mark_durable(streams, durable_steps[ours])
         elif kind == "opened":
-            self._opened(response.opened)
+            self._on_opened(response.opened)
         elif kind == "ended":
-            self._ended(response.ended)
+            self._on_ended(response.ended)
         elif kind == "closed":
-            self._closed(response.closed)
+            self._on_closed(response.closed)
         elif kind == "move":
             log.info("%r is asked to move: %s", self, response.move.message)
             call.half_close()
-            call.cut_after(self.limits.timeout_s, "end of the call after move")
-        if kind in ("opened", "closed") and not (self._opening or self._closing or call.over):
-            call.spare()
-        if self._freed:
-            self._free()
-        if self.window.unsent or self._to_close or self._left or self._to_open:
+            call.set_timeout(self.limits.timeout_s, "end of the call after move")
+        if kind in ("opened", "closed") and not (self._opening or self._closing or call.half_closed):
+            call.clear_timeout()
+        if self._room_waiters:
+            self._notify_room()
+        if self.window.has_unsent or self._to_close or self._detached or self._to_open:
             call.wake()  # an answer makes room for what is next
 
-    def _answered(self, block: pb.PredictedBlock) -> None:
-        message = self.window.due(block.block)
+    def _on_block(self, block: pb.PredictedBlock) -> None:
+        message = self.window.match_answer(block.block)
         if block.HasField("refused"):
-            self._follow(self._refusals.of_all(message, block.refused))
+            self._apply(self._refusals.handle_message(message, block.refused))
             return
-        if isinstance(message, SingleMessage) and not (block.errors or block.forgotten_rows or block.duplicate_rows):
+        if isinstance(message, SingleRowMessage) and not (block.errors or block.forgotten_rows or block.duplicate_rows):
             durable_step = int.from_bytes(block.durable_steps, "little")
-            if self.window.predicted_alone(message, block.steps, block.outputs, durable_step):
-                self._shortage.over(message.stream, message.step)
-                self._get_on()
+            if self.window.settle_single_row(message, block.steps, block.outputs, durable_step):
+                self._deadlines.clear(message.stream, message.step)
+                self._on_progress()
                 return
         answers = decode_answers(message, message.buffer.model.outputs, block)
         errors = {row.row: row.error for row in block.errors}
         if message.repeats:
-            self._follow(self._refusals.of_repeats(message, answers, errors))
+            self._apply(self._refusals.handle_repeats(message, answers, errors))
             return
-        heard = self.window.predicted(message, answers)
-        self._lose(heard.diverged)
-        if self._shortage.short:
+        outcome = self.window.settle(message, answers)
+        self._lose(outcome.diverged)
+        if self._deadlines.active:
             applied = (message.at >= 0) & ~answers.refused
             for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
-                self._shortage.over(stream, step)
-        if len(rows := heard.refused[self.window.usable[message.streams[heard.refused]]]):
-            self._follow(self._refusals.of_rows(message, rows, [errors[row] for row in rows.tolist()]))
-        if heard.fresh or self.window.quiet:
-            self._get_on()
+                self._deadlines.clear(stream, step)
+        if len(rows := outcome.refused[self.window.usable[message.streams[outcome.refused]]]):
+            self._apply(self._refusals.handle_rows(message, rows, [errors[row] for row in rows.tolist()]))
+        if outcome.delivered or self.window.drained:
+            self._on_progress()
 
-    def _follow(self, decision: Decision) -> None:
-        """Does what was decided about refused timesteps."""
-        self._lose(decision.lost, whole=decision.whole)
+    def _apply(self, decision: Decision) -> None:
+        """Carries out a decision about refused timesteps."""
+        self._lose(decision.lost, shared=decision.shared)
         if len(decision.held):
-            wait_s = self._backoff.not_before_s(decision.retry_after_s)
-            self._later(wait_s, lambda: self.window.release(decision.held))
-        if decision.told:
-            self._get_on()
+            wait_s = self._backoff.jittered_s(decision.retry_after_s)
+            self._schedule(wait_s, lambda: self.window.release(decision.held))
+        if decision.notified:
+            self._on_progress()
 
-    def _ended(self, message: pb.EndedStreams) -> None:
-        """The server says that streams no longer belong to this call."""
-        error = ending_of(message.error, StreamLost)
-        if error.action in AGAIN:
+    def _on_ended(self, message: pb.EndedStreams) -> None:
+        """Handles streams that no longer belong to this call."""
+        error = stream_error(message.error, StreamLost)
+        if error.action in RETRY_ACTIONS:
             raise CallEnded(error)
-        _, streams = self._streams_of(np.array(message.handles, np.int64))
+        _, streams = self._attached(np.array(message.handles, np.int64))
         self.window.handles[streams] = 0
         self._lose(dict.fromkeys(streams.tolist(), error))
 
     # Closing -----------------------------------------------------------------------------------------------------------
 
     def _next_close(self) -> pb.CloseStreams | None:
-        """The close to send now: of streams of which everything is answered, or that nobody uses any more."""
-        handles_max = max(1, min(HANDLES_MAX, (self._message_bytes_max - FRAME_BYTES) // HANDLE_BYTES))
-        if self._left:
-            handles, self._left = self._left[:handles_max], self._left[handles_max:]
+        """The close to send now: of streams without pending timesteps, or of detached ones."""
+        handles_max = max(1, min(HANDLES_MAX, (self._message_bytes_max - MESSAGE_OVERHEAD_BYTES) // HANDLE_BYTES))
+        if self._detached:
+            handles, self._detached = self._detached[:handles_max], self._detached[handles_max:]
             self._closing.append([])
             return pb.CloseStreams(handles=handles, independent=True)
         streams = np.array(sorted(self._to_close), np.int64)
         idle = [self._members[s] for s in streams[self.window.open[streams] & self.window.idle(streams)].tolist()]
         if not idle:
             return None
-        lot = [member for member in idle if member.forget == idle[0].forget][:handles_max]
-        streams = np.array([member.stream for member in lot], np.int64)
+        batch = [member for member in idle if member.forget == idle[0].forget][:handles_max]
+        streams = np.array([member.stream for member in batch], np.int64)
         self._to_close.difference_update(streams.tolist())
-        self._closing.append(lot)
+        self._closing.append(batch)
         return pb.CloseStreams(
-            handles=self.window.handles[streams].tolist(), forget=bool(lot[0].forget), independent=True
+            handles=self.window.handles[streams].tolist(), forget=bool(batch[0].forget), independent=True
         )
 
-    def _closed(self, message: pb.ClosedStreams) -> None:
-        """Everything of some streams is stored, or they were forgotten as was asked, or could not be closed.
+    def _on_closed(self, message: pb.ClosedStreams) -> None:
+        """Handles the answer to a close.
 
         Raises:
-            CallEnded: nothing was asked, or some are to be opened again, since less is stored than was answered.
-            StreamLost: the answer does not fit what was asked.
+            CallEnded: no close was sent, or some streams must be opened again, as less is stored than was answered.
+            StreamLost: the answer does not fit the request.
 
         """
         if not self._closing:
-            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
+            raise CallEnded(ServerUnavailable("the server closed streams without a request", "OK"))
         members = self._closing.popleft()
         if not members:
             return
         if len(message.durable_steps) != len(members):
-            raise StreamLost(
-                f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
-            )
-        errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
+            count = len(message.durable_steps)
+            raise StreamLost(f"the server closed {count} streams, requested were {len(members)}", "WRONG_ORDER")
+        errors = {row.row: stream_error(row.error, StreamLost) for row in message.errors}
         behind = 0
-        finished: list[Member] = []
+        finished: list[SessionStream] = []
         for row, member in enumerate(members):
             if self._in_use(member):
-                self.window.durable(np.array([member.stream]), np.array([message.durable_steps[row]]))
-                behind += not self._close_one(member, errors.get(row), finished)
-        self._finish(finished)
+                self.window.mark_durable(np.array([member.stream]), np.array([message.durable_steps[row]]))
+                behind += not self._finish_close(member, errors.get(row), finished)
+        self._mark_closed(finished)
         if behind:
-            raise CallEnded(
-                ServerUnavailable(
-                    f"the server closed the streams, and {behind} of them are not stored as far as they were answered",
-                    "STORE_UNAVAILABLE",
-                )
-            )
+            text = f"the server closed the streams, and {behind} of them are not stored up to their last answer"
+            raise CallEnded(ServerUnavailable(text, "STORE_UNAVAILABLE"))
 
-    def _close_one(self, member: Member, error: ClientError | None, finished: list[Member]) -> bool:
-        """Does what the answer to the close of a stream says, or puts it to those that are; False when it is to be opened again."""
+    def _finish_close(self, member: SessionStream, error: ClientError | None, finished: list[SessionStream]) -> bool:
+        """Handles the close of one stream; a finished one is added to `finished`. Returns False when it must be opened again."""
         stream, reconnect_s = member.stream, self.limits.reconnect_s
         if error is None:
             self.window.handles[stream] = 0
@@ -362,9 +369,9 @@ class Session(Members):
             return False
         elif error.action != pb.Error.ACTION_RETRY:
             self._lose({stream: error})
-        elif self._shortage.may_wait(stream, CLOSE, reconnect_s):
-            wait_s = self._backoff.not_before_s(error.retry_after_s)
-            self._later(wait_s, partial(self.close, [member], forget=bool(member.forget)))
+        elif self._deadlines.may_retry(stream, CLOSE_STEP, reconnect_s):
+            wait_s = self._backoff.jittered_s(error.retry_after_s)
+            self._schedule(wait_s, partial(self.close, [member], forget=bool(member.forget)))
         else:
-            self._lose({stream: tried_for(error, reconnect_s)})
+            self._lose({stream: retries_exhausted(error, reconnect_s)})
         return True

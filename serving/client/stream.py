@@ -10,7 +10,7 @@ from tidegate.client.message import Repeat
 from tidegate.client.results import Group
 from tidegate.client.session import Session
 from tidegate.client.types import Prediction
-from tidegate.client.view import Rows, View, answers
+from tidegate.client.view import Rows, View, pipeline
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -21,16 +21,16 @@ class Stream(View):
     """An open stream. Made by `Client.open`.
 
     Attributes:
-        model: what runs it.
-        owner: the token by which the server knows that it is the same client who opens it again.
+        model: the model of the stream.
+        owner: the token by which the server recognizes this client when it opens the stream again.
 
     """
 
-    alone = True
-    _are, _were, _them = "the stream is", "the stream was", "it"
+    single_stream = True
+    _noun = "stream"
 
-    def __init__(self, session: Session, stream_id: str, ask: pb.OpenStreams) -> None:
-        super().__init__(session, [stream_id], ask)
+    def __init__(self, session: Session, stream_id: str, options: pb.OpenStreams) -> None:
+        super().__init__(session, [stream_id], options)
         (self._member,) = self._members
         self._index = self._member.stream
 
@@ -39,129 +39,121 @@ class Stream(View):
 
     @property
     def stream_id(self) -> str:
-        """Its name."""
+        """The stream's name."""
         return self._member.stream_id
 
     @property
     def kind(self) -> str:
-        """How `Client.open` found it: "new", "resumed" or "taken_over"."""
+        """How `Client.open` opened it: "new", "resumed" or "taken_over"."""
         return self._member.kind
 
     @property
     def epoch(self) -> int:
-        """Rises with every open of the stream, those after a break among them; for logs."""
+        """A number that rises with every open of the stream, also after a disconnect; for logs."""
         return self._member.epoch
 
     @property
     def next_step(self) -> int:
-        """The number that the next timestep will have."""
+        """The number of the next timestep."""
         return int(self._next_steps[0])
 
     @property
     def durable_step(self) -> int:
-        """The last timestep whose state is stored, as far as the server has told."""
+        """The last timestep whose state is stored, as far as the server has reported."""
         return int(self._durable_steps[0])
 
     async def start(self) -> None:
-        """Waits until the stream is open; called by `Client.open`."""
+        """Waits until the stream is open. Called by `Client.open`."""
         await super().start()
         self._pack = Packer(self.model.features)
 
     async def step(self, values: Values, *, step: int | None = None, group: Group | None = None) -> Prediction:
         """Sends one timestep and waits for its prediction. Several may be in flight; they are answered in order.
 
-        A break of the connection is mended unseen. Waits for room while `buffer_max` timesteps are kept that the server
-        has not stored. When cancelled later than that, the timestep is applied all the same, and its prediction dropped.
+        Reconnects when the connection breaks. Waits while the resend buffer has `buffer_max` timesteps that the server has not stored. A
+        call that is cancelled after that does not undo the timestep: it is applied, and its prediction is dropped.
 
         Args:
-            values: (features,) numbers in the model's order and units, or what has names (a mapping, a pandas Series, a namedtuple,
-                ...), which is read by them; NaN, or a name left out, means missing. None does not.
-            step: its number, when it is not the next one: an earlier timestep, whose answer is asked for again with the values
-                that it had. None or 0 for the next one.
-            group: timesteps that belong together; when one is refused, none of them behind it is applied.
+            values: (features,) numbers in the model's order and units; or named values (a mapping, a pandas Series, a namedtuple, ...),
+                which are read by name. NaN, or a missing name, means that the value is missing. None is refused.
+            step: the number of an earlier timestep, to get its answer again with the same values. None or 0 for the next timestep.
+            group: timesteps that depend on each other: when one is refused, none of the later ones is applied.
 
         Raises:
-            InvalidTimestep: values or step are wrong; what can be seen from here was not sent.
-            TimestepRefused: it was not applied; the stream stays usable, and timesteps sent behind it move up.
-            AnswerLost: it was applied, but the prediction is gone; the stream stays usable.
-            StreamLost, StreamRefused: the stream can no longer be used from here.
+            InvalidTimestep: values or step are wrong. Nothing was sent if the client can check it.
+            TimestepRefused: it was not applied. The stream stays usable, and the later timesteps move up by one.
+            AnswerLost: it was applied, but its prediction is lost. The stream stays usable.
+            StreamLost, StreamRefused: the stream can no longer be used.
 
         """
-        if step is None and group is None and not self._door.locked() and self._window.has_room(self._index):
-            self._session.check()
-            return await self._add(self._read(values)[1], None)  # what most steps need, in as few calls
+        if step is None and group is None and not self._submit_lock.locked() and self._window.has_room(self._index):
+            self._session.check_process()
+            return await self._add(self._read(values)[1], None)  # the fast path of most steps
         return await (await self._submit(values, step, group))
 
     async def predict(self, rows: Rows[Values]) -> AsyncIterator[Prediction]:
         """Sends row after row, as many ahead as the server allows, and yields the predictions in order.
 
-        The quick way to replay history. Rows of an asynchronous iterable may come as slowly as they like: a prediction
-        is yielded as soon as it is there. When left early, rows that were read ahead are applied all the same.
+        This is the fast way to replay history. An asynchronous iterable may be slow: each prediction is yielded as soon as it is there.
+        When the loop is left early, rows that were read ahead are applied all the same.
 
         Raises:
-            InvalidArgument: `rows` is nothing that can be iterated over.
-            TimestepRefused: a row was refused. No row behind it was applied; `next_step` says where to go on.
-            StreamLost, StreamRefused: the stream can no longer be used from here.
+            InvalidArgument: `rows` is not iterable.
+            TimestepRefused: a row was refused. No later row was applied; `next_step` says where to continue.
+            StreamLost, StreamRefused: the stream can no longer be used.
 
         """
         group = Group()
         rows = rows_in_order(rows, self.model.features)
-        async for prediction in answers("rows", rows, lambda row: self._submit(row, None, group), lambda: self.window):
+        async for prediction in pipeline("rows", rows, lambda row: self._submit(row, None, group), lambda: self.window):
             yield prediction
 
     async def _submit(self, values: Values, step: int | None, group: Group | None) -> Pending:
-        """Puts a timestep in line, once there is room; gives a future of its answer."""
-        self._session.check()
+        """Submits a timestep once there is room. Returns the future of its answer."""
+        self._session.check_process()
         try:
             number, packed = self._read(values, step)
         except InvalidTimestep:
             if group is not None:
-                async with self._door:  # those before it in the group come first
-                    group.fallen = True
+                async with self._submit_lock:  # after the earlier timesteps of the group
+                    group.failed = True
             raise
         if number and number != self.next_step:
             self._check()
-            return self._ask_again(packed, number)
-        if self._door.locked() or not self._window.has_room(self._index):
-            async with self._door:
-                while self._ended is None and not self._window.has_room(self._index):
-                    await self._session.room()
+            return self._submit_repeat(packed, number)
+        if self._submit_lock.locked() or not self._window.has_room(self._index):
+            async with self._submit_lock:
+                while self._error is None and not self._window.has_room(self._index):
+                    await self._session.wait_for_room()
                 return self._add(packed, group)
         return self._add(packed, group)
 
     def _add(self, packed: bytes, group: Group | None) -> Pending:
-        if self._ended is not None or self._closing:
+        if self._error is not None or self._closing:
             self._check()
         pending: Pending = self._session.future()
-        if group is not None and group.fallen:
+        if group is not None and group.failed:
             pending.cancel()
         else:
-            self._session.add(self._buffer, self._index, packed, pending, group)
+            self._session.submit(self._buffer, self._index, packed, pending, group)
         return pending
 
-    def _ask_again(self, packed: bytes, step: int) -> Pending:
-        if step > self.next_step:
-            raise StepGap(
-                f"step: got {step}, expected {self.next_step}; send the timesteps from {self.next_step} on",
-                "STEP_GAP",
-                field="step",
-                next_step=self.next_step,
-            )
+    def _submit_repeat(self, packed: bytes, step: int) -> Pending:
+        next_step = self.next_step
+        if step > next_step:
+            message = f"step: got {step}, expected {next_step}; send the timesteps from {next_step} on"
+            raise StepGap(message, "STEP_GAP", field="step", next_step=next_step)
         if step > self._window.answered.item(self._index):
-            raise InvalidTimestep(
-                f"step: {step} is in flight already; wait for its prediction",
-                "INVALID_FIELD",
-                field="step",
-                next_step=self.next_step,
-            )
+            message = f"step: {step} is in flight already; wait for its prediction"
+            raise InvalidTimestep(message, "INVALID_FIELD", field="step", next_step=next_step)
         pending: Pending = self._session.future()
-        self._window.ask_again(Repeat(self._buffer, self._index, step, packed, pending))
+        self._window.add_repeat(Repeat(self._buffer, self._index, step, packed, pending))
         self._session.wake()
         return pending
 
     def _read(self, values: Values, step: int | None = None) -> tuple[int, bytes]:
-        """What a caller gives: a number, 0 for the next one, and the values, packed."""
+        """Checks what a caller gives. Returns the number, 0 for the next timestep, and the packed values."""
         try:
-            return 0 if step is None else arguments.whole("step", step, 0, STEP_MAX), self._pack(values)
+            return 0 if step is None else arguments.integer("step", step, 0, STEP_MAX), self._pack(values)
         except InvalidArgument as error:
             raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None

@@ -11,7 +11,7 @@ from tidegate.core.spec import Array, Feature, Ints, ModelId, Output
 from tidegate.rpc import wire
 from tidegate.v1 import tidegate_pb2 as pb
 
-# Where a stream is in its life, as people write it.
+# The names of stream states in arguments and results.
 STATES: Mapping[str, pb.Stream.State] = {
     "live": pb.Stream.STATE_LIVE,
     "parked": pb.Stream.STATE_PARKED,
@@ -24,8 +24,8 @@ STATE_NAMES: Mapping[int, str] = {number: name for name, number in STATES.items(
 class Model:
     """A model as its server describes it.
 
-    `handles_missing` says whether values may be NaN, `batch_invariant` whether its predictions are the same bits alone and
-    in any batch.
+    `handles_missing` tells whether values may be NaN, `batch_invariant` whether predictions have the same bits alone and in
+    any batch.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Model:
 class Prediction(Mapping[str, Array]):
     """The answer to one timestep: a mapping from output names to arrays.
 
-    Empty when a timestep was asked for again whose answer the server no longer remembers.
+    Empty for a repeated timestep whose answer the server no longer remembers.
 
     Attributes:
         step: the number of the timestep.
-        durable_step: the last timestep of the stream whose state was stored, when this was answered.
-        duplicate: the model did not run for this answer: the timestep had been applied before.
+        durable_step: the last timestep of the stream that was stored when the server answered.
+        duplicate: True when the timestep had been applied before, and the model did not run again.
 
     """
 
-    # Made for every timestep, and often only one output of it is read: arrays are made when somebody asks.
+    # There is one for each timestep, and often only one output is read: arrays are made on access.
     __slots__ = ("_outputs", "_packed", "duplicate", "durable_step", "step")
 
     def __init__(
@@ -87,17 +87,17 @@ class Prediction(Mapping[str, Array]):
         return (output.name for output in self._outputs[: len(self._packed)])
 
     def __len__(self) -> int:
-        """How many outputs there are."""
+        """The number of outputs."""
         return len(self._packed)
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions(Mapping[str, Array]):
-    """The answers to a block of timesteps, in columns: a mapping from output names to arrays, one row a timestep.
+    """The answers to a block of timesteps, in columns: a mapping from output names to arrays (rows, *shape).
 
-    `errors` has what became of a row that was not answered; the outputs of such a row are zeros, and so is its number in
-    `steps`, unless it was applied and only its answer is lost. `duplicates` says of which rows the model did not run for this
-    answer: the timestep had been applied before.
+    `errors` has the error of each row without an answer. The outputs of such a row are zeros. Its number in `steps` is 0 unless
+    the timestep was applied and only its answer is lost. `duplicates` marks rows that had been applied before, and for which
+    the model did not run again.
     """
 
     steps: Ints
@@ -113,7 +113,7 @@ class Predictions(Mapping[str, Array]):
         return iter(self.outputs)
 
     def __len__(self) -> int:
-        """How many outputs there are."""
+        """The number of outputs."""
         return len(self.outputs)
 
 
@@ -134,8 +134,8 @@ class StreamInfo:
     state_bytes: int
 
 
-def model_of(model: pb.Model) -> Model:
-    """A model from its message."""
+def decode_model(model: pb.Model) -> Model:
+    """Decodes a model."""
     return Model(
         model.name,
         model.version,
@@ -149,10 +149,10 @@ def model_of(model: pb.Model) -> Model:
     )
 
 
-def difference(what: str, model: Model, other: Model) -> ModelMismatch | None:
-    """The error when `what` began under other weights.
+def model_changed(what: str, model: Model, other: Model) -> ModelMismatch | None:
+    """The error for `what`, which began under other weights; None when they are the same.
 
-    A server that has forgotten a stream, and begins it anew under a version that was replaced, cannot tell.
+    A server that has lost a stream and begins it again under a replaced version cannot notice this itself.
     """
     if other.fingerprint == model.fingerprint:
         return None
@@ -163,8 +163,8 @@ def difference(what: str, model: Model, other: Model) -> ModelMismatch | None:
     )
 
 
-def info_of(stream: pb.Stream) -> StreamInfo:
-    """A stream from its message; the state of a newer server than this client is given as its number."""
+def decode_stream_info(stream: pb.Stream) -> StreamInfo:
+    """Decodes a stream. A state that this client does not know becomes its number."""
     return StreamInfo(
         stream.stream_id,
         STATE_NAMES.get(stream.state, str(stream.state)),

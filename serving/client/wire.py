@@ -1,46 +1,48 @@
-"""Converts between the window and the messages of `PredictBlocks`, in columns; only refused rows go one by one."""
+"""Converts messages of a client to and from those of `PredictBlocks`, in columns. Only refused rows are handled one by one."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
 from tidegate.client.errors import StreamLost
-from tidegate.client.message import Message, SingleMessage
+from tidegate.client.message import Message, SingleRowMessage
 from tidegate.client.results import Answers, Bools
 from tidegate.client.types import Model
 from tidegate.core.spec import Ints, Output
 from tidegate.v1 import tidegate_pb2 as pb
 
-# What the protocol allows.
+# The limit of the protocol.
 ROWS_MAX = 65_536
-# Longer messages are read no faster, and a server that does not say how much it reads takes 4 MiB; some of an answer goes to refusals.
+# Longer messages are read no faster. A server that does not report its limit reads 4 MiB; errors need some room in an answer.
 MESSAGE_BYTES_MAX = 3_000_000
-# What a block has beside its rows: its number and the lengths of its columns.
-BLOCK_BYTES = 64
-# What a row has beside its values: a handle and a number.
-ROW_BYTES = 12
-# What an answer has beside its outputs: two numbers, and its place among the duplicates.
-ANSWER_BYTES = 21
+# The bytes of a block without its rows: its number and the lengths of its columns.
+BLOCK_OVERHEAD_BYTES = 64
+# The bytes of a row without its values: a handle and a number.
+ROW_OVERHEAD_BYTES = 12
+# The bytes of an answer without its outputs: two numbers, and its place among the duplicates.
+ANSWER_OVERHEAD_BYTES = 21
 
-KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
+OPEN_KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
 
 
 def rows_max(model: Model, message_bytes_max: int) -> int:
-    """How many rows a message may have, so that it and its answer are not too large.
+    """How many rows a message may have, so that neither it nor its answer is too large.
 
     Args:
-        model: what they are for.
-        message_bytes_max: the largest request that the server reads, in bytes; 0 when it does not say.
+        model: the model of the streams.
+        message_bytes_max: the largest request that the server reads, in bytes; 0 when it does not report it.
 
     """
-    asked = ROW_BYTES + 4 * len(model.features)
-    answered = ANSWER_BYTES + sum(output.dtype.itemsize * int(np.prod(output.shape)) for output in model.outputs)
-    request_bytes = min(MESSAGE_BYTES_MAX, (message_bytes_max or MESSAGE_BYTES_MAX) - BLOCK_BYTES)
+    asked = ROW_OVERHEAD_BYTES + 4 * len(model.features)
+    answered = ANSWER_OVERHEAD_BYTES + sum(
+        output.dtype.itemsize * int(np.prod(output.shape)) for output in model.outputs
+    )
+    request_bytes = min(MESSAGE_BYTES_MAX, (message_bytes_max or MESSAGE_BYTES_MAX) - BLOCK_OVERHEAD_BYTES)
     return max(1, min(ROWS_MAX, request_bytes // asked, MESSAGE_BYTES_MAX // answered))
 
 
 def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
-    """A message, whose streams go by these handles."""
+    """Encodes a message. `handles` has the handle of each row."""
     return pb.PredictBlocksRequest(
         block=pb.Block(
             block=message.number,
@@ -51,8 +53,8 @@ def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
     )
 
 
-def encode_single(message: SingleMessage, handle: int) -> pb.PredictBlocksRequest:
-    """A message with one timestep, whose stream goes by this handle."""
+def encode_single_row(message: SingleRowMessage, handle: int) -> pb.PredictBlocksRequest:
+    """Encodes a message with one timestep."""
     return pb.PredictBlocksRequest(
         block=pb.Block(
             block=message.number,
@@ -64,7 +66,7 @@ def encode_single(message: SingleMessage, handle: int) -> pb.PredictBlocksReques
 
 
 def decode_answers(message: Message, outputs: tuple[Output, ...], block: pb.PredictedBlock) -> Answers:
-    """The answers to a message. Raises StreamLost when they do not fit it."""
+    """Decodes the answers to a message. Raises StreamLost when they do not fit it."""
     rows = len(message.steps)
     plain = not (block.duplicate_rows or block.forgotten_rows or block.errors)
     try:
@@ -88,18 +90,16 @@ def decode_answers(message: Message, outputs: tuple[Output, ...], block: pb.Pred
 
 
 def decode_durable(message: pb.DurableStreams) -> tuple[Ints, Ints]:
-    """Handles, and what is durable of each. Raises StreamLost when the columns do not fit each other."""
+    """Decodes handles and their durable steps. Raises StreamLost when the columns differ in length."""
     try:
         handles = np.frombuffer(message.handles, "<u4").astype(np.int64)
         return handles, np.frombuffer(message.durable_steps, "<i8").reshape(len(handles))
     except ValueError as error:
-        raise StreamLost(
-            f"the server told of what is durable in columns that do not fit: {error}", "WRONG_ORDER"
-        ) from error
+        raise StreamLost(f"the server's durable steps and handles differ in number: {error}", "WRONG_ORDER") from error
 
 
 def _mark(rows: int, places: Iterable[int]) -> Bools:
-    """A column that is True at these places."""
+    """A boolean column that is True at these places."""
     mark = np.zeros(rows, np.bool_)
     mark[np.fromiter(places, np.int64)] = True
     return mark

@@ -70,8 +70,6 @@ class PendingBlock:
 class BlockCall(Call):
     """A stream on a call, from one open to the next."""
 
-    in_blocks = True
-
     def __init__(self, rpc: "PredictBlocksRpc", run: ScenarioRun, open_request: pb.Open) -> None:
         super().__init__(run, open_request)
         self.handle = 0  # 0 until the open is answered

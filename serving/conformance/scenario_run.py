@@ -25,8 +25,10 @@ START_SECONDS = 30.0
 NEXT_SECONDS = 15.0
 # The same after a violation: often nothing more comes.
 AFTER_VIOLATION_SECONDS = 2.0
-# How long a script watches for something that must not happen.
-WATCH_SECONDS = 0.3
+# How long a script watches for something that must not happen, and how long after the loss of the stream.
+WATCH_SECONDS, LOST_SECONDS = 0.3, 3.0
+# How long after the end of a program its last message may still be under way.
+UNDER_WAY_SECONDS = 0.3
 # The time limit for the end of the call after the close.
 END_OF_CALL_SECONDS = 2.0
 
@@ -96,7 +98,7 @@ class ScenarioRun:
         item, exited = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self.client_exited.wait())
         try:
             await asyncio.wait([item, exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([item], timeout=min(seconds, WATCH_SECONDS) if exited.done() else 0)
+            await asyncio.wait([item], timeout=min(seconds, UNDER_WAY_SECONDS) if exited.done() else 0)
             return item.result() if item.done() else None
         finally:
             item.cancel()
@@ -121,26 +123,26 @@ class ScenarioRun:
     async def open_next_call(self, next_step: int | None = None, *, window_of_one: bool = False) -> "Call":
         """Waits for the next call and answers its open with the server's next step.
 
-        With `window_of_one` a call of `PredictBlocks` has one timestep in flight, so that each is answered on its own.
+        With `window_of_one` one timestep is in flight: the next one shows that the client has read the answer.
         """
         call = await self.next_call()
-        window = 1 if window_of_one and call.in_blocks else WINDOW
+        window = 1 if window_of_one else WINDOW
         await call.send_opened(len(self.applied) + 1 if next_step is None else next_step, window=window)
         return call
 
-    async def wait_for_open(self, seconds: float = WATCH_SECONDS) -> "Call | None":
+    async def wait_for_open(self, seconds: float | None = None) -> "Call | None":
         """Returns the next call, if one comes within the time."""
-        return await self.wait_for_item(self.calls, seconds)
+        return await self.wait_for_item(self.calls, WATCH_SECONDS if seconds is None else seconds)
 
     async def expect_no_open(self) -> None:
         """Checks that the client does not open its stream again."""
-        if (call := await self.wait_for_open()) is not None:
+        if (call := await self.wait_for_open(LOST_SECONDS)) is not None:
             self.add_violation("no-reopen-when-lost", f"an open came after {self.lost_reason}")
             await call.end("UNAVAILABLE")
 
     async def expect_no_call(self) -> None:
         """Checks that the client makes no more calls of `PredictOne`."""
-        if await self.wait_for_item(self.single_calls, WATCH_SECONDS) is not None:
+        if await self.wait_for_item(self.single_calls, LOST_SECONDS) is not None:
             self.add_violation("no-reopen-when-lost", f"a call came after {self.lost_reason}")
 
     async def serve_rest(self, call: "Call") -> None:
@@ -186,10 +188,8 @@ class Call(ABC):
         status: how the call ends; None for OK.
         ended: set when the script has finished with the call.
         run: the run that it belongs to.
+        in_flight: how many timesteps are not answered.
     """
-
-    # Whether timesteps are answered in blocks.
-    in_blocks = False
 
     def __init__(self, run: ScenarioRun, open_request: pb.Open) -> None:
         self.open_request = open_request
@@ -202,7 +202,7 @@ class Call(ABC):
         # The number of a refused timestep that must be sent again. Timesteps before that were sent behind it.
         self._retry_step: int | None = None
         self._behind: set[int] = set()  # identities of the requests that were sent behind a refused timestep
-        self._in_flight = 0
+        self.in_flight = 0
         self._window = WINDOW
         self._closing_expected = False  # only the end of the requests may follow
 
@@ -277,7 +277,7 @@ class Call(ABC):
                 run.last_answered = step
                 run.expected_output.append(None if output == b"" else (step, true))
             run.durable = max(run.durable, durable)
-            self._in_flight -= 1
+            self.in_flight -= 1
 
         outputs = [true if output is None else output] if output != b"" else []
         prediction = pb.Prediction(step=step, outputs=outputs, durable_step=durable, duplicate=duplicate)
@@ -287,6 +287,11 @@ class Call(ABC):
         """Waits for timesteps and answers them."""
         for step in steps:
             await self.answer(await self.expect_step(step), store=store)
+
+    async def serve_until_read(self, *steps: int, store: bool = True) -> None:
+        """Answers timesteps, with a window of one, until the client has read that: the end of a call may overtake answers."""
+        await self.serve(*steps, store=store)
+        await self.expect_step(steps[-1] + 1)
 
     async def answer_received(self) -> None:
         """Answers what has come so far."""
@@ -301,7 +306,7 @@ class Call(ABC):
         run = self.run
 
         def on_sent() -> None:
-            self._in_flight -= 1
+            self.in_flight -= 1
             if action == "DROP":
                 del run.inputs[step - 1]
                 run.expected_output.append(None)
@@ -393,7 +398,7 @@ class Call(ABC):
         """Refuses a timestep that was sent behind a refused one."""
 
         def on_sent() -> None:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
         await self._send_answer(on_sent, error=make_error(step, reason, action, len(self.run.applied) + 1))
 
@@ -409,8 +414,8 @@ class Call(ABC):
             run.add_violation("open-first", f"got a {kind} before the open was answered")
         elif kind == "close":
             run.closing = True
-            if self._in_flight or len(run.applied) < len(run.inputs):
-                run.add_violation("close-when-answered", f"a close came with {self._in_flight} timesteps in flight")
+            if self.in_flight or len(run.applied) < len(run.inputs):
+                run.add_violation("close-when-answered", f"a close came with {self.in_flight} timesteps in flight")
             self._closing_expected = True
         elif kind == "timestep":
             self._check_timestep(request)
@@ -420,9 +425,9 @@ class Call(ABC):
     def _check_timestep(self, request: pb.PredictRequest) -> None:
         run, step = self.run, request.timestep.step
         assert self._next_due_step is not None
-        self._in_flight += 1
-        if self._in_flight > self._window:
-            run.add_violation("window", f"{self._in_flight} timesteps are in flight, expected at most {self._window}")
+        self.in_flight += 1
+        if self.in_flight > self._window:
+            run.add_violation("window", f"{self.in_flight} timesteps are in flight, expected at most {self._window}")
         if step == self._retry_step:
             self._next_due_step, self._retry_step = step, None
         elif self._retry_step is not None:

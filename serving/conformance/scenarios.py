@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from tidegate.conformance import scenario_run
 from tidegate.conformance.scenario_run import Call, ScenarioRun
 from tidegate.conformance.toy_model import WINDOW, pack
 from tidegate.v1 import tidegate_pb2 as pb
@@ -21,6 +22,8 @@ UNAVAILABLE_SECONDS, TRIES_MAX = 1.0, 20
 RETRY_SECONDS = 0.3
 # The time limit for a reaction that should come at once.
 AGAIN_SECONDS = 5.0
+# The time limit for a client to half-close after a Move.
+MOVE_SECONDS = 2.0
 # The limit of 10 s on an open, and reserve for a slow machine.
 LIMIT_SECONDS = 20.0
 UNKNOWN_REASON = 999
@@ -61,7 +64,7 @@ def check_retry_after(run: ScenarioRun, refused: float) -> None:
 async def check_back_off(run: ScenarioRun, fail_next: Callable[[], Awaitable[None]]) -> None:
     """Fails the tries of the client for a while, and checks that there are not too many."""
     end, tries = time.monotonic() + UNAVAILABLE_SECONDS, 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and tries <= TRIES_MAX:
         await fail_next()
         tries += 1
     if tries > TRIES_MAX:
@@ -128,7 +131,7 @@ async def crash(run: ScenarioRun) -> None:
     """The server crashes and loses answered timesteps that were not durable."""
     call = await run.open_next_call(window_of_one=True)
     await call.serve(1, 2)
-    await call.serve(3, 4, store=False)
+    await call.serve_until_read(3, 4, store=False)
     await call.end("UNAVAILABLE")
     del run.applied[2:]
     await run.serve_rest(await run.open_next_call())
@@ -138,7 +141,7 @@ async def crash(run: ScenarioRun) -> None:
 async def crash_and_other_bits(run: ScenarioRun) -> None:
     """A timestep that is sent again gets another answer."""
     call = await run.open_next_call(window_of_one=True)
-    await call.serve(1, 2, store=False)
+    await call.serve_until_read(1, 2, store=False)
     await call.end("UNAVAILABLE")
     run.applied.clear()
     call = await run.open_next_call(window_of_one=True)
@@ -168,7 +171,7 @@ async def lost_by(run: ScenarioRun, call: Call, code: str, reason: str, action: 
 async def state_lost(run: ScenarioRun) -> None:
     """The store has lost timesteps that the client cannot send again."""
     call = await run.open_next_call(window_of_one=True)
-    await call.serve(1, 2)
+    await call.serve_until_read(1, 2)
     await call.end("UNAVAILABLE")
     await lost_by(run, await run.next_call(), "DATA_LOSS", "STATE_LOST")
 
@@ -177,15 +180,15 @@ async def state_lost(run: ScenarioRun) -> None:
 async def taken_over(run: ScenarioRun) -> None:
     """Another client opens the stream while the call is open."""
     call = await run.open_next_call(window_of_one=True)
-    await call.serve(1, 2)
+    await call.serve_until_read(1, 2)
     await lost_by(run, call, "ABORTED", "TAKEN_OVER")
 
 
 @scenario(BOTH)
 async def taken_over_meanwhile(run: ScenarioRun) -> None:
     """Another client has opened the stream while the server was unavailable."""
-    call = await run.open_next_call()
-    await call.serve(1, 2)
+    call = await run.open_next_call(window_of_one=True)
+    await call.serve_until_read(1, 2)
     await call.end("UNAVAILABLE")
     await lost_by(run, await run.next_call(), "ABORTED", "TAKEN_OVER")
 
@@ -202,16 +205,16 @@ async def unknown_reason_reopen(run: ScenarioRun) -> None:
 @scenario(BOTH)
 async def unknown_reason_lost(run: ScenarioRun) -> None:
     """The call ends with a reason that the client cannot know, and the action STREAM_LOST."""
-    call = await run.open_next_call()
-    await call.serve(1, 2)
+    call = await run.open_next_call(window_of_one=True)
+    await call.serve_until_read(1, 2)
     await lost_by(run, call, "UNAVAILABLE", "REASON_OF_TOMORROW")
 
 
 @scenario(BOTH)
 async def unknown_action(run: ScenarioRun) -> None:
     """The call ends with an action that the client cannot know."""
-    call = await run.open_next_call()
-    await call.serve(1, 2)
+    call = await run.open_next_call(window_of_one=True)
+    await call.serve_until_read(1, 2)
     await lost_by(run, call, "UNAVAILABLE", "REASON_OF_TOMORROW", "ACTION_OF_TOMORROW")
 
 
@@ -300,7 +303,7 @@ async def move(run: ScenarioRun) -> None:
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.write(move=pb.Move(message="by the script"))
-    await asyncio.sleep(0.1)
+    await call.wait_for_end(MOVE_SECONDS)  # what was sent before the client read it is no violation
     call.expect_silence()
     await call.answer_received()  # the window would allow more
     await asyncio.sleep(0.1)
@@ -320,11 +323,19 @@ async def move_without_end(run: ScenarioRun) -> None:
     await run.serve_rest(again)
 
 
+async def wait_in_flight(call: Call, count: int, seconds: float) -> None:
+    """Waits until so many timesteps are in flight, for that long at most."""
+    end = time.monotonic() + seconds
+    while call.in_flight < count and time.monotonic() < end:  # noqa: ASYNC110 - requests are counted where they are checked
+        await asyncio.sleep(0.01)
+
+
 @scenario(FULL)
 async def full_window(run: ScenarioRun) -> None:
     """The server answers nothing until the window is full."""
     call = await run.open_next_call()
-    await asyncio.sleep(0.3)
+    await wait_in_flight(call, WINDOW, run.next_seconds)
+    await wait_in_flight(call, WINDOW + 1, scenario_run.WATCH_SECONDS)
     await call.serve(*range(1, WINDOW + 1))
     await run.serve_rest(call)
 

@@ -144,7 +144,7 @@ class MemoryStore:
                 continue
             metadata = replace(
                 record.metadata,
-                holder=Holder.SELF if residency else Holder.NOBODY,
+                holder=Holder.SELF if residency else Holder.NONE,
                 live=residency is Residency.LIVE,
                 save_answers=max(save_answers, record.metadata.save_answers),
             )
@@ -250,7 +250,7 @@ class MemoryStore:
             updated_unix_nano=now,
             state_bytes=0,
             tombstone=tombstone,
-            holder=Holder.NOBODY,
+            holder=Holder.NONE,
             live=False,
             is_ours=False,
             owner="",

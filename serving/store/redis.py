@@ -333,7 +333,7 @@ class RedisStore:
         """The metadata of a stream, from its fields as texts."""
         epoch, step, name, version, fingerprint, created, updated, state_bytes, tombstone, *rest = values
         writer, residency, asked, save_answers, owner = rest
-        holder = (Holder.SELF if writer == str(self._writer) else Holder.OTHER) if alive else Holder.NOBODY
+        holder = (Holder.SELF if writer == str(self._writer) else Holder.OTHER) if alive else Holder.NONE
         return StreamMetadata(
             key,
             int(epoch),

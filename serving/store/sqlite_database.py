@@ -364,7 +364,7 @@ class Database:
         stream_id, epoch, step, name, version, fingerprint, created, updated, state_bytes, *rest = row
         tombstone, writer, mark, asked, answered, owner, beat = rest
         alive = abs(now - beat) <= DEAD_NANO
-        holder = Holder.SELF if mark and writer == self._writer else Holder.OTHER if mark and alive else Holder.NOBODY
+        holder = Holder.SELF if mark and writer == self._writer else Holder.OTHER if mark and alive else Holder.NONE
         return StreamMetadata(
             Key(tenant, stream_id),
             epoch,
@@ -375,7 +375,7 @@ class Database:
             state_bytes,
             Tombstone(tombstone),
             holder,
-            live=holder is not Holder.NOBODY and mark == Residency.LIVE,
+            live=holder is not Holder.NONE and mark == Residency.LIVE,
             is_ours=writer == self._writer,
             save_requests=asked,
             save_answers=answered,

@@ -37,14 +37,14 @@ class Tombstone(IntEnum):
     """What remains of a stream that is gone."""
 
     NONE = 0
-    EXPIRED = 1  # it was silent for too long; listed until the tombstone is deleted
-    DELETED = 2  # somebody deleted it; not listed
+    EXPIRED = 1  # it was idle for too long; listed until the tombstone is deleted
+    DELETED = 2  # a client deleted it; not listed
 
 
 class Holder(Enum):
     """Which server has a stream in memory, seen from a store object."""
 
-    NOBODY = "nobody"
+    NONE = "none"
     SELF = "self"
     OTHER = "other"  # another writer, which is alive
 
@@ -84,7 +84,7 @@ class StreamMetadata:
     updated_unix_nano: int
     state_bytes: int
     tombstone: Tombstone = Tombstone.NONE
-    holder: Holder = Holder.NOBODY
+    holder: Holder = Holder.NONE
     live: bool = False
     is_ours: bool = False
     save_requests: int = 0

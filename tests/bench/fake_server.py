@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 
 from tests.client.reasons import error_of
+from tests.timeouts import TIMEOUT_S
 from tidegate.bench.__main__ import MAKE_RUNNERS
 from tidegate.bench.counts import Counts
 from tidegate.bench.load import LoadGenerator
@@ -20,9 +21,6 @@ from tidegate.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
 from tidegate.bench.plan import Plan
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-
-# Nothing here takes a second. A test that takes longer than this hangs.
-TIMEOUT_S = 20.0
 
 MODEL = pb.Model(
     name="toy",
@@ -41,6 +39,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         refuse_block: the same for a whole block, by its number.
         refuse_open: the same for the open of a stream.
         stalled: (from, to): the time in which it answers nothing.
+        held: whether it answers nothing now.
         window: the number of remembered answers that it reports.
     """
 
@@ -53,6 +52,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         self.refuse_block: Callable[[int], str | None] = lambda _number: None
         self.refuse_open: Callable[[str], str | None] = lambda _stream: None
         self.stalled: tuple[float, float] = (0.0, 0.0)
+        self.held: Callable[[], bool] = lambda: False
         self.retry_after_ms = 20
         self.window = 32
         self.address = ""
@@ -147,6 +147,8 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         self.deleted.append(stream)
 
     async def _stall(self) -> None:
+        while self.held():  # noqa: ASYNC110 - a load generator sends no event
+            await asyncio.sleep(0.005)
         begin, end = self.stalled
         if begin <= time.monotonic() < end:
             await asyncio.sleep(end - time.monotonic())

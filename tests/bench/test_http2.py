@@ -10,11 +10,11 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.bench import http2
 from tidegate.bench.http2 import Call, CallStatus, Connection, length_prefixed
 from tidegate.bench.light_client import client_error
 
-TIMEOUT_S = 20.0
 METHOD = "/a.Service/Method"
 Handler = Callable[[Any], Any]
 
@@ -182,7 +182,7 @@ async def test_a_cancelled_call_receives_nothing_more() -> None:
         connection.close()
 
 
-async def test_a_server_that_goes_away_ends_calls() -> None:
+async def test_a_server_that_disconnects_ends_calls() -> None:
     """Running calls and later ones. The code is UNAVAILABLE, or that of the server."""
     async with server(echo) as (address, made):
         connection = await Connection.open(address)

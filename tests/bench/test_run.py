@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.support import Process, lstm, serve, write_model
+from tests.graphs import lstm, write_model
+from tests.servers import Process, serve
 from tidegate.bench.plan import Plan
 from tidegate.bench.processes import ClientProcesses
 from tidegate.bench.result import Result, ServedModel

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.bench.send_queue import GAP, GAP_AFTER_REFUSAL, WITHOUT_RETRY_TIME, Answer, Refusal, SendQueue
@@ -84,7 +84,7 @@ def test_an_open_loop_drops_a_refused_timestep() -> None:
     assert queue.take_answer(APPLIED, 3.0).due == 2.0
 
 
-def test_timesteps_behind_a_refused_one_are_sent_again_in_order() -> None:
+def test_timesteps_after_a_refused_one_are_sent_again_in_order() -> None:
     """With the numbers that the stream now expects. No new timestep overtakes them."""
     queue = send_queue()
     for due in (1.0, 2.0, 3.0):
@@ -124,7 +124,7 @@ def test_a_refused_row_waits_for_the_next_message_and_keeps_its_due_time() -> No
     assert (outcome.due, outcome.applied, outcome.late_due) == (2.0, 3, (1.0,))
 
 
-def test_a_block_behind_a_refused_block_is_sent_again() -> None:
+def test_a_block_after_a_refused_block_is_sent_again() -> None:
     """All its rows are gaps. Even an open loop drops none of them."""
     queue = send_queue(rows=2)
     queue.add(1.0)
@@ -137,7 +137,7 @@ def test_a_block_behind_a_refused_block_is_sent_again() -> None:
     assert queue.take_answer(APPLIED, 4.0).due == 2.0
 
 
-def test_in_an_open_loop_a_row_behind_a_refused_one_has_its_own_reason() -> None:
+def test_in_an_open_loop_a_row_after_a_refused_one_has_its_own_reason() -> None:
     """It is not a failure itself, and the refusal before it is counted already."""
     queue = send_queue(rows=2)
     queue.add(1.0)
@@ -212,7 +212,6 @@ ACTIONS = st.lists(st.sampled_from(["due", "due", "send", "send", "answer"]), mi
 
 
 @given(st.booleans(), st.integers(1, 5), st.integers(1, 4), st.lists(WHIMS, min_size=1, max_size=3), ACTIONS)
-@settings(deadline=None)  # on a busy machine an example may take long
 def test_numbers_are_consecutive_whatever_is_refused(
     closed_loop: bool, rows: int, window: int, whims: list[list[str]], actions: list[str]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from tests.client.test_tls import answer_models, recording
-from tests.support import address_of, run_command, run_server
+from tests.servers import address_of, run_command, run_server
 from tests.tls import Certificates, make_certificates, tls_before
 from tidegate.cli import app as cli
 from tidegate.cli.connection import ConnectionSettings, make_connection
@@ -76,9 +76,9 @@ async def test_commands_use_tls(certificates: Certificates, sum_root: Path, tmp_
             await run("stream", str(rows), "--stream-id", "a", TIDEGATE_ADDRESS=address, **variables),
             await run("streams", "list", TIDEGATE_ADDRESS=address, TIDEGATE_TLS="1", **variables),
         ]
-    for one, said in zip(ended, ("SERVING", "toy", "2 timesteps in ", "a "), strict=True):
+    for one, expected in zip(ended, ("SERVING", "toy", "2 timesteps in ", "a "), strict=True):
         assert one.returncode == 0, one.stderr
-        assert said in one.stdout
+        assert expected in one.stdout
         assert one.stderr == ""
 
 

@@ -121,7 +121,7 @@ def test_the_last_forecast_and_the_actual_value_are_reported() -> None:
 
 
 def test_the_last_forecast_stands_between_its_outermost_quantiles() -> None:
-    """Of what was said about the last row; NaN where it was not said."""
+    """The forecast for the last row; NaN where there was none."""
     scorer = ForecastScorer(np.array([[1], [2], [4]], np.float32), ("u",), ("V",), (1, 2), None, coverage=0.8)
     for row in range(2):
         quantiles = [[[1, 2, 3]], [[4, 5, 6]]]

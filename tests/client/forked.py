@@ -1,4 +1,4 @@
-"""Forks children from a process that has a client, and tells what each of them got. Started by `test_connection`.
+"""Forks children from a process that has a client, and prints what each of them got. Started by `test_connection`.
 
 A process of its own: what is tested is that of a user who imports the client first, and forks.
 """
@@ -11,31 +11,29 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tests.timeouts import TIMEOUT_S
 from tidegate import blocking
 from tidegate.client import Client
 
-# A child that has not answered by then waits for ever: before, it did so whatever `timeout_s` said.
-CHILD_SECONDS = 3.0
-
 
 def in_child(act: Callable[[], Any]) -> str:
-    """What `act` gives or raises in a forked child; or how the child ended that said nothing."""
+    """What `act` returns or raises in a forked child; or how the child ended without an answer."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            said = f"gave {act()!r}"
+            result = f"gave {act()!r}"
         except BaseException as error:  # noqa: BLE001 - the parent judges
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
+            result = f"{type(error).__name__}: {error}"
+        os.write(writing, result.encode())
         os._exit(0)  # nothing of the parent's may run twice
     os.close(writing)
-    ready, _, _ = select.select([reading], [], [], CHILD_SECONDS)
-    said = os.read(reading, 4096).decode() if ready else "hangs"
+    ready, _, _ = select.select([reading], [], [], TIMEOUT_S / 2)
+    result = os.read(reading, 4096).decode() if ready else "hangs"
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     os.close(reading)
-    return said or f"died with status {status}"
+    return result or f"died with status {status}"
 
 
 def say(*words: Any) -> None:
@@ -46,7 +44,7 @@ def say(*words: Any) -> None:
 def with_blocking(address: str) -> None:
     """Everything that waits, and what does not."""
     with (
-        blocking.Client(address, timeout_s=2.0) as client,
+        blocking.Client(address) as client,
         client.open("a") as stream,
         client.block(["b", "c"]) as block,
     ):
@@ -67,7 +65,7 @@ def with_blocking(address: str) -> None:
 async def with_asynchronous(address: str) -> None:
     """The same, in an event loop that the child makes."""
     async with (
-        Client(address, timeout_s=2.0) as client,
+        Client(address) as client,
         client.open("e") as stream,
         client.block(["f"]) as block,
     ):

@@ -1,4 +1,4 @@
-"""Errors as a server tells them, by the name of their reason."""
+"""Errors as a server sends them, by the name of their reason."""
 
 from collections.abc import Mapping
 from datetime import timedelta

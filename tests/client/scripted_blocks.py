@@ -1,4 +1,4 @@
-"""A server of `PredictBlocks` that follows a script, as `tests.client.scripted` does for `Predict`.
+"""A server of `PredictBlocks` with many streams that follows a script, as `tests.scripted` does with one stream.
 
 What it applied is in `histories`, by the stream's name: its answer to a timestep is the sum of all values up to it, and their
 count. What it stored is in `stored`; `crash` loses the rest. A value below 0 is refused as NOT_FINITE.
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.client import scripted
+from tests import scripted
 from tests.client.reasons import error_of
-from tests.client.scripted import Scripted, Time
+from tests.scripted import Scripted, Time
+from tests.scripted_calls import BlocksCall
 from tidegate.client import Client
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -34,7 +35,7 @@ Row = tuple[str, int, float]
 Reasons = Mapping[int, str | pb.Error]
 
 
-class BlockCall(scripted.Call):
+class BlockCall(BlocksCall):
     """One call, as a script plays it."""
 
     server: "ScriptedBlocks"
@@ -46,10 +47,6 @@ class BlockCall(scripted.Call):
         self.remembered = REMEMBERED
         self.number = 0  # of the block read last
         self.rows: list[Row] = []
-
-    async def write(self, **kind: Any) -> None:
-        """Writes a response."""
-        await self.context.write(pb.PredictBlocksResponse(**kind))
 
     async def next(self, kind: str) -> Any:
         """Reads a request, which must be of this kind."""
@@ -199,10 +196,6 @@ class BlockCall(scripted.Call):
             closed.durable_steps.append(self.server.stored.get(name, 0))
         await self.write(closed=closed)
         return names
-
-    async def move(self) -> None:
-        """Asks the client to move."""
-        await self.write(move=pb.Move(message="going"))
 
 
 BlockScript = Callable[[BlockCall], Awaitable[Any]]

@@ -1,11 +1,13 @@
-"""What a server says to do is done, whatever its reason: a newer server may have reasons that this client has never heard of."""
+"""The client follows the action of an error, whatever its reason: a newer server may have reasons that this client does not know."""
 
 from typing import Any
 
 import pytest
 
 from tests.client.reasons import error_of
-from tests.client.scripted import Call, closing, connected, eventually, sums
+from tests.scripted import closing, connected, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate.client import (
     ClientError,
     InvalidTimestep,
@@ -30,7 +32,7 @@ def unheard_of(action: int, **more: Any) -> pb.Error:
 # One stream, in band -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_timestep_is_sent_again_when_the_server_says_so() -> None:
+async def test_a_timestep_is_sent_again_on_the_action_of_the_server() -> None:
     """After the wait that it asks for."""
 
     async def script(call: Call) -> None:
@@ -46,7 +48,7 @@ async def test_a_timestep_is_sent_again_when_the_server_says_so() -> None:
         assert time.slept == [pytest.approx(0.3)]
 
 
-async def test_a_timestep_that_is_sent_again_in_vain_is_refused() -> None:
+async def test_a_timestep_that_is_retried_too_long_is_refused() -> None:
     """By the general name of that, with the reason's number."""
 
     async def script(call: Call) -> None:
@@ -61,8 +63,8 @@ async def test_a_timestep_that_is_sent_again_in_vain_is_refused() -> None:
         assert (type(caught.value), caught.value.reason) == (TimestepRefused, str(NEW))
 
 
-async def test_a_timestep_is_dropped_when_the_server_says_so() -> None:
-    """Its caller is told; the next takes its number."""
+async def test_a_timestep_is_dropped_on_the_action_of_the_server() -> None:
+    """Its caller gets the error; the next one takes its number."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -78,8 +80,8 @@ async def test_a_timestep_is_dropped_when_the_server_says_so() -> None:
         assert await sums(stream, [2.0]) == [2.0]
 
 
-async def test_a_stream_is_opened_again_when_the_server_says_so() -> None:
-    """The user sees nothing, nor does whoever asks for an old answer."""
+async def test_a_stream_is_opened_again_on_the_action_of_the_server() -> None:
+    """The user sees nothing, nor does a caller that requests an old answer."""
 
     async def first(call: Call) -> None:
         call.server.history.append(1.0)
@@ -127,8 +129,8 @@ async def test_a_reopen_that_is_refused_for_an_unknown_reason_is_a_loss() -> Non
 
 @pytest.mark.parametrize("action", ACTIONS_LOST)
 @pytest.mark.parametrize("step", [None, 1], ids=["new", "asked for again"])
-async def test_a_stream_is_lost_when_the_server_says_so(action: int, step: int | None) -> None:
-    """Or when it says what this client does not know: going on might lose something."""
+async def test_a_stream_is_lost_on_the_action_of_the_server(action: int, step: int | None) -> None:
+    """Or for an action that this client does not know: continuing might lose data."""
 
     async def script(call: Call) -> None:
         call.server.history.append(1.0)
@@ -170,7 +172,7 @@ async def test_a_call_that_ends_for_a_while_is_opened_again(action: str) -> None
 
 @pytest.mark.parametrize("action", ["RETRY", "REOPEN"])
 async def test_a_call_that_ends_for_ever_is_unavailable(action: str) -> None:
-    """The general name of a server that is tried in vain."""
+    """The general class for a server that cannot be reached."""
 
     async def refused(call: Call) -> None:
         await call.read_open()
@@ -215,7 +217,7 @@ async def test_a_known_reason_with_another_action_is_acted_on() -> None:
     async with connected(first, second) as (client, _, _):
         with pytest.raises(StreamLost, match=r"^STOPPING it is$"):
             async with client.open("a") as stream:
-                await eventually(stream._over.is_set, "the end")
+                await eventually(stream._ended_event.is_set, "the end")
 
 
 async def test_details_that_another_made_are_no_word_of_the_service() -> None:
@@ -286,12 +288,12 @@ async def test_other_values_in_a_replay_lose_the_stream() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0, 2.0])
-        await eventually(stream._over.is_set, "the end")
+        await eventually(stream._ended_event.is_set, "the end")
         with pytest.raises(ValuesDiffer):
             await stream.step([3.0])
 
 
-async def test_whoever_asks_again_with_other_values_is_told_alone() -> None:
+async def test_a_repeat_with_other_values_fails_alone() -> None:
     """The stream has sent nothing wrong: it goes on, and the right values are answered."""
 
     async def script(call: Call) -> None:

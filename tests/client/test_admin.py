@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.client.scripted import MODEL, Scripted, scripted
+from tests.scripted import Scripted, scripted
+from tests.scripted_calls import MODEL
 from tidegate import blocking
 from tidegate.client import (
     Client,
@@ -90,7 +91,7 @@ async def test_a_state_that_there_is_not_is_refused_here(ask: Ask) -> None:
 
 
 async def test_a_stream_is_described(ask: Ask) -> None:
-    """With everything that the server tells."""
+    """With all fields of the answer."""
     async with scripted() as server:
         server.replies["DescribeStreamRequest"] = lambda request: pb.DescribeStreamResponse(
             stream=STREAM if request.stream_id == "a" else None
@@ -99,7 +100,7 @@ async def test_a_stream_is_described(ask: Ask) -> None:
 
 
 async def test_a_stream_is_deleted(ask: Ask) -> None:
-    """And told as it was."""
+    """It is returned as it was."""
     async with scripted() as server:
         server.replies["DeleteStreamRequest"] = lambda request: pb.DeleteStreamResponse(
             stream=STREAM if request.stream_id == "a" else None

@@ -29,6 +29,6 @@ def test_a_number_of_tries_has_no_end() -> None:
 
 def test_what_the_server_asks_for_is_waited_at_least() -> None:
     """And up to half of it more; it is never asked again without any wait."""
-    assert Backoff(dice=lambda: 0.0).not_before_s(2.0) == 2.0
-    assert Backoff(dice=lambda: 1.0).not_before_s(2.0) == 3.0
-    assert Backoff(dice=lambda: 0.0).not_before_s(0.0) == 0.05
+    assert Backoff(dice=lambda: 0.0).jittered_s(2.0) == 2.0
+    assert Backoff(dice=lambda: 1.0).jittered_s(2.0) == 3.0
+    assert Backoff(dice=lambda: 0.0).jittered_s(0.0) == 0.05

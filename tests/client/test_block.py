@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.scripted import eventually
 from tests.client.scripted_blocks import BlockCall, closing, connected, error_of, opened_and_closed
+from tests.scripted import let_time_out
+from tests.timeouts import eventually
 from tidegate.client import (
     AnswerLost,
     Block,
@@ -25,7 +26,7 @@ from tidegate.client import (
     StreamLost,
     StreamNotFound,
     TakenOver,
-    members,
+    session_streams,
 )
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -47,8 +48,8 @@ async def sums(block: Block, values: Sequence[float], rows: Sequence[int] | None
 # Opening ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_open_says_what_was_asked() -> None:
-    """Names, model, existence, durability, owner and how much is kept; and what the server says of each stream is there."""
+async def test_an_open_carries_its_options() -> None:
+    """Names, model, existence, durability, owner and `kept_max`; and the answer for each stream is there."""
 
     async def script(call: BlockCall) -> None:
         call.server.histories["b"] = [1.0, 2.0]
@@ -89,8 +90,8 @@ async def test_a_number_of_streams_is_given_names() -> None:
 
 async def test_many_names_go_out_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other; the later ones ask for the model that the first were given."""
-    monkeypatch.setattr(members, "NAMES_MAX", 3)
-    monkeypatch.setattr(members, "NAMES_BYTES_MAX", 40)
+    monkeypatch.setattr(session_streams, "NAMES_MAX", 3)
+    monkeypatch.setattr(session_streams, "NAMES_BYTES_MAX", 40)
 
     async def script(call: BlockCall) -> None:
         for lot in (["a", "b", "c"], ["d" * 28], ["e", "f"]):
@@ -137,7 +138,7 @@ async def test_a_block_of_which_nothing_can_be_opened_is_refused() -> None:
                 pass
 
 
-async def test_an_open_that_the_server_refuses_whole_is_told() -> None:
+async def test_an_open_that_is_refused_as_a_whole_is_reported() -> None:
     """As with one stream."""
 
     async def script(call: BlockCall) -> None:
@@ -178,7 +179,7 @@ async def test_trying_to_open_has_an_end() -> None:
 
 
 @pytest.mark.parametrize("streams", [[], 0, ["a", "b", "a"], "abc"])
-async def test_names_that_make_no_block_are_told(streams: Any) -> None:
+async def test_invalid_names_of_a_block_are_reported(streams: Any) -> None:
     """Before anything is sent."""
     async with Client("localhost:1") as client:
         with pytest.raises(ValueError, match="streams: got"):
@@ -189,10 +190,9 @@ async def test_an_open_that_is_not_answered_is_given_up() -> None:
     """After `timeout_s`, like that of a stream."""
 
     async def script(call: BlockCall) -> None:
-        await call.read_streams()
         await call.gone()
 
-    async with connected(script, timeout_s=0.05, reconnect_s=0) as (client, _, _):
+    async with connected(script, timeout_s=0.5, reconnect_s=0) as (client, _, _):
         with pytest.raises(ServerUnavailable, match="no answer to open"):
             async with client.block(NAMES):
                 pass
@@ -200,18 +200,19 @@ async def test_an_open_that_is_not_answered_is_given_up() -> None:
 
 async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is not answered; and when all are, nothing is waited for."""
-    monkeypatch.setattr(members, "NAMES_MAX", 2)
+    monkeypatch.setattr(session_streams, "NAMES_MAX", 2)
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
         await call.read_streams()
+        let_time_out(client)
         await call.gone()
 
     async def second(call: BlockCall) -> None:
         await call.open_streams()
         await opened_and_closed(call)
 
-    async with connected(first, second, timeout_s=0.05) as (client, _, _), client.block(NAMES) as block:
+    async with connected(first, second) as (client, _, _), client.block(NAMES) as block:
         assert block._session._call._watchdog is None
 
 
@@ -225,8 +226,8 @@ async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> No
         pb.OpenedStreams(stream_ids=["a"], handles=[1], kinds=[pb.Opened.KIND_NEW], next_steps=[1], epochs=[1]),
     ],
 )
-async def test_an_answer_that_does_not_fit_the_open_is_told(opened: pb.OpenedStreams) -> None:
-    """Such a server is none to go on with."""
+async def test_an_answer_that_does_not_fit_the_open_is_reported(opened: pb.OpenedStreams) -> None:
+    """The server violates the protocol, so the call ends."""
 
     async def script(call: BlockCall) -> None:
         await call.read_streams()
@@ -234,12 +235,12 @@ async def test_an_answer_that_does_not_fit_the_open_is_told(opened: pb.OpenedStr
         await call.gone()
 
     async with connected(script) as (client, _, _):
-        with pytest.raises(StreamLost, match=r"not asked for|without a handle"):
+        with pytest.raises(StreamLost, match=r"not requested|without a handle"):
             async with client.block(["a"]):
                 pass
 
 
-async def test_what_is_durable_is_told_of_streams_that_were_opened_later_too() -> None:
+async def test_durable_steps_of_streams_opened_later_are_reported() -> None:
     """Their handles came later."""
 
     async def script(call: BlockCall) -> None:
@@ -279,7 +280,7 @@ async def test_a_block_is_one_message_there_and_one_back() -> None:
         assert block.next_steps.tolist() == [3, 3, 3]
 
 
-async def test_rows_say_which_streams_they_are_for() -> None:
+async def test_rows_name_their_streams() -> None:
     """One that stands several times catches up, in the order its rows stand."""
 
     async def script(call: BlockCall) -> None:
@@ -333,7 +334,7 @@ async def test_catching_up_keeps_to_the_window() -> None:
         ([[1.0, 2.0], [2.0], [3.0]], None, "x: got .* expected numbers of shape"),
     ],
 )
-async def test_what_is_no_block_is_told(x: Any, rows: Any, what: str) -> None:
+async def test_an_invalid_block_argument_is_reported(x: Any, rows: Any, what: str) -> None:
     """Nothing of it is sent."""
     async with connected(opened_and_closed) as (client, _, _), client.block(NAMES) as block:
         with pytest.raises(InvalidTimestep, match=what):
@@ -465,7 +466,7 @@ async def test_a_row_without_room_is_sent_again(reason: str) -> None:
 
 @pytest.mark.parametrize(("reason", "error"), [("OVERLOADED", Overloaded), ("STORE_UNAVAILABLE", StoreUnavailable)])
 async def test_waiting_for_room_has_an_end(reason: str, error: type[ClientError]) -> None:
-    """After `reconnect_s` since its first refusal the row is told; the one behind it takes its number, and has its own time."""
+    """The row fails `reconnect_s` after its first refusal; the next one takes its number, and has a time-out of its own."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -497,7 +498,7 @@ async def test_a_block_without_room_is_sent_again(reason: str) -> None:
         assert time.slept == [pytest.approx(0.3)]
 
 
-async def test_a_block_that_was_never_right_is_told() -> None:
+async def test_an_invalid_block_is_reported() -> None:
     """The server finds its columns wrong: that is nothing that waiting mends."""
 
     async def script(call: BlockCall) -> None:
@@ -511,7 +512,7 @@ async def test_a_block_that_was_never_right_is_told() -> None:
             await block.step(column(1, 2, 3))
 
 
-async def test_a_row_that_was_applied_and_could_not_be_answered_is_told() -> None:
+async def test_an_applied_row_without_an_answer_is_reported() -> None:
     """Its number is taken: the next has the next."""
 
     async def script(call: BlockCall) -> None:
@@ -530,7 +531,7 @@ async def test_a_row_that_was_applied_and_could_not_be_answered_is_told() -> Non
 
 
 async def test_a_replay_that_finds_no_room_loses_its_stream() -> None:
-    """It can be neither dropped nor told to anybody; the others go on."""
+    """It can be neither dropped nor failed; the others continue."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -580,7 +581,7 @@ async def test_a_replay_has_its_own_time() -> None:
 
 
 async def test_a_gap_that_cannot_be_opens_the_streams_again() -> None:
-    """The server has lost its place; an open says where it is."""
+    """The server has lost its position; an open reports it."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -606,8 +607,8 @@ async def test_a_gap_that_cannot_be_opens_the_streams_again() -> None:
     ("reason", "error"),
     [("TAKEN_OVER", TakenOver), ("STREAM_NOT_FOUND", StreamNotFound), ("STREAM_EXPIRED", StreamExpired)],
 )
-async def test_a_stream_that_ends_is_lost_alone(reason: str, error: type[ClientError]) -> None:
-    """The others go on; whoever waits for it is told, and so is whoever comes."""
+async def test_the_end_of_a_stream_affects_no_other(reason: str, error: type[ClientError]) -> None:
+    """The others continue; its callers get the error, later ones too."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -626,7 +627,7 @@ async def test_a_stream_that_ends_is_lost_alone(reason: str, error: type[ClientE
         assert answer["sum"].ravel().tolist() == [8.0, 0.0, 12.0]
 
 
-async def test_a_row_may_be_the_first_to_tell_that_its_stream_has_ended() -> None:
+async def test_a_row_may_be_the_first_sign_that_its_stream_has_ended() -> None:
     """It is lost all the same, and not sent again."""
 
     async def script(call: BlockCall) -> None:
@@ -641,7 +642,7 @@ async def test_a_row_may_be_the_first_to_tell_that_its_stream_has_ended() -> Non
 
 
 async def test_a_block_whose_streams_are_all_lost_ends_quietly() -> None:
-    """Every row says so, though the call has ended; there is nothing to close."""
+    """Every row has the error, though the call has ended; there is nothing to close."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -663,14 +664,15 @@ async def test_a_block_whose_streams_are_all_lost_is_left_on_an_open_call(ends: 
         await call.end_streams("TAKEN_OVER", *NAMES)
         assert await call.read() is None
         if not ends:
+            let_time_out(client)
             await call.gone()
 
-    async with connected(script, timeout_s=10 if ends else 0.05) as (client, _, _), client.block(NAMES) as block:
+    async with connected(script) as (client, _, _), client.block(NAMES) as block:
         await eventually(lambda: len(block.lost) == 3, "the loss")
 
 
-async def test_a_handle_that_was_never_given_is_told() -> None:
-    """Such a server is none to go on with."""
+async def test_an_unknown_handle_is_reported() -> None:
+    """The server violates the protocol, so the call ends."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -680,7 +682,7 @@ async def test_a_handle_that_was_never_given_is_told() -> None:
     async with connected(script) as (client, _, _):
         with pytest.raises(StreamLost, match="never gave out"):
             async with client.block(NAMES) as block:
-                await block._over.wait()
+                await block._ended_event.wait()
 
 
 @pytest.mark.parametrize(
@@ -696,7 +698,7 @@ async def test_a_handle_that_was_never_given_is_told() -> None:
         {"block": 5},
     ],
 )
-async def test_an_answer_that_does_not_fit_is_told(spoilt: dict[str, Any]) -> None:
+async def test_an_answer_that_does_not_fit_is_reported(spoilt: dict[str, Any]) -> None:
     """It is not guessed at."""
     whole: dict[str, Any] = {
         "block": 1,
@@ -712,7 +714,7 @@ async def test_an_answer_that_does_not_fit_is_told(spoilt: dict[str, Any]) -> No
         await call.gone()
 
     async with connected(script) as (client, _, _), client.block(NAMES) as block:
-        with pytest.raises(StreamLost, match=r"does not fit|was due"):
+        with pytest.raises(StreamLost, match=r"does not fit|expected"):
             await block.step(column(1, 2, 3))
 
 
@@ -726,7 +728,7 @@ async def test_a_full_buffer_makes_callers_wait() -> None:
         await call.open_streams()
         await call.serve_block()
         await call.serve_block()
-        await eventually(lambda: len(waiting) == 2 and block._door.locked(), "the wait")
+        await eventually(lambda: len(waiting) == 2 and block._submit_lock.locked(), "the wait")
         await call.tell_durable(a=2)
         assert await call.serve_block() == [("a", 3, 3.0), ("b", 1, 4.0)]
         assert await call.serve_block() == [("a", 4, 5.0)]
@@ -758,7 +760,7 @@ async def test_more_rows_than_a_stream_may_keep_go_in_as_there_is_room() -> None
         assert await sums(block, [1.0] * 7, [0] * 7) == [1, 2, 3, 4, 5, 6, 7]
 
 
-async def test_a_caller_that_is_cancelled_leaves_the_books_right() -> None:
+async def test_a_cancelled_caller_keeps_the_state_consistent() -> None:
     """While it waits for room nothing more is put in line; while it waits for an answer, the row is applied all the same."""
 
     async def script(call: BlockCall) -> None:
@@ -781,7 +783,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_books_right() -> None:
         assert not block._window._blocks
 
 
-async def test_a_refusal_that_nobody_waits_for_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refusal_without_a_caller_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Its caller has gone."""
     cancelled = asyncio.Event()
 
@@ -802,16 +804,16 @@ async def test_a_refusal_that_nobody_waits_for_is_in_the_log(caplog: pytest.LogC
         cancelled.set()
         with caplog.at_level(logging.WARNING):
             await block.step(column(1, 2))
-        assert "1 of 2 timesteps, whose caller has gone" in caplog.text
+        assert "1 of 2 timesteps whose caller was cancelled" in caplog.text
 
 
-async def test_whoever_waits_for_room_learns_that_the_block_is_lost() -> None:
+async def test_callers_that_wait_for_room_get_the_error_of_the_block() -> None:
     """And so does the one behind, and the one after."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
         await call.serve_block()
-        await eventually(block._door.locked, "the wait")
+        await eventually(block._submit_lock.locked, "the wait")
         await call.end("STATE_LOST")
 
     async with connected(script, buffer_max=1) as (client, _, _), client.block(["a"]) as block:

@@ -1,12 +1,12 @@
-"""What a server says to do about one stream of many is done for it alone, whatever the reason; and messages are as long as it reads."""
+"""The action of an error applies to its stream only, whatever the reason; and messages are as long as the server reads."""
 
 import numpy as np
 import pytest
 
-from tests.client.scripted import eventually
 from tests.client.scripted_blocks import BlockCall, closing, connected
 from tests.client.test_actions import ACTIONS_LOST, NEW, unheard_of
 from tests.client.test_block import NAMES, column
+from tests.timeouts import eventually
 from tidegate.client import StreamLost, StreamRefused, TimestepRefused, ValuesDiffer
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -25,7 +25,7 @@ async def test_other_values_lose_one_stream_of_many() -> None:
         assert list(block.lost) == [1]
 
 
-async def test_a_row_is_sent_again_or_dropped_when_the_server_says_so() -> None:
+async def test_a_row_is_sent_again_or_dropped_on_the_action_of_the_server() -> None:
     """Each for its stream alone."""
 
     async def script(call: BlockCall) -> None:
@@ -42,7 +42,7 @@ async def test_a_row_is_sent_again_or_dropped_when_the_server_says_so() -> None:
         assert (await block.step(column(5), [1]))["sum"].item() == 5.0
 
 
-async def test_a_row_opens_the_streams_again_when_the_server_says_so() -> None:
+async def test_a_row_opens_the_streams_again_on_the_action_of_the_server() -> None:
     """So does a block, a stream that could not be opened, and one that ended."""
 
     async def row(call: BlockCall) -> None:
@@ -77,8 +77,8 @@ async def test_a_row_opens_the_streams_again_when_the_server_says_so() -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS_LOST)
-async def test_a_row_loses_its_stream_when_the_server_says_so(action: int) -> None:
-    """Or says what this client does not know; the others go on."""
+async def test_a_row_loses_its_stream_on_the_action_of_the_server(action: int) -> None:
+    """Or an action that this client does not know; the others continue."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -107,7 +107,7 @@ async def test_a_block_that_is_refused_for_good_loses_all_streams(action: int) -
             await block.step(column(1, 2, 3))
 
 
-async def test_a_stream_is_asked_for_again_when_the_server_says_so() -> None:
+async def test_a_stream_is_requested_again_on_the_action_of_the_server() -> None:
     """The others are open meanwhile."""
 
     async def script(call: BlockCall) -> None:
@@ -122,7 +122,7 @@ async def test_a_stream_is_asked_for_again_when_the_server_says_so() -> None:
 
 
 @pytest.mark.parametrize("action", [*ACTIONS_LOST, pb.Error.ACTION_DROP])
-async def test_a_stream_is_refused_when_the_server_says_so(action: int) -> None:
+async def test_a_stream_is_refused_on_the_action_of_the_server(action: int) -> None:
     """The others are open."""
 
     async def script(call: BlockCall) -> None:
@@ -149,7 +149,7 @@ async def test_a_stream_that_ends_for_an_unknown_reason_is_lost() -> None:
 
 
 async def test_a_stream_that_cannot_be_closed_yet_is_closed_again() -> None:
-    """One that is lost meanwhile is told."""
+    """A stream that is lost meanwhile is reported."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -171,7 +171,7 @@ async def test_a_stream_that_cannot_be_closed_yet_is_closed_again() -> None:
 
 
 async def test_blocks_are_no_longer_than_the_server_reads() -> None:
-    """It says how long that is; more rows go in several."""
+    """The server reports its limit; more rows are sent in several messages."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams(message_bytes_max=256)
@@ -190,7 +190,7 @@ async def test_blocks_are_no_longer_than_the_server_reads() -> None:
 
 
 async def test_opens_and_closes_are_no_longer_than_the_server_reads() -> None:
-    """Once it has said so: those after a break."""
+    """Once the server has reported it: those after a disconnect."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams(message_bytes_max=1024)

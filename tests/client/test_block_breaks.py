@@ -1,4 +1,4 @@
-"""Breaks of a call with many streams, and how it ends: what was lost is sent again, what was answered is not told twice."""
+"""Disconnects of a call with many streams, and how it ends: lost timesteps are sent again, answers are not delivered twice."""
 
 import asyncio
 import random
@@ -8,7 +8,6 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.client.scripted import eventually
 from tests.client.scripted_blocks import (
     MODEL,
     BlockCall,
@@ -19,6 +18,7 @@ from tests.client.scripted_blocks import (
     opened_and_closed,
 )
 from tests.client.test_block import NAMES, column, sums
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     AnswerLost,
     Client,
@@ -36,7 +36,7 @@ from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED"])
-async def test_a_break_is_not_seen(code: str) -> None:
+async def test_a_disconnect_is_not_seen(code: str) -> None:
     """What was not answered is sent again, and answered once."""
 
     async def first(call: BlockCall) -> None:
@@ -59,7 +59,7 @@ async def test_a_break_is_not_seen(code: str) -> None:
 
 
 async def test_lost_answers_come_once() -> None:
-    """The server applied them before the break, those of one stream only: they are repeats, and nobody notices."""
+    """The server applied them before the disconnect, only for one stream: they are repeats, and callers notice nothing."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -78,7 +78,7 @@ async def test_lost_answers_come_once() -> None:
         assert list(server.histories.values()) == [[1.0], [2.0], [3.0]]
 
 
-async def test_an_answer_that_nobody_has_any_more_is_told() -> None:
+async def test_a_forgotten_answer_is_reported() -> None:
     """The timestep counts; only its prediction is gone."""
 
     async def first(call: BlockCall) -> None:
@@ -128,7 +128,7 @@ async def test_what_a_crash_took_is_sent_again() -> None:
         assert server.histories == {"a": [1.0] * 4, "b": [2.0] * 4, "c": [3.0] * 4}
 
 
-async def test_what_a_crash_took_is_sent_again_though_nobody_waits() -> None:
+async def test_what_a_crash_lost_is_sent_again_without_a_caller() -> None:
     """Everything was delivered and the user does nothing: the server gets back what it lost all the same."""
     restored = asyncio.Event()
 
@@ -149,7 +149,7 @@ async def test_what_a_crash_took_is_sent_again_though_nobody_waits() -> None:
         await restored.wait()
 
 
-async def test_an_open_after_a_break_says_what_is_left_of_each_stream() -> None:
+async def test_an_open_after_a_disconnect_has_resume_from_of_each_stream() -> None:
     """The first timestep that can be sent again: of one that is all here, one that was stored, one whose beginning others sent."""
 
     async def first(call: BlockCall) -> None:
@@ -179,9 +179,9 @@ async def test_an_open_after_a_break_says_what_is_left_of_each_stream() -> None:
         await eventually(lambda: block.reconnects == 1, "the reconnect")
 
 
-async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_that_were_not_yet_opened_are_opened_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call broke between two lots: those of the first are resumed, the others are begun."""
-    monkeypatch.setattr("tidegate.client.members.NAMES_MAX", 1)
+    monkeypatch.setattr("tidegate.client.session_streams.NAMES_MAX", 1)
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -201,7 +201,7 @@ async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypa
         assert block.kinds == ["new"] * 3
 
 
-async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
+async def test_a_stream_whose_state_was_lost_is_the_only_one_lost() -> None:
     """The others go on."""
 
     async def first(call: BlockCall) -> None:
@@ -225,8 +225,8 @@ async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
         assert answer["sum"].ravel().tolist() == [0.0, 7.0, 9.0]
 
 
-async def test_a_stream_that_another_has_opened_is_lost_alone() -> None:
-    """Whether it has advanced the stream or not: the server says so of each; the others go on."""
+async def test_a_stream_that_another_client_has_opened_is_the_only_one_lost() -> None:
+    """Whether it has advanced the stream or not: the open shows it for each stream; the others continue."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -291,7 +291,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
         return server, port
 
     server, port = await start(0)
-    async with asyncio.timeout(10), Client(f"127.0.0.1:{port}") as client, client.block(NAMES) as block:
+    async with asyncio.timeout(TIMEOUT_S), Client(f"127.0.0.1:{port}") as client, client.block(NAMES) as block:
         await sums(block, [1, 2, 3])
         await server.stop(None)
         waiting = asyncio.create_task(sums(block, [1, 2, 3]))
@@ -303,7 +303,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
 
 
 @pytest.mark.parametrize("invariant", [True, False])
-async def test_another_history_than_was_delivered_is_told(invariant: bool) -> None:
+async def test_another_history_than_was_delivered_is_reported(invariant: bool) -> None:
     """A replay of one stream is answered with other bits; a server that promises no bits is not held to them."""
 
     async def first(call: BlockCall) -> None:
@@ -325,7 +325,7 @@ async def test_another_history_than_was_delivered_is_told(invariant: bool) -> No
 
     async with connected(first, second) as (client, _, _), client.block(["a", "b"]) as block:
         assert await sums(block, [1.0, 2.0]) == [1.0, 2.0]
-        await eventually(lambda: block.reconnects == 1 and block._window.quiet, "the replay")
+        await eventually(lambda: block.reconnects == 1 and block._window.drained, "the replay")
         assert list(block.lost) == ([0] if invariant else [])
         answer = await block.step(column(3, 4))
         assert [type(error) for error in answer.errors.values()] == ([Diverged] if invariant else [])
@@ -333,7 +333,7 @@ async def test_another_history_than_was_delivered_is_told(invariant: bool) -> No
 
 
 async def test_a_stream_that_diverges_and_is_refused_is_lost_once() -> None:
-    """Both in one answer; the other row of its stream is told of the loss."""
+    """Both in one answer; the other row of its stream gets the error."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -354,7 +354,7 @@ async def test_a_stream_that_diverges_and_is_refused_is_lost_once() -> None:
         assert isinstance(answer.errors[0], Diverged)
 
 
-async def test_another_model_under_the_same_name_is_told() -> None:
+async def test_another_model_under_the_same_name_is_reported() -> None:
     """Old state is never fed to new weights: that concerns them all."""
 
     async def first(call: BlockCall) -> None:
@@ -391,7 +391,7 @@ async def test_a_move_is_followed() -> None:
 
     async with connected(first, second) as (client, _, _), client.block(["a"]) as block:
         one = asyncio.create_task(sums(block, [1.0]))
-        await eventually(lambda: block._session._call.over, "the move")
+        await eventually(lambda: block._session._call.half_closed, "the move")
         other = asyncio.create_task(sums(block, [2.0]))
         await asyncio.sleep(0)
         moving.set()
@@ -459,7 +459,7 @@ async def test_a_poisoned_row_is_not_sent_for_ever() -> None:
             await block.step(column(13))
 
 
-async def test_a_poisoned_row_is_lost_alone() -> None:
+async def test_a_poisoned_row_is_the_only_one_lost() -> None:
     """It breaks the server each time. The others get on behind it, and it is not sent for ever because they do."""
     poisoned: asyncio.Task[Any]
 
@@ -487,7 +487,7 @@ async def test_a_poisoned_row_is_lost_alone() -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, -1.0])
-async def test_an_answer_begins_the_tries_anew(value: float) -> None:
+async def test_an_answer_resets_the_backoff(value: float) -> None:
     """Or a refusal: each break is one of its own, however many there are."""
 
     async def script(call: BlockCall) -> None:
@@ -518,7 +518,7 @@ async def test_a_server_that_falls_over_at_once_is_not_run_over() -> None:
         assert time.slept == [0.0, 0.05, 0.1, 0.2, 0.2]
 
 
-async def test_a_full_server_is_tried_again_after_a_break() -> None:
+async def test_a_full_server_is_tried_again_after_a_disconnect() -> None:
     """A slot comes free when others leave; the streams that have theirs go on meanwhile."""
 
     async def first(call: BlockCall) -> None:
@@ -566,14 +566,14 @@ async def test_a_wait_ends_with_its_call() -> None:
 
     async def second(call: BlockCall) -> None:
         await call.open_streams({"b": "TOO_MANY_STREAMS"})
-        await eventually(lambda: bool(block._session._waits), "the wait")
+        await eventually(lambda: bool(block._session._tasks), "the wait")
         await call.end()
 
     async def third(call: BlockCall) -> None:
         await call.open_streams()
         woken.set()
         await call.serve_block({0: "OVERLOADED"})
-        await eventually(lambda: bool(block._session._waits), "the other wait")
+        await eventually(lambda: bool(block._session._tasks), "the other wait")
         await call.gone()
 
     async with connected(first, second, third) as (client, _, time):
@@ -587,11 +587,11 @@ async def test_a_wait_ends_with_its_call() -> None:
         await eventually(lambda: block.reconnects == 2, "the reconnects")
         woken.clear()
         step = asyncio.create_task(block.step(column(1, 2)))
-        await eventually(lambda: bool(block._session._waits), "the wait")
+        await eventually(lambda: bool(block._session._tasks), "the wait")
         await client.close()
         with pytest.raises(StreamLost):
             await step
-        await eventually(lambda: not block._session._waits, "the end of the wait")
+        await eventually(lambda: not block._session._tasks, "the end of the wait")
 
 
 async def test_waiting_for_a_full_server_has_an_end() -> None:
@@ -618,7 +618,7 @@ async def test_waiting_for_a_full_server_has_an_end() -> None:
 # The end ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_close_waits_for_what_is_under_way() -> None:
+async def test_a_close_waits_for_what_is_in_flight() -> None:
     """And takes no more."""
     asked = asyncio.Event()
 
@@ -645,7 +645,7 @@ async def test_a_close_waits_for_what_is_under_way() -> None:
             await block.step(column(1, 2, 3))
 
 
-async def test_a_close_lives_through_a_break() -> None:
+async def test_a_close_survives_a_disconnect() -> None:
     """What was lost is sent again, and those that were not closed are closed."""
 
     async def first(call: BlockCall) -> None:
@@ -723,7 +723,7 @@ async def test_many_streams_are_closed_in_lots(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
-async def test_a_close_that_is_never_stored_is_told() -> None:
+async def test_a_close_that_is_never_stored_is_reported() -> None:
     """After `reconnect_s`: the user must know that the server may lose it."""
 
     async def script(call: BlockCall) -> None:
@@ -789,11 +789,11 @@ async def test_leaving_by_an_exception_does_not_wait() -> None:
             async with client.block(NAMES):
                 raise KeyError
         await server.left.wait()
-        assert not client._kept
+        assert not client._views
 
 
 async def test_a_client_that_is_closed_leaves_its_blocks() -> None:
-    """Whoever waits is told."""
+    """All callers get the error."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -808,7 +808,7 @@ async def test_a_client_that_is_closed_leaves_its_blocks() -> None:
             await waiting
 
 
-async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_the_client_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task dies, and not in silence."""
 
     async def script(call: BlockCall) -> None:
@@ -817,7 +817,7 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         await call.gone()
 
     async with connected(script) as (client, _, _), client.block(NAMES) as block:
-        monkeypatch.setattr(block._window, "due", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(block._window, "match_answer", lambda *_, **__: 1 / 0)
         with pytest.raises(StreamLost, match="ZeroDivisionError"):
             await block.step(column(1, 2, 3))
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import PATIENCE, Call, Script, Scripted, Time, closing, scripted
+from tests.scripted import Script, Scripted, Time, closing, scripted
+from tests.scripted_calls import Call
+from tests.timeouts import TIMEOUT_S
 from tidegate.blocking import Client
 from tidegate.client import InvalidTimestep, TakenOver
 from tidegate.v1 import tidegate_pb2 as pb
@@ -75,7 +77,7 @@ def test_rows_are_sent_ahead() -> None:
     assert played(work, script) == [1.0, 3.0, 6.0]
 
 
-def test_no_row_behind_a_refused_one_is_applied() -> None:
+def test_no_row_after_a_refused_one_is_applied() -> None:
     """As with the asynchronous client."""
 
     async def script(call: Call) -> None:
@@ -95,7 +97,7 @@ def test_no_row_behind_a_refused_one_is_applied() -> None:
     assert played(work, script) == 5.0
 
 
-def test_a_break_is_not_seen() -> None:
+def test_a_disconnect_is_not_seen() -> None:
     """It is the same stream underneath."""
 
     async def first(call: Call) -> None:
@@ -126,7 +128,7 @@ def test_a_stream_can_be_forgotten() -> None:
 
 
 def test_leaving_by_an_exception_does_not_wait() -> None:
-    """The server says nothing more, and the exception comes through."""
+    """The server sends nothing more, and the exception is raised."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -166,5 +168,5 @@ def test_a_client_is_closed_once() -> None:
     client = Client("localhost:1")
     client.close()
     client.close()
-    client._thread.join(PATIENCE)
+    client._thread.join(TIMEOUT_S)
     assert not client._thread.is_alive()

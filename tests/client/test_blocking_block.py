@@ -19,7 +19,7 @@ def played(work: Any, *scripts: Any) -> Any:
     return played_by(work, *scripts, make=ScriptedBlocks)
 
 
-def test_blocks_are_answered_and_breaks_not_seen() -> None:
+def test_blocks_are_answered_and_disconnects_not_seen() -> None:
     """It is the same block underneath; rows that are refused are in the answer."""
 
     async def first(call: BlockCall) -> None:
@@ -72,7 +72,7 @@ def test_blocks_are_sent_ahead() -> None:
 
 
 def test_leaving_by_an_exception_does_not_wait() -> None:
-    """The server says nothing more, and the exception comes through."""
+    """The server sends nothing more, and the exception is raised."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()

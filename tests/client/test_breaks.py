@@ -7,7 +7,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.scripted import MODEL, Call, Scripted, closing, connected, eventually, pack, sums
+from tests.calls import pack
+from tests.scripted import Scripted, closing, connected, let_time_out, sums
+from tests.scripted_calls import MODEL, Call
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     AnswerLost,
     Client,
@@ -32,7 +35,7 @@ async def resume_and_close(call: Call) -> None:
     await closing(call)
 
 
-async def test_an_open_says_what_was_asked() -> None:
+async def test_an_open_carries_its_options() -> None:
     """Name, model, durability, who asks, and how much this client keeps."""
 
     async def script(call: Call) -> None:
@@ -58,7 +61,7 @@ async def test_an_open_says_what_was_asked() -> None:
 
 
 async def test_timesteps_go_on_where_the_server_is() -> None:
-    """The open says which number comes next."""
+    """The open has the next number."""
 
     async def script(call: Call) -> None:
         call.server.history[:] = [1.0, 2.0]
@@ -72,7 +75,7 @@ async def test_timesteps_go_on_where_the_server_is() -> None:
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED"])
-async def test_a_break_is_not_seen(code: str) -> None:
+async def test_a_disconnect_is_not_seen(code: str) -> None:
     """What was not answered is sent again, and answered once."""
 
     async def first(call: Call) -> None:
@@ -93,7 +96,7 @@ async def test_a_break_is_not_seen(code: str) -> None:
         assert time.slept == [0.0]  # the first try comes at once
 
 
-async def test_a_call_that_the_server_ends_well_is_a_break_too() -> None:
+async def test_a_call_that_the_server_ends_well_is_a_disconnect_too() -> None:
     """Nobody asked for it: a proxy may end calls so."""
 
     async def first(call: Call) -> None:
@@ -104,7 +107,7 @@ async def test_a_call_that_the_server_ends_well_is_a_break_too() -> None:
 
 
 async def test_a_lost_answer_comes_once() -> None:
-    """The server applied them all before the break: they are repeats, and nobody notices."""
+    """The server applied them all before the disconnect: they are repeats, and callers notice nothing."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -123,7 +126,7 @@ async def test_a_lost_answer_comes_once() -> None:
         assert server.history == [1.0, 2.0, 3.0]
 
 
-async def test_an_answer_that_nobody_has_any_more_is_told() -> None:
+async def test_a_forgotten_answer_is_reported() -> None:
     """The timestep counts; only its prediction is gone, and the stream goes on."""
 
     async def first(call: Call) -> None:
@@ -165,7 +168,7 @@ async def test_what_a_crash_took_is_sent_again() -> None:
         assert server.history == [1.0, 2.0, 3.0, 4.0]
 
 
-async def test_what_a_crash_took_is_sent_again_though_nobody_waits() -> None:
+async def test_what_a_crash_lost_is_sent_again_without_a_caller() -> None:
     """Everything was delivered and the user does nothing: the server gets back what it lost all the same."""
     restored = asyncio.Event()
 
@@ -198,7 +201,7 @@ async def test_a_long_replay_keeps_to_the_window() -> None:
     async def second(call: Call) -> None:
         await call.open(answers_remembered=2)
         await call.expect(1, 2)
-        await eventually(lambda: stream._session._call._wanted is not None, "the client waiting")
+        await eventually(lambda: stream._session._call._writer_waiter is not None, "the client waiting")
         assert stream._window._in_flight.sum() == 2
         await call.answer(1, 2)
         await call.serve(*range(3, 101))
@@ -241,18 +244,18 @@ async def resumed_from(resume_from: int, *serving: Any, **opening: Any) -> None:
         await eventually(lambda: stream.reconnects == 1, "the reconnect")
 
 
-async def test_a_stream_that_is_all_here_may_begin_again() -> None:
+async def test_a_stream_with_all_timesteps_kept_may_begin_again() -> None:
     """Its first timestep is still kept: a crash that took the whole stream has taken nothing."""
     await resumed_from(1, (1, 0), (2, 0))
 
 
-async def test_a_stream_that_was_sent_nothing_may_begin_again() -> None:
+async def test_a_stream_without_timesteps_may_begin_again() -> None:
     """Nothing is everything then."""
     await resumed_from(1)
 
 
 async def test_a_stream_that_was_stored_must_be_as_far() -> None:
-    """The server is told what can be sent again, and answers DATA_LOSS when it has less."""
+    """The open has the first timestep that can be sent again; a server that has less answers DATA_LOSS."""
     await resumed_from(2, (1, 0), (2, 1))
 
 
@@ -261,13 +264,13 @@ async def test_a_stream_of_which_nothing_is_kept_must_be_where_it_was() -> None:
     await resumed_from(3, (1, 1), (2, 2))
 
 
-async def test_a_stream_whose_beginning_is_not_here_must_be_as_far_as_it_was_found() -> None:
-    """Begun by somebody else and never told durable: it must not begin again unseen."""
+async def test_a_stream_with_earlier_timesteps_must_have_them_on_reopen() -> None:
+    """Another client began it, and this one got no durable step: it must not begin again silently."""
     await resumed_from(8, (8, 0), next_step=8)
 
 
 async def test_every_client_has_an_owner_of_its_own() -> None:
-    """The server tells a client that comes back from another one by it."""
+    """By it the server recognizes a client that comes back."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -283,7 +286,7 @@ async def test_every_client_has_an_owner_of_its_own() -> None:
         assert [call.ask.resume_from for call in server.calls] == [0, 0]
 
 
-async def test_an_open_whose_answer_was_lost_is_asked_for_once_more() -> None:
+async def test_an_open_whose_answer_was_lost_is_sent_once_more() -> None:
     """By the same owner, as the first time: a stream that must be new still is."""
 
     async def lost(call: Call) -> None:
@@ -299,7 +302,7 @@ async def test_an_open_whose_answer_was_lost_is_asked_for_once_more() -> None:
         assert (first.existence, first.resume_from, first.owner) == (pb.EXISTENCE_MUST_BE_NEW, 0, stream.owner)
 
 
-async def test_lost_data_is_told() -> None:
+async def test_lost_data_is_reported() -> None:
     """The server has less than it acknowledged: no silent beginning from zero."""
 
     async def first(call: Call) -> None:
@@ -319,7 +322,7 @@ async def test_lost_data_is_told() -> None:
 
 @pytest.mark.parametrize(("reason", "code"), [("TAKEN_OVER", ""), ("", "ABORTED")])
 async def test_a_take_over_is_never_undone(reason: str, code: str) -> None:
-    """Two clients would take the stream from each other for ever: the user is told, once, and nothing is opened."""
+    """Two clients would take the stream from each other for ever: the user gets one error, and nothing is opened."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -335,7 +338,7 @@ async def test_a_take_over_is_never_undone(reason: str, code: str) -> None:
         assert len(server.calls) == 1
 
 
-async def test_a_take_over_is_told_to_all_who_wait() -> None:
+async def test_a_take_over_is_raised_to_all_callers() -> None:
     """Whatever is on its way to the server meanwhile; what another has is never taken back."""
 
     async def script(call: Call) -> None:
@@ -350,8 +353,8 @@ async def test_a_take_over_is_told_to_all_who_wait() -> None:
         assert (stream.reconnects, len(server.calls)) == (0, 1)
 
 
-async def test_a_stream_that_another_has_opened_is_taken_over() -> None:
-    """Though it has sent nothing: the server knows the last owner, and whoever it is may be about to send."""
+async def test_a_stream_opened_by_another_client_is_lost() -> None:
+    """Though the other has sent nothing: the server knows the last owner, which may be about to send."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -390,7 +393,7 @@ async def test_our_own_opens_are_not_taken_for_anothers() -> None:
         assert await sums(stream, [1.0]) == [1.0]
 
 
-async def test_another_history_than_was_delivered_is_told() -> None:
+async def test_another_history_than_was_delivered_is_reported() -> None:
     """A replay is answered with other bits: the user has acted on what is no longer true."""
 
     async def first(call: Call) -> None:
@@ -407,12 +410,12 @@ async def test_another_history_than_was_delivered_is_told() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
-        await eventually(stream._over.is_set, "the end")
+        await eventually(stream._ended_event.is_set, "the end")
         with pytest.raises(Diverged, match="timestep 1"):
             await stream.step([2.0])
 
 
-async def test_a_server_that_promises_no_bits_is_not_held_to_them() -> None:
+async def test_answers_are_not_compared_without_batch_invariance() -> None:
     """It found at its start that its predictions depend on the batch."""
 
     async def first(call: Call) -> None:
@@ -436,7 +439,7 @@ async def test_a_server_that_promises_no_bits_is_not_held_to_them() -> None:
         assert await sums(stream, [2.0]) == [3.0]
 
 
-async def test_another_model_under_the_same_name_is_told() -> None:
+async def test_another_model_under_the_same_name_is_reported() -> None:
     """Old state is never fed to new weights, not even from here."""
 
     async def first(call: Call) -> None:
@@ -476,7 +479,7 @@ async def test_a_move_is_followed() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         one = asyncio.create_task(stream.step([1.0]))
-        await eventually(lambda: stream._session._call.over, "the move")
+        await eventually(lambda: stream._session._call.half_closed, "the move")
         other = asyncio.create_task(stream.step([2.0]))
         await asyncio.sleep(0)
         moving.set()
@@ -489,15 +492,17 @@ async def test_a_move_without_an_end_is_left() -> None:
     async def first(call: Call) -> None:
         await call.open()
         await call.move()
+        assert await call.read() is None
+        let_time_out(client)
         await call.gone()
 
-    async with connected(first, resume_and_close, timeout_s=0.05) as (client, server, _):
+    async with connected(first, resume_and_close) as (client, server, _):
         async with client.open("a") as stream:
             await eventually(lambda: stream.reconnects == 1, "the reconnect")
         assert server.left.is_set()
 
 
-async def test_tries_come_later_and_later() -> None:
+async def test_tries_are_delayed_more_and_more() -> None:
     """At once, then within 50 ms, doubling to 1 s; the dice show the most each time."""
 
     async def first(call: Call) -> None:
@@ -525,7 +530,7 @@ async def test_a_server_that_falls_over_at_once_is_not_run_over() -> None:
         assert time.slept == [0.0, 0.05, 0.1, 0.2, 0.2]
 
 
-async def test_a_call_that_lived_long_begins_the_waits_anew() -> None:
+async def test_a_call_that_lived_long_resets_the_backoff() -> None:
     """A break an hour after another is a break of its own."""
     turns: asyncio.Queue[None] = asyncio.Queue(1)
 
@@ -543,7 +548,7 @@ async def test_a_call_that_lived_long_begins_the_waits_anew() -> None:
         assert time.slept == [0.0, 0.0, 0.0]
 
 
-async def test_a_new_prediction_begins_the_waits_anew() -> None:
+async def test_a_new_prediction_resets_the_backoff() -> None:
     """And the time for trying: a line that drops every few seconds goes on for ever, as long as it gets on."""
 
     async def script(call: Call) -> None:
@@ -563,7 +568,7 @@ async def test_a_new_prediction_begins_the_waits_anew() -> None:
 
 
 async def test_trying_has_an_end() -> None:
-    """After `reconnect_s` everybody who waits is told why; no timestep of a lost stream waits for ever."""
+    """After `reconnect_s` all callers get the reason; no timestep of a lost stream waits for ever."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -620,17 +625,18 @@ async def test_a_timestep_that_kills_its_server_is_not_sent_for_ever() -> None:
 
 
 async def test_a_server_that_does_not_answer_an_open_is_left() -> None:
-    """It was reached and says nothing: the next try goes to whoever is there then."""
+    """It was reached and does not answer: the next try may reach another server."""
 
     async def silent(call: Call) -> None:
         await call.read_open()
+        let_time_out(client)
         await call.gone()
 
     async def first(call: Call) -> None:
         await call.open()
         await call.end()
 
-    async with connected(first, silent, resume_and_close, timeout_s=0.05) as (client, server, _):
+    async with connected(first, silent, resume_and_close) as (client, server, _):
         async with client.open("a") as stream:
             await eventually(lambda: stream.reconnects == 1, "the reconnect")
         assert server.left.is_set()
@@ -641,29 +647,29 @@ async def test_an_open_that_was_answered_has_all_the_time() -> None:
 
     async def script(call: Call) -> None:
         await call.open()
-        await asyncio.sleep(0.1)  # the time-out that is tested for, twice
         await call.serve(1)
         await closing(call)
 
-    async with connected(script, timeout_s=0.05) as (client, _, _), client.open("a") as stream:
+    async with connected(script) as (client, _, _), client.open("a") as stream:
+        assert stream._session._call._watchdog is None
         assert await sums(stream, [1.0]) == [1.0]
         assert stream.reconnects == 0
 
 
 async def test_a_first_open_is_tried_for_as_long_as_any_question() -> None:
-    """`timeout_s`, not `reconnect_s`: whoever starts a program wants to hear that the address is wrong."""
+    """Within `timeout_s`, not `reconnect_s`: a user who starts a program must see soon that the address is wrong."""
 
     async def down(call: Call) -> None:
         await call.end("STOPPING")
 
-    async with connected(*[down] * 4, timeout_s=0.1) as (client, _, time):
+    async with connected(*[down] * 16, timeout_s=10.0) as (client, _, time):
         with pytest.raises(ServerUnavailable, match="STOPPING"):
             async with client.open("a"):
                 pass
-        assert time.slept == [0.0, 0.05, pytest.approx(0.05)]
+        assert time.slept == pytest.approx([0.0, 0.05, 0.1, 0.2, 0.4, 0.8, *[1.0] * 8, 0.45])
 
 
-async def test_a_first_open_lives_through_a_restart() -> None:
+async def test_a_first_open_survives_a_restart() -> None:
     """A program that starts while the server does gets its stream."""
 
     async def down(call: Call) -> None:
@@ -681,7 +687,7 @@ async def test_a_first_open_lives_through_a_restart() -> None:
     ],
 )
 async def test_an_open_that_is_refused_is_not_tried_again(reason: str, code: str, error: type[ClientError]) -> None:
-    """The user is told at once."""
+    """The user gets the error at once."""
 
     async def script(call: Call) -> None:
         await call.read_open()
@@ -695,7 +701,7 @@ async def test_an_open_that_is_refused_is_not_tried_again(reason: str, code: str
 
 
 async def test_a_full_server_is_waited_for() -> None:
-    """As long as any first open is; then the user is told that it is full."""
+    """As long as any first open; then the user gets the error that it is full."""
 
     async def full(call: Call) -> None:
         await call.read_open()
@@ -709,7 +715,7 @@ async def test_a_full_server_is_waited_for() -> None:
                 pass
 
 
-async def test_a_full_server_is_tried_again_after_a_break() -> None:
+async def test_a_full_server_is_tried_again_after_a_disconnect() -> None:
     """A slot comes free when others leave; a stream that was open is worth waiting for."""
 
     async def first(call: Call) -> None:
@@ -738,7 +744,7 @@ async def test_a_stream_that_was_deleted_is_gone() -> None:
 
 
 async def test_a_gap_that_cannot_be_opens_the_stream_again() -> None:
-    """The server has lost its place under an open call: an open says where it is. The old call is left before that."""
+    """The server has lost the position of an open call: an open reports it. The old call ends before that."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -762,7 +768,7 @@ async def test_a_gap_that_cannot_be_opens_the_stream_again() -> None:
         assert await sums(stream, [1.0, 2.0]) == [1.0, 3.0]
 
 
-async def test_an_answer_that_was_not_asked_for_ends_the_stream() -> None:
+async def test_an_unexpected_answer_ends_the_stream() -> None:
     """A server that speaks another protocol is not guessed at."""
 
     async def script(call: Call) -> None:
@@ -774,12 +780,14 @@ async def test_an_answer_that_was_not_asked_for_ends_the_stream() -> None:
 
     async with connected(script) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
-        await eventually(lambda: stream._ended is not None, "the end")
+        await eventually(lambda: stream._error is not None, "the end")
         with pytest.raises(StreamLost, match="nothing was in flight"):
             await stream.step([2.0])
 
 
-async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_the_client_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The task dies, and not in silence: everybody who waits gets the cause, and the log has it."""
 
     async def script(call: Call) -> None:
@@ -790,14 +798,14 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch, capl
 
     async with connected(script) as (client, _, _):
         async with client.open("a") as stream:
-            monkeypatch.setattr(stream._window, "due", lambda *_, **__: 1 / 0)
+            monkeypatch.setattr(stream._window, "match_answer", lambda *_, **__: 1 / 0)
             with caplog.at_level(logging.ERROR), pytest.raises(StreamLost, match="ZeroDivisionError") as caught:
                 await stream.step([1.0])
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_bug_where_requests_are_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_where_requests_are_made_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """There it is grpc that calls, and grpc would cancel the call and say nothing."""
 
     async def script(call: Call) -> None:
@@ -805,12 +813,12 @@ async def test_a_bug_where_requests_are_made_is_told(monkeypatch: pytest.MonkeyP
         await call.gone()
 
     async with connected(script) as (client, _, _), client.open("a") as stream:
-        monkeypatch.setattr(stream._window, "take", lambda: 1 / 0)
+        monkeypatch.setattr(stream._window, "next_message", lambda: 1 / 0)
         with pytest.raises(ClientError, match="ZeroDivisionError"):
             await stream.step([1.0])
 
 
-async def test_an_error_that_nobody_heard_is_told_on_leaving() -> None:
+async def test_an_unraised_error_is_raised_on_close() -> None:
     """The stream was lost while the user did something else."""
 
     async def script(call: Call) -> None:
@@ -820,7 +828,7 @@ async def test_an_error_that_nobody_heard_is_told_on_leaving() -> None:
     async with connected(script) as (client, _, _):
         with pytest.raises(TakenOver):
             async with client.open("a") as stream:
-                await eventually(stream._over.is_set, "the end")
+                await eventually(stream._ended_event.is_set, "the end")
 
 
 async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
@@ -846,7 +854,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
         return server, port
 
     server, port = await start(0)
-    async with asyncio.timeout(10), Client(f"127.0.0.1:{port}") as client, client.open("a") as stream:
+    async with asyncio.timeout(TIMEOUT_S), Client(f"127.0.0.1:{port}") as client, client.open("a") as stream:
         await sums(stream, [1.0])
         await server.stop(None)
         waiting = asyncio.create_task(stream.step([2.0]))

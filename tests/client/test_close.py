@@ -5,12 +5,14 @@ import gc
 
 import pytest
 
-from tests.client.scripted import Call, closing, connected, eventually, scripted, sums
+from tests.scripted import closing, connected, scripted, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate.client import Client, ServerUnavailable, StreamLost, TakenOver
 from tidegate.v1 import tidegate_pb2 as pb
 
 
-async def test_a_close_waits_for_what_is_under_way() -> None:
+async def test_a_close_waits_for_what_is_in_flight() -> None:
     """The close is the last request, and nothing that was sent before it stays unanswered."""
 
     async def script(call: Call) -> None:
@@ -42,7 +44,7 @@ async def test_a_close_does_nothing_the_second_time() -> None:
 
 
 async def test_a_stream_that_is_being_closed_takes_no_more() -> None:
-    """Nor another close: the first says whether the stream is kept."""
+    """Nor another close: the first one decides whether the stream is kept."""
     asked = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -64,7 +66,7 @@ async def test_a_stream_that_is_being_closed_takes_no_more() -> None:
         assert (await step)["sum"].item() == 1.0
 
 
-async def test_a_close_lives_through_a_break() -> None:
+async def test_a_close_survives_a_disconnect() -> None:
     """The stream is opened again, what was lost is sent again, and then it is closed."""
 
     async def first(call: Call) -> None:
@@ -105,7 +107,7 @@ async def test_a_close_is_not_over_before_everything_is_stored() -> None:
         assert (stream.durable_step, stream.reconnects) == (1, 1)
 
 
-async def test_a_close_that_is_never_stored_is_told() -> None:
+async def test_a_close_that_is_never_stored_is_reported() -> None:
     """After `reconnect_s`: the user must know that the server may lose it."""
 
     async def script(call: Call) -> None:
@@ -115,7 +117,7 @@ async def test_a_close_that_is_never_stored_is_told() -> None:
         await call.close(durable=0)
 
     async with connected(script, script, script, reconnect_s=0.05) as (client, _, _):
-        with pytest.raises(ServerUnavailable, match="not stored as far as they were answered"):
+        with pytest.raises(ServerUnavailable, match="not stored up to their last answer"):
             async with client.open("a") as stream:
                 await sums(stream, [1.0])
 
@@ -172,7 +174,7 @@ async def test_a_stream_that_is_still_there_is_forgotten_without_a_replay() -> N
 
 
 async def test_leaving_by_an_exception_does_not_wait() -> None:
-    """The call is left at once, whatever is under way; who waits for an answer is told."""
+    """The call ends at once, whatever is in flight; callers get an error."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -204,7 +206,7 @@ async def test_leaving_by_cancellation_does_not_wait() -> None:
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(work())
-        await eventually(lambda: any(stream._ready.is_set() for stream in client._kept), "the open")
+        await eventually(lambda: any(stream._ready.is_set() for stream in client._views), "the open")
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
@@ -220,7 +222,7 @@ async def test_a_task_that_is_cancelled_from_outside_ends() -> None:
 
     async with connected(script) as (client, server, _), client.open("a") as stream:
         stream._session._task.cancel()
-        await stream._over.wait()
+        await stream._ended_event.wait()
         with pytest.raises(StreamLost):
             await stream.step([1.0])
         await server.left.wait()
@@ -260,10 +262,10 @@ async def test_an_open_that_is_cancelled_leaves_nothing() -> None:
         opening.cancel()
         await asyncio.wait([opening])
         await server.left.wait()
-        assert not client._kept
+        assert not client._views
 
 
-async def test_an_error_that_was_told_is_not_told_again_on_leaving() -> None:
+async def test_a_raised_error_is_not_raised_again_on_close() -> None:
     """The user has dealt with it."""
 
     async def script(call: Call) -> None:
@@ -285,7 +287,7 @@ async def test_a_stream_that_is_lost_at_once_is_entered() -> None:
     async with connected(script) as (client, _, _):
         opening = client.open("a")
         stream = opening._stream = opening._begin()
-        await stream._over.wait()
+        await stream._ended_event.wait()
         await stream.start()
         with pytest.raises(TakenOver):
             await stream.step([1.0])
@@ -303,14 +305,14 @@ async def test_a_client_that_is_closed_leaves_its_streams() -> None:
         opening = client.open("a")
         stream = await opening.__aenter__()
         await client.close()
-        assert stream._over.is_set()
+        assert stream._ended_event.is_set()
         with pytest.raises(StreamLost):
             await stream.step([1.0])
         await opening.__aexit__(None, None, None)
         await server.left.wait()
 
 
-async def test_a_stream_ends_when_nobody_asked_is_opened_again() -> None:
+async def test_a_stream_that_ends_unexpectedly_is_opened_again() -> None:
     """A server that closes by itself has not closed it for us."""
 
     async def first(call: Call) -> None:

@@ -10,26 +10,28 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT_S, address_of, eventually, run_server, serve
+from tests.root import ROOT
+from tests.servers import address_of, run_server, serve
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Backoff, Client
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_is_told_that_the_client_is_not_its_own(sum_root: Path) -> None:
+def test_a_forked_child_gets_wrong_process(sum_root: Path) -> None:
     """Whatever waits; closing is left to the process that made the client, which goes on. No child dies of the fork alone."""
     with serve(sum_root) as process:
         ended = subprocess.run(
             [sys.executable, "-m", "tests.client.forked", process.address],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=TIMEOUT_S,
             check=True,
             cwd=ROOT,
         )
-    said = [line.partition(" ")[::2] for line in ended.stdout.splitlines()]
-    assert said.pop(0) == ("nothing", " ".join(["gave None"] * 10))
-    assert len(said) == 18
-    for what, got in said:
+    results = [line.partition(" ")[::2] for line in ended.stdout.splitlines()]
+    assert results.pop(0) == ("nothing", " ".join(["gave None"] * 10))
+    assert len(results) == 18
+    for what, got in results:
         if what == "sum":
             assert got == "3.0"
         elif what == "close":
@@ -39,8 +41,8 @@ def test_a_forked_child_is_told_that_the_client_is_not_its_own(sum_root: Path) -
             assert "make a client in each process" in got
 
 
-async def test_tries_in_vain_are_no_calls(sum_root: Path) -> None:
-    """While the channel cannot connect nobody calls: gRPC keeps a little of each call for good, and this may go on for weeks."""
+async def test_failed_tries_are_not_calls(sum_root: Path) -> None:
+    """No call is made while the channel cannot connect: gRPC keeps some memory of each call for good, and this may last for weeks."""
     tries = 0
 
     async def sleep(_: float) -> None:

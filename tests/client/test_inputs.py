@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.client.scripted import Call, closing, connected, scripted
 from tests.client.test_blocking import played
 from tests.client.test_single import answer, answering
+from tests.scripted import closing, connected, scripted
+from tests.scripted_calls import Call
 from tidegate.client import Client, InvalidTimestep
-from tidegate.client.inputs import Packer, columns, has_names, pack, parts_of, rows_in_order
+from tidegate.client.inputs import Packer, columns, has_names, pack, rows_in_order, split_block
 from tidegate.core.spec import Feature
 
 FEATURES = tuple(Feature(name) for name in ("a", "b", "c"))
@@ -252,10 +253,10 @@ def test_what_is_no_timestep_is_refused(values: Any) -> None:
         pack(values, FEATURES)
 
 
-@pytest.mark.parametrize(("values", "told"), WRONG_NAMES.values(), ids=WRONG_NAMES)
-def test_names_that_do_not_fit_are_refused(values: Any, told: str) -> None:
-    """One sentence says which are unknown, and which were left out."""
-    with pytest.raises(InvalidTimestep, match=f"^values: {told}") as caught:
+@pytest.mark.parametrize(("values", "message"), WRONG_NAMES.values(), ids=WRONG_NAMES)
+def test_names_that_do_not_fit_are_refused(values: Any, message: str) -> None:
+    """One sentence names the unknown and the missing ones."""
+    with pytest.raises(InvalidTimestep, match=f"^values: {message}") as caught:
         pack(values, FEATURES)
     assert caught.value.field == "values"
 
@@ -265,7 +266,7 @@ def test_names_that_do_not_fit_are_refused(values: Any, told: str) -> None:
     [{"b": 2.5}, Series([2.5], ["b"]), row(["b"], 2.5), structured((2.5,), names="b")[0]],
     ids=["mapping", "series", "namedtuple", "structured"],
 )
-def test_a_name_left_out_is_missing(values: Any) -> None:
+def test_a_name_not_given_is_missing(values: Any) -> None:
     """As it is in a mapping, so everywhere."""
     assert pack(values, FEATURES) == bits(NAN, 2.5, NAN)
 
@@ -343,20 +344,20 @@ def test_a_block_with_names_is_read_by_its_names(make: Callable[[], Any]) -> Non
     ids=["array", "lists", "arrays", "frame"],
 )
 def test_a_block_without_names_is_read_by_its_order(x: Any) -> None:
-    """A frame whose columns nobody named too."""
+    """Also a frame with default column labels."""
     values, indices = columns(x, [1, 0], 2, FEATURES)
     assert values.tolist() == TABLE.tolist()
     assert indices.tolist() == [1, 0]
 
 
-def test_a_column_left_out_is_missing() -> None:
+def test_a_column_not_given_is_missing() -> None:
     """As a name of a row."""
     values, _ = columns(Frame("b", [[1.0], [2.0]]), None, 2, FEATURES)
     np.testing.assert_array_equal(values, [[NAN, 1.0, NAN], [NAN, 2.0, NAN]])
 
 
 @pytest.mark.parametrize(
-    ("x", "told"),
+    ("x", "message"),
     [
         (Frame(["time", "a"], [[1.0, 2.0]] * 2), "x: no feature is called time; the model has a, b, c; left out: b, c"),
         (Frame("aba", [IN_ORDER] * 2), "x: got a more than once, expected each name once"),
@@ -371,14 +372,14 @@ def test_a_column_left_out_is_missing() -> None:
         (Turned(*IN_ORDER), r"x: got shape \(3,\)"),
     ],
 )
-def test_a_block_that_does_not_fit_is_refused(x: Any, told: str) -> None:
-    """One sentence says why."""
-    with pytest.raises(InvalidTimestep, match=told) as caught:
+def test_a_block_that_does_not_fit_is_refused(x: Any, message: str) -> None:
+    """One sentence has the reason."""
+    with pytest.raises(InvalidTimestep, match=message) as caught:
         columns(x, None, 2, FEATURES)
     assert caught.value.field == "x"
 
 
-def test_a_frame_of_rows_becomes_numbers_and_all_else_is_given_back() -> None:
+def test_a_frame_of_rows_becomes_numbers_and_anything_else_is_returned() -> None:
     """A frame iterates over its columns, not its rows."""
     assert rows_in_order(Frame("cab", TURNED.tolist()), FEATURES).tolist() == TABLE.tolist()  # type: ignore[attr-defined]
     rows: list[Any] = [iter([]), [Turned(*IN_ORDER)], TABLE, NAMED, {}]
@@ -387,11 +388,11 @@ def test_a_frame_of_rows_becomes_numbers_and_all_else_is_given_back() -> None:
         rows_in_order(Frame("d", [[1.0]]), FEATURES)
 
 
-def test_a_block_and_its_rows_are_told_from_a_frame() -> None:
+def test_a_block_with_rows_is_distinguished_from_a_frame() -> None:
     """A tuple of two is x and rows."""
     frame = Frame("a", [[1.0]])
-    assert parts_of(frame) == (frame, None)
-    assert parts_of((frame, [0])) == (frame, [0])
+    assert split_block(frame) == (frame, None)
+    assert split_block((frame, [0])) == (frame, [0])
 
 
 # Streams -------------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_any_order_of_labels_of_pandas_gives_the_same_bytes(pandas: Any, order: 
     assert pack(frame.to_records(index=False)[0], FEATURES) == expected
 
 
-def test_labels_of_pandas_that_nobody_gave_mean_the_order(pandas: Any) -> None:
+def test_default_labels_of_pandas_mean_the_order(pandas: Any) -> None:
     """Those that are left of a longer Series mean nothing."""
     assert pack(pandas.Series(IN_ORDER), FEATURES) == bits(*IN_ORDER)
     assert columns(pandas.DataFrame(TABLE), None, 2, FEATURES)[0].tolist() == TABLE.tolist()

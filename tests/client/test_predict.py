@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import Call, closing, connected, eventually, sent, sums
+from tests.scripted import closing, connected, sent, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate.client import InvalidTimestep, Prediction, TakenOver
 
 
@@ -72,7 +74,7 @@ async def test_a_prediction_does_not_wait_for_the_next_row() -> None:
         assert got == [1.0, 3.0]
 
 
-async def test_predictions_go_on_over_a_break() -> None:
+async def test_predictions_continue_after_a_disconnect() -> None:
     """Those under way are had again, the rest follows."""
 
     async def first(call: Call) -> None:
@@ -93,7 +95,7 @@ async def test_predictions_go_on_over_a_break() -> None:
         assert [answer["sum"].item() async for answer in stream.predict(rows)] == [1.0, 3.0, 6.0]
 
 
-async def test_no_row_behind_a_refused_one_is_applied() -> None:
+async def test_no_row_after_a_refused_one_is_applied() -> None:
     """Those that were sent ahead are not sent again: the user goes on where it stopped, and others are not harmed."""
 
     async def script(call: Call) -> None:
@@ -114,14 +116,14 @@ async def test_no_row_behind_a_refused_one_is_applied() -> None:
         assert server.history == [1.0, 5.0]
 
 
-async def test_no_row_that_waited_for_room_behind_a_refused_one_is_applied() -> None:
+async def test_no_row_that_waited_for_room_after_a_refused_one_is_applied() -> None:
     """The refusal makes room, and the row comes too late."""
 
     async def script(call: Call) -> None:
         await call.open()
         await call.serve(1)
         await call.expect_unapplied(2)
-        await eventually(stream._door.locked, "waiting for room")
+        await eventually(stream._submit_lock.locked, "waiting for room")
         await call.refuse(2, reason="WRONG_WIDTH")
         await closing(call)
 
@@ -154,7 +156,7 @@ async def test_leaving_early_drops_predictions_only() -> None:
 
 
 async def test_the_end_of_the_stream_ends_the_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its error, once; those behind leave no complaint of errors that nobody took."""
+    """With its error, once; the later ones leave no warning about errors that were never retrieved."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -195,7 +197,7 @@ async def test_an_error_of_the_rows_is_the_users() -> None:
         assert await sums(stream, [1.0]) == [2.0]
 
 
-async def test_rows_that_are_still_awaited_are_let_go() -> None:
+async def test_rows_that_are_still_awaited_are_released() -> None:
     """Cancelled while the next row is on its way: nothing waits for it any more."""
     closed = asyncio.Event()
 

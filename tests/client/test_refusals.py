@@ -1,11 +1,13 @@
-"""Timesteps that are refused: waited out, or told to their caller; those behind them go on in order."""
+"""Refused timesteps: retried, or failed to their caller; later ones continue in order."""
 
 import asyncio
 import logging
 
 import pytest
 
-from tests.client.scripted import Call, closing, connected, eventually, sent, sums
+from tests.scripted import closing, connected, sent, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate.client import (
     AnswerLost,
     ClientError,
@@ -42,7 +44,7 @@ async def test_a_server_without_room_is_waited_for(reason: str) -> None:
 
 @pytest.mark.parametrize(("reason", "error"), [("OVERLOADED", Overloaded), ("STORE_UNAVAILABLE", StoreUnavailable)])
 async def test_waiting_for_room_has_an_end(reason: str, error: type[TimestepRefused]) -> None:
-    """After `reconnect_s` since its first refusal the caller is told; the one behind it takes its number."""
+    """`reconnect_s` after its first refusal the caller gets the error; the next one takes its number."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -62,7 +64,7 @@ async def test_waiting_for_room_has_an_end(reason: str, error: type[TimestepRefu
         assert (answered.step, server.history) == (1, [2.0])
 
 
-async def test_a_client_that_does_not_try_again_is_told_at_once() -> None:
+async def test_a_client_that_does_not_retry_gets_the_error_at_once() -> None:
     """With `reconnect_s=0`."""
 
     async def script(call: Call) -> None:
@@ -81,8 +83,8 @@ async def test_a_client_that_does_not_try_again_is_told_at_once() -> None:
     ("reason", "error"),
     [("WRONG_WIDTH", InvalidTimestep), ("NOT_FINITE", InvalidTimestep), ("MODEL_FAILED", ModelFailed)],
 )
-async def test_a_bad_timestep_harms_none_behind_it(reason: str, error: type[TimestepRefused]) -> None:
-    """Its caller is told, and those behind it are applied in order under numbers without a hole."""
+async def test_a_bad_timestep_does_not_affect_later_ones(reason: str, error: type[TimestepRefused]) -> None:
+    """Its caller gets the error, and later ones are applied in order under consecutive numbers."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -102,8 +104,8 @@ async def test_a_bad_timestep_harms_none_behind_it(reason: str, error: type[Time
         assert (server.history, stream.next_step) == ([1.0, 3.0, 4.0], 4)
 
 
-async def test_a_break_after_a_refusal_brings_nothing_out_of_order() -> None:
-    """The call ends before the server has said a word to those behind."""
+async def test_a_disconnect_after_a_refusal_brings_nothing_out_of_order() -> None:
+    """The call ends before the server has answered the later ones."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -146,7 +148,7 @@ async def test_a_timestep_that_was_applied_and_not_stored_keeps_its_number() -> 
 
 
 async def test_a_replay_that_finds_no_room_ends_the_stream() -> None:
-    """Its answer was delivered, so it can be neither given up nor told to anybody else."""
+    """Its answer was delivered, so it can be neither dropped nor failed."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -163,13 +165,13 @@ async def test_a_replay_that_finds_no_room_ends_the_stream() -> None:
 
     async with connected(first, second, reconnect_s=1) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
-        await eventually(stream._over.is_set, "the end")
+        await eventually(stream._ended_event.is_set, "the end")
         with pytest.raises(ServerUnavailable, match="timestep 1 could not be sent again for 1 s"):
             await stream.step([2.0])
 
 
 async def test_a_refused_timestep_whose_caller_has_gone_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """There is nobody else to tell."""
+    """There is no other caller."""
     cancelled = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -187,7 +189,7 @@ async def test_a_refused_timestep_whose_caller_has_gone_is_in_the_log(caplog: py
         with caplog.at_level(logging.WARNING):
             cancelled.set()
             await eventually(lambda: stream.next_step == 1, "the refusal")
-        assert "a timestep, whose caller has gone, was refused" in caplog.text
+        assert "a timestep whose caller was cancelled was refused" in caplog.text
         assert await sums(stream, [2.0]) == [2.0]
 
 
@@ -215,7 +217,7 @@ async def test_a_cancelled_step_is_applied_once_and_its_prediction_dropped() -> 
 
 
 async def test_a_full_buffer_makes_callers_wait() -> None:
-    """Until the server tells what is stored; the first to come is the first to go on."""
+    """Until the server reports what is stored; the first to come is the first to continue."""
     full = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -255,13 +257,13 @@ async def test_a_refused_timestep_makes_room() -> None:
         assert good["sum"].item() == 2.0
 
 
-async def test_callers_who_wait_for_room_are_told_of_the_end() -> None:
+async def test_callers_that_wait_for_room_get_the_error() -> None:
     """All of them, though there will never be room."""
 
     async def script(call: Call) -> None:
         await call.open()
         await call.expect(1)
-        await eventually(lambda: len(stream._door._waiters or ()) == 1, "the waiting")
+        await eventually(lambda: len(stream._submit_lock._waiters or ()) == 1, "the waiting")
         await call.end("TAKEN_OVER")
 
     async with connected(script, buffer_max=1) as (client, _, _), client.open("a") as stream:
@@ -293,7 +295,7 @@ async def test_a_step_that_is_cancelled_while_it_waits_for_room_was_never_sent()
         assert server.history == [1.0, 2.0]
 
 
-async def test_an_old_answer_can_be_asked_for_again() -> None:
+async def test_an_old_answer_can_be_requested_again() -> None:
     """By its number; a client that was restarted may have applied what it never saw the answer of."""
 
     async def script(call: Call) -> None:
@@ -327,7 +329,7 @@ async def closing_after_open(call: Call) -> None:
     await closing(call)
 
 
-async def test_a_number_that_is_under_way_is_not_given_twice() -> None:
+async def test_a_number_that_is_in_flight_is_not_given_twice() -> None:
     """Its answer is not there yet to be asked for again."""
 
     async def script(call: Call) -> None:
@@ -355,7 +357,7 @@ async def test_values_may_be_named() -> None:
             await stream.step({"y": 4.0})
 
 
-def test_every_error_says_what_it_is() -> None:
+def test_every_error_has_its_type() -> None:
     """One root, a reason, and a sentence at each class."""
     from tidegate.client import errors
 

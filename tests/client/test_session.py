@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.client import scripted
-from tests.client.scripted import eventually, sent
+from tests import scripted
 from tests.client.scripted_blocks import MODEL, BlockCall, ScriptedBlocks, connected
+from tests.scripted import sent
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Block, Client, Prediction, Stream
 from tidegate.client.errors import ModelNotFound, StreamLost, TakenOver, TooManyStreams
 from tidegate.client.retry import Backoff
@@ -242,7 +243,7 @@ async def test_a_stream_that_is_left_by_an_exception_is_closed_in_the_background
         assert a.reconnects == 0
 
 
-async def test_a_refused_open_that_ends_the_call_harms_nobody_else() -> None:
+async def test_a_refused_open_that_ends_the_call_does_not_affect_others() -> None:
     """The others are open again at once, and lose nothing of what was in flight."""
     in_flight = asyncio.Event()
 
@@ -320,7 +321,7 @@ async def test_streams_are_spread_over_connections() -> None:
             await older.step([1.0])
 
 
-async def test_a_stream_that_was_lost_is_opened_again() -> None:
+async def test_a_lost_stream_is_opened_again() -> None:
     """What is left of the first, once its call has ended, is not closed on the call of the second."""
 
     async def lost(call: BlockCall) -> None:
@@ -341,7 +342,7 @@ async def test_a_stream_that_was_lost_is_opened_again() -> None:
             assert closed_on(server.calls[1]) == []
 
 
-async def test_an_old_answer_is_asked_for_again_when_the_server_wants_its_streams_opened_again() -> None:
+async def test_an_old_answer_is_requested_again_when_the_server_wants_its_streams_opened_again() -> None:
     """The message with it was refused as a whole, before the call ended."""
 
     async def going(call: BlockCall) -> None:
@@ -365,11 +366,11 @@ async def test_a_stream_has_all_the_time_that_it_may_take() -> None:
         await call.answer_open(ask, {"c": "TOO_MANY_STREAMS"})
         await rest(call)
 
-    async with connected(full, timeout_s=0.2) as (client, _, time), client.open("a"):
+    async with connected(full) as (client, _, time), client.open("a"):
         with pytest.raises(TooManyStreams):
             async with client.open("b"):
                 pass
-        time.now += 10.0
+        time.now += 10 * TIMEOUT_S
         async with client.open("c") as c:
             assert c.next_step == 1
 
@@ -426,7 +427,7 @@ async def test_a_stream_is_not_suspected_in_place_of_another() -> None:
         assert (await c.step([2.0]))["sum"].item() == 2.0
 
 
-async def test_a_name_stands_in_a_message_once() -> None:
+async def test_a_name_occurs_in_a_message_once() -> None:
     """A server may open the streams of a message in any order, and the one that was asked for last has it in the end."""
 
     async def breaks(call: BlockCall) -> None:

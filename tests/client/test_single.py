@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import MODEL, Scripted, Time, pack, scripted
+from tests.calls import pack
+from tests.scripted import Scripted, Time, scripted
+from tests.scripted_calls import MODEL
 from tidegate import blocking
 from tidegate.client import (
     AnswerLost,
@@ -86,7 +88,7 @@ def answer(step: int, *values: float, version: str = "1", **more: Any) -> pb.Pre
     return pb.PredictOneResponse(prediction=prediction, model="toy", version=version)
 
 
-async def test_a_timestep_is_asked_and_answered(ask: Ask) -> None:
+async def test_a_timestep_is_sent_and_answered(ask: Ask) -> None:
     """Durable unless the caller wants otherwise, under the model that was named."""
     async with scripted() as server:
         asked = answering(server, answer(7, 2.5), answer(8, 3.5, duplicate=True))
@@ -134,8 +136,8 @@ async def test_values_may_be_named(ask: Ask) -> None:
     ("reason", "code"),
     [("", "UNAVAILABLE"), ("", "INTERNAL"), ("STOPPING", "UNAVAILABLE"), ("OVERLOADED", "RESOURCE_EXHAUSTED")],
 )
-async def test_a_timestep_with_a_number_is_asked_again(ask: Ask, reason: str, code: str) -> None:
-    """After a break, or when the server says so; the same bytes each time."""
+async def test_a_timestep_with_a_number_is_sent_again(ask: Ask, reason: str, code: str) -> None:
+    """After a disconnect, or when the action is RETRY; the same bytes each time."""
     time = Time()
     async with scripted() as server:
         asked = answering(server, (reason, code), (reason, code), answer(3, 1.0))
@@ -145,7 +147,7 @@ async def test_a_timestep_with_a_number_is_asked_again(ask: Ask, reason: str, co
 
 
 @pytest.mark.parametrize("step", [None, 0])
-async def test_a_timestep_without_a_number_is_asked_once(ask: Ask, step: int | None) -> None:
+async def test_a_timestep_without_a_number_is_sent_once(ask: Ask, step: int | None) -> None:
     """Asked again it would be applied again."""
     async with scripted() as server:
         asked = answering(server, ("", "UNAVAILABLE"))
@@ -159,7 +161,7 @@ async def test_a_timestep_without_a_number_is_asked_once(ask: Ask, step: int | N
     [("", "UNAVAILABLE", ServerUnavailable), ("OVERLOADED", "RESOURCE_EXHAUSTED", Overloaded)],
 )
 async def test_asking_again_has_an_end(ask: Ask, reason: str, code: str, error: type[ClientError]) -> None:
-    """After `reconnect_s`; the error says how long, and what it was."""
+    """After `reconnect_s`; the error has this time and the last reason."""
     async with scripted() as server:
         answering(server, *[(reason, code)] * 9)
         with pytest.raises(error, match=r"it is; tried for 0\.1 s"):
@@ -188,7 +190,7 @@ async def test_a_refusal_has_a_name_and_is_final(ask: Ask, reason: str, code: st
 
 
 async def test_an_unknown_refusal_of_a_timestep_is_one() -> None:
-    """Its action says that it was the timestep."""
+    """Its action refuses the timestep only."""
     async with scripted() as server, Client(server.address) as client:
         answering(server)
         server.replies["PredictOneRequest"] = lambda _: ("UNHEARD_OF", "INVALID_ARGUMENT", {"action": "DROP"})
@@ -197,7 +199,7 @@ async def test_an_unknown_refusal_of_a_timestep_is_one() -> None:
         assert type(caught.value) is TimestepRefused
 
 
-async def test_an_answer_that_nobody_has_any_more_is_told(ask: Ask) -> None:
+async def test_a_forgotten_answer_is_reported(ask: Ask) -> None:
     """The timestep counts; only its prediction is gone."""
     async with scripted() as server:
         gone = pb.Prediction(step=3, durable_step=90, duplicate=True)
@@ -206,7 +208,7 @@ async def test_an_answer_that_nobody_has_any_more_is_told(ask: Ask) -> None:
             await ask(server, "a", [1.0], step=3)
 
 
-async def test_an_answer_that_cannot_be_read_is_told() -> None:
+async def test_an_answer_that_cannot_be_read_is_reported() -> None:
     """The model went away before it could be described: the timestep is applied, and can be asked for again."""
     async with scripted() as server, Client(server.address) as client:
         answering(server, answer(3, 1.0), answer(3, 1.0))

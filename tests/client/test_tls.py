@@ -9,8 +9,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.scripted import MODEL, Call, Scripted, closing, sums
-from tests.support import TIMEOUT_S, address_of, run_server
+from tests.scripted import Scripted, closing, sums
+from tests.scripted_calls import MODEL, Call
+from tests.servers import address_of, run_server
+from tests.timeouts import TIMEOUT_S
 from tests.tls import Certificates, make_certificates, tls_before
 from tidegate import blocking
 from tidegate.client import Client, InvalidArgument, ServerUnavailable, WrongOrder
@@ -28,8 +30,8 @@ class Recorder(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Hands the call on."""
-        said = [value for key, value in details.invocation_metadata if key == "authorization"]
-        self.seen.append((details.method.rpartition("/")[2], said))
+        tokens = [value for key, value in details.invocation_metadata if key == "authorization"]
+        self.seen.append((details.method.rpartition("/")[2], tokens))
         return await continuation(details)
 
 
@@ -90,7 +92,7 @@ async def test_streams_and_questions_go_over_tls(certificates: Certificates, sum
             assert (await block.step([[3.0], [4.0]]))["sum"].ravel().tolist() == [3.0, 4.0]
 
 
-async def test_a_blocking_client_talks_tls_and_says_who_it_is(certificates: Certificates) -> None:
+async def test_a_blocking_client_uses_tls_and_a_token(certificates: Certificates) -> None:
     """To gRPC's own TLS, with metadata on each call."""
     pair = (certificates.server_key.read_bytes(), certificates.server_cert.read_bytes())
     async with recording(one_stream, credentials=grpc.ssl_server_credentials([pair])) as (address, servicer, recorder):
@@ -137,7 +139,7 @@ async def test_a_server_that_is_not_trusted_is_not_talked_to(
 # Metadata ------------------------------------------------------------------------------------------------------------
 
 
-async def test_metadata_goes_with_every_call() -> None:
+async def test_metadata_is_sent_with_every_call() -> None:
     """Once, when it begins: with questions, streams, and streams that are opened again."""
 
     async def broken(call: Call) -> None:
@@ -160,7 +162,7 @@ async def test_metadata_goes_with_every_call() -> None:
         assert recorder.seen == [("ListModels", [SECRET]), ("PredictBlocks", [SECRET]), ("PredictBlocks", [SECRET])]
 
 
-async def test_without_metadata_nothing_is_said() -> None:
+async def test_without_metadata_nothing_is_printed() -> None:
     """An empty list is as none."""
     async with recording() as (address, servicer, recorder):
         answer_models(servicer)
@@ -257,7 +259,7 @@ async def test_a_question_over_a_channel_of_the_caller_ends_with_the_client() ->
 
 @pytest.mark.parametrize(("field", "value"), [("credentials", "tls"), ("credentials", True), ("channel", "h:1")])
 async def test_what_is_no_channel_and_no_credentials_is_refused(field: str, value: Any) -> None:
-    """One sentence says what was expected."""
+    """One sentence names what was expected."""
     more: dict[str, Any] = {field: value}
     with pytest.raises(InvalidArgument, match=rf"^{field}: got .*, expected .*grpc"):
         Client("localhost:1", **more)

@@ -1,4 +1,4 @@
-"""A client's books, and what is decided about refusals, against a model of a server: every interleaving that Hypothesis finds."""
+"""A client's window and its decisions about refusals, against a model of a server: every interleaving that Hypothesis finds."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.client.reasons import error_of
-from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
-from tidegate.client.buffer import Buffer
+from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, add_single_row, contents, ints, packed
+from tests.examples import examples
 from tidegate.client.errors import (
     AnswerLost,
     ClientError,
@@ -22,15 +22,16 @@ from tidegate.client.errors import (
     StreamLost,
     TakenOver,
 )
-from tidegate.client.message import Message, Repeat, SingleMessage
-from tidegate.client.refusals import Decision, Refusals
+from tidegate.client.message import Message, Repeat, SingleRowMessage
+from tidegate.client.refusals import Decision, RefusalHandler
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, Group
-from tidegate.client.retry import Backoff, Shortage
+from tidegate.client.retry import Backoff, RetryDeadlines
 from tidegate.client.window import Window
 from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS_MAX = 5
-PATIENCE_S = 10.0
+RETRY_TIMEOUT_S = 10.0
 
 # Of a stream that the server knows by this name: number and value.
 Row = tuple[int, int, float]
@@ -53,14 +54,14 @@ class Server:
         self.durable: list[int] = []
         self.forgotten: list[int] = []  # answers up to here are gone, besides those that are not remembered for long
         self.taken: set[int] = set()  # by another client
-        self.to_read: deque[tuple[Message, list[Row]]] = deque()
-        self.to_tell: deque[tuple[Message, Answers | None, dict[int, pb.Error]]] = deque()
+        self.requests: deque[tuple[Message, list[Row]]] = deque()
+        self.responses: deque[tuple[Message, Answers | None, dict[int, pb.Error]]] = deque()
 
     def run(self, *, full: bool, busy: Callable[[], str]) -> None:
         """Answers one message, or has no room for it, or for a row of it, or for the answer to one that it has applied."""
-        message, rows = self.to_read.popleft()
+        message, rows = self.requests.popleft()
         if full:
-            self.to_tell.append((message, None, {0: error_of("OVERLOADED", retry_after_ms=100)}))
+            self.responses.append((message, None, {0: error_of("OVERLOADED", retry_after_ms=100)}))
             return
         count = len(rows)
         sums, seen = np.zeros((count, 1), np.float32), np.zeros((count, 2))
@@ -88,7 +89,7 @@ class Server:
         plain = not (errors or forgotten.any() or repeated.any())
         steps = ints(*(step for _, step, _ in rows))
         columns = Answers(steps, [sums, seen], durable, repeated, forgotten, refused, plain=plain)
-        self.to_tell.append((message, columns, errors))
+        self.responses.append((message, columns, errors))
 
     def refuses(self, name: int, step: int, value: float) -> str:
         """Why a row cannot be answered; empty when it can."""
@@ -103,7 +104,7 @@ class Server:
 
 
 class Timestep:
-    """One that a caller has submitted, alone or as a row of a block."""
+    """A timestep that a caller has submitted, alone or as a row of a block."""
 
     def __init__(self, value: float, caller: Caller | None, block: Block | None = None, place: int = 0) -> None:
         self.value = value
@@ -114,7 +115,7 @@ class Timestep:
 
     @property
     def settled(self) -> bool:
-        """Whether its caller knows; who has gone need not."""
+        """Whether its caller has the answer, an error, or was cancelled."""
         if self.block is not None:
             return bool(self.block.settled[self.place])
         assert self.caller is not None
@@ -143,7 +144,7 @@ class Timestep:
 class Stream:
     """A stream as its user sees it."""
 
-    def __init__(self, name: int, index: int, buffer: Buffer, before: Sequence[float]) -> None:
+    def __init__(self, name: int, index: int, buffer: ResendBuffer, before: Sequence[float]) -> None:
         self.name = name
         self.index = index
         self.buffer = buffer
@@ -158,20 +159,20 @@ class Stream:
 
 
 class World(RuleBasedStateMachine):
-    """A client's books and a server, with streams that come and go, breaks, crashes, refusals, losses and stores between."""
+    """A window and a server, with streams that come and go, disconnects, crashes, refusals, losses and checkpoints."""
 
-    @initialize(remembered=st.integers(1, 5), patience_s=st.sampled_from([0.0, PATIENCE_S]))
-    def begin(self, remembered: int, patience_s: float) -> None:
-        """Some streams are open already, so that little is needed for something to happen."""
+    @initialize(remembered=st.integers(1, 5), retry_timeout_s=st.sampled_from([0.0, RETRY_TIMEOUT_S]))
+    def begin(self, remembered: int, retry_timeout_s: float) -> None:
+        """Opens some streams, so that rules apply from the start."""
         self.now = 0.0
         self.values = 0
         self.server = Server(remembered)
         self.window = Window(100)
-        self.shortage = Shortage(Backoff(clock=lambda: self.now, dice=lambda: 0.0))
-        self.refusals = Refusals(self.window, self.shortage, patience_s)
+        self.retry_deadlines = RetryDeadlines(Backoff(clock=lambda: self.now, dice=lambda: 0.0))
+        self.refusals = RefusalHandler(self.window, self.retry_deadlines, retry_timeout_s)
         self.buffers = [self.window.buffer_of(model, ROWS_MAX) for model in (MODEL, OTHER)]
         self.streams: list[Stream] = []
-        self.answers_may_be_lost = not patience_s
+        self.answers_may_be_lost = not retry_timeout_s
         # Messages since the last break, and since the last end of a stream: else most of a run would be spent without any.
         self.sent_since = {"break": 0, "end": 0}
         self.join([0, 0, 1], before=0, opened=True)
@@ -180,25 +181,25 @@ class World(RuleBasedStateMachine):
 
     @property
     def live(self) -> list[Stream]:
-        """Those that nobody has left."""
+        """Streams that were not detached."""
         return [stream for stream in self.streams if not stream.left]
 
     @property
     def usable(self) -> list[Stream]:
-        """Those that were opened and can be used."""
+        """Streams that were opened and are usable."""
         window = self.window
-        return [stream for stream in self.live if window.usable[stream.index] and window.begun[stream.index]]
+        return [stream for stream in self.live if window.usable[stream.index] and window.ever_opened[stream.index]]
 
     @property
     def to_open(self) -> list[Stream]:
-        """Those that are not open and should be."""
+        """Streams that are not open and should be."""
         return [s for s in self.live if self.window.usable[s.index] and not self.window.open[s.index]]
 
     @precondition(lambda self: len(self.live) < STREAMS_MAX)
     @rule(models=st.lists(st.integers(0, 1), min_size=1, max_size=2), before=st.integers(0, 2), opened=st.booleans())
     def join(self, models: list[int], before: int, opened: bool) -> None:
-        """Streams are to be opened, which may take no time; the server may know them."""
-        indices = self.window.join(len(models)).tolist()
+        """Adds streams, which may be opened at once; the server may know them."""
+        indices = self.window.add_streams(len(models)).tolist()
         assert not {stream.index for stream in self.live} & set(indices)
         for index, model in zip(indices, models, strict=True):
             history = [self.value() for _ in range(before)]
@@ -210,95 +211,95 @@ class World(RuleBasedStateMachine):
             self.open(STREAMS_MAX)
 
     def value(self) -> float:
-        """No two timesteps have the same."""
+        """A value that no other timestep has."""
         self.values += 1
         return float(self.values)
 
     @precondition(lambda self: self.to_open)
     @rule(count=st.integers(1, STREAMS_MAX))
     def open(self, count: int) -> None:
-        """Some streams are opened, again or for the first time."""
+        """Opens some streams, again or for the first time."""
         window, server = self.window, self.server
         opened: list[Stream] = []
         for stream in self.to_open[:count]:
-            first, applied = window.first_steps(ints(stream.index)).item(), len(server.applied[stream.name])
+            first, applied = window.first_kept(ints(stream.index)).item(), len(server.applied[stream.name])
             if stream.name in server.taken:
                 self.lose({stream.index: TakenOver("by another client")})
-            elif window.begun[stream.index] and first > applied + 1:
+            elif window.ever_opened[stream.index] and first > applied + 1:
                 assert applied < len(stream.before), "what is not stored can be sent again, but for what was before"
                 self.lose({stream.index: DataLost("it is gone")})
             else:
                 opened.append(stream)
         if not opened:
             return
-        window.opened(
+        window.mark_opened(
             ints(*(stream.index for stream in opened)),
             ints(*(len(server.applied[stream.name]) + 1 for stream in opened)),
             ints(*(server.durable[stream.name] for stream in opened)),
             server.remembered,
         )
         for stream in opened:
-            if not stream.timesteps and not window.waited_for(ints(stream.index)):
+            if not stream.timesteps and not window.has_waiters(ints(stream.index)):
                 stream.before = list(server.applied[stream.name])
 
     def lose(self, errors: dict[int, ClientError]) -> None:
-        """As the session does."""
+        """Loses streams as the session does."""
         errors = {index: error for index, error in errors.items() if self.window.usable[index]}
-        self.window.lose(errors)
+        self.window.mark_lost(errors)
         for stream in self.live:
             stream.lost = errors.get(stream.index, stream.lost)
 
     @precondition(lambda self: self.usable and self.sent_since["end"])
     @rule(pick=st.integers(0, 9), how=st.sampled_from(["taken over", "taken over unseen", "closed", "forgotten"]))
     def end(self, pick: int, how: str) -> None:
-        """Something ends a stream."""
+        """Ends a stream."""
         self.sent_since["end"] = 0
         if how == "closed":
             self.close(pick)
         elif how == "forgotten":
             self.usable[pick % len(self.usable)].forgetting = True  # as soon as everything of it is answered
         else:
-            self.take_over(self.usable[pick % len(self.usable)], told=how == "taken over")
+            self.take_over(self.usable[pick % len(self.usable)], notified=how == "taken over")
 
-    def take_over(self, stream: Stream, *, told: bool) -> None:
-        """Another client opens a stream; this one is told at once, or learns it from what is refused."""
+    def take_over(self, stream: Stream, *, notified: bool) -> None:
+        """Another client opens a stream. This one is notified at once, or gets the error of a refused row."""
         self.server.taken.add(stream.name)
-        if told:
+        if notified:
             self.lose({stream.index: TakenOver("by another client")})
 
     @precondition(lambda self: self.live and self.sent_since["end"])
     @rule(pick=st.integers(0, 9), count=st.integers(1, 2), replaced=st.booleans())
     def leave(self, pick: int, count: int, replaced: bool) -> None:
-        """Nobody uses some streams any more, whatever they wait for; others may come at once."""
+        """Detaches some streams; others may join at once."""
         self.sent_since["end"] = 0
         pick %= len(self.live)
         streams = self.live[pick : pick + count]
         self.lose({stream.index: StreamLost("left") for stream in streams})
-        self.window.leave(ints(*(stream.index for stream in streams)))
+        self.window.release_indices(ints(*(stream.index for stream in streams)))
         for stream in streams:
             stream.left = True
-            self.shortage.over(stream.index)
+            self.retry_deadlines.clear(stream.index)
         if replaced:
             self.join([self.buffers.index(stream.buffer) for stream in streams], before=0, opened=True)
 
     def close(self, pick: int) -> None:
-        """A stream is closed when everything of it is answered: all of it is stored."""
+        """Closes a stream of which everything is answered: all of it is stored."""
         streams = [s for s in self.usable if self.window.open[s.index] and self.window.idle(ints(s.index)).all()]
         streams = [stream for stream in streams if stream.name not in self.server.taken]
         if streams:
             stream = streams[pick % len(streams)]
             self.store(stream)
-            self.tell(stream)
-            self.window.closed([stream.index])
-            stream.lost = self.window.why[stream.index]
+            self.notify(stream)
+            self.window.mark_closed([stream.index])
+            stream.lost = self.window.errors[stream.index]
 
     # Timesteps ---------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.live)
     @rule(picks=st.lists(st.integers(0, 9), max_size=6), bad=st.integers(0, 9), sent=st.booleans())
     def add_rows(self, picks: list[int], bad: int, sent: bool) -> None:
-        """Somebody has timesteps of many streams of one model; a bad one is refused when its turn comes."""
-        known = [s for s in self.live if (self.window.begun[s.index] or s.lost is not None) and not s.forgetting]
+        """Submits timesteps of many streams of one model. The server refuses a bad one."""
+        known = [s for s in self.live if (self.window.ever_opened[s.index] or s.lost is not None) and not s.forgetting]
         streams = [known[pick % len(known)] for pick in picks] if known else []
         streams = [stream for stream in streams if stream.buffer is streams[0].buffer]
         block = Block(len(streams))
@@ -319,14 +320,14 @@ class World(RuleBasedStateMachine):
         sent=st.booleans(),
     )
     def add_single(self, pick: int, bad: bool, grouped: int | None, sent: bool) -> None:
-        """Somebody has a timestep of a stream, alone or of a group."""
+        """Submits a timestep of a stream, alone or in a group."""
         stream = self.usable[pick % len(self.usable)]
         if stream.forgetting:
             return
-        stream.groups = [Group() if group.fallen else group for group in stream.groups]
+        stream.groups = [Group() if group.failed else group for group in stream.groups]
         group = stream.groups[grouped] if grouped is not None else None
         value = self.value() * (-1 if bad else 1)
-        caller = put_single(self.window, stream.index, value, group, stream.buffer)
+        caller = add_single_row(self.window, stream.index, value, group, stream.buffer)
         stream.timesteps.append(Timestep(value, caller))
         stream.timesteps[-1].group = group
         if sent:
@@ -335,7 +336,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.usable)
     @rule(pick=st.integers(0, 9), back=st.integers(0, 9), wrong=st.booleans(), sent=st.booleans())
     def ask_again(self, pick: int, back: int, wrong: bool, sent: bool) -> None:
-        """Somebody asks for an old answer, and may have its values wrong."""
+        """Requests an old answer, perhaps with wrong values."""
         stream = self.usable[pick % len(self.usable)]
         if stream.forgetting or stream.begun_again:
             return
@@ -347,30 +348,30 @@ class World(RuleBasedStateMachine):
         caller = Caller()
         stream.repeats.append((step, wrong, caller))
         value = history[step - 1] + (0.5 if wrong else 0.0)
-        self.window.ask_again(Repeat(stream.buffer, stream.index, step, packed(value), caller))
+        self.window.add_repeat(Repeat(stream.buffer, stream.index, step, packed(value), caller))
         if sent:
             self.send(ROWS_MAX)
 
     @rule(pick=st.integers(0, 9))
     def stop_asking(self, pick: int) -> None:
-        """Somebody who asked for an old answer has gone."""
+        """Cancels the caller of a repeat."""
         callers = [caller for stream in self.live for _, _, caller in stream.repeats if not caller.done()]
         if callers:
-            callers[pick % len(callers)].gone = True
+            callers[pick % len(callers)].cancelled = True
 
     # The call ----------------------------------------------------------------------------------------------------------
 
-    @rule(rows_max=st.integers(1, 6), careful=st.sampled_from([False] * 5 + [True]))
-    def send(self, rows_max: int, careful: bool = False) -> None:
-        """The client sends a message, which is the only one in flight and has one timestep when it is careful."""
-        self.window.careful = careful
+    @rule(rows_max=st.integers(1, 6), one_in_flight=st.sampled_from([False] * 5 + [True]))
+    def send(self, rows_max: int, one_in_flight: bool = False) -> None:
+        """Sends a message; with `careful` the only one in flight, and of one timestep."""
+        self.window.one_in_flight = one_in_flight
         for buffer in self.buffers:
             buffer.rows_max = rows_max
-        message = self.window.take()
+        message = self.window.next_message()
         if message is None:
             return
         self.sent_since = {what: count + 1 for what, count in self.sent_since.items()}
-        assert not careful or (len(self.window._messages) == 1 and (len(message.steps) == 1 or message.repeats))
+        assert not one_in_flight or (len(self.window._messages) == 1 and (len(message.steps) == 1 or message.repeats))
         by_index = {stream.index: stream for stream in self.usable if self.window.open[stream.index]}
         assert all(by_index[index].buffer is message.buffer for index in message.streams.tolist())
         rows = [(by_index[index].name, step, value) for index, step, value in contents(message)]
@@ -380,106 +381,106 @@ class World(RuleBasedStateMachine):
             for index in set(message.streams.tolist()):
                 theirs = message.steps[message.streams == index]
                 assert theirs.tolist() == list(range(theirs[0], theirs[0] + len(theirs)))
-        self.server.to_read.append((message, rows))
+        self.server.requests.append((message, rows))
 
-    @precondition(lambda self: self.server.to_read)
+    @precondition(lambda self: self.server.requests)
     @rule(
         full=st.sampled_from([False] * 5 + [True]),
         busy=st.lists(st.sampled_from(["", "", "busy", "late"]), max_size=4),
-        heard=st.booleans(),
+        outcome=st.booleans(),
     )
-    def run(self, full: bool, busy: list[str], heard: bool) -> None:
-        """The server answers one."""
+    def run(self, full: bool, busy: list[str], outcome: bool) -> None:
+        """The server answers a message."""
         self.server.run(full=full, busy=lambda: busy.pop() if busy else "")
-        if heard:
-            self.hear()
+        if outcome:
+            self.respond()
 
-    @precondition(lambda self: self.server.to_tell)
+    @precondition(lambda self: self.server.responses)
     @rule()
-    def hear(self) -> None:
-        """The client takes in one answer, as the session does."""
-        sent, answers, errors = self.server.to_tell.popleft()
-        message = self.window.due(sent.number)
+    def respond(self) -> None:
+        """The client handles an answer, as the session does."""
+        sent, answers, errors = self.server.responses.popleft()
+        message = self.window.match_answer(sent.number)
         assert message is sent
         if answers is None:
-            self.follow(self.refusals.of_all(message, errors[0]))
+            self.apply(self.refusals.handle_message(message, errors[0]))
             return
         if message.repeats:
-            self.follow(self.refusals.of_repeats(message, answers, errors))
+            self.apply(self.refusals.handle_repeats(message, answers, errors))
             return
-        if isinstance(message, SingleMessage) and answers.plain and self.predicted_alone(message, answers):
-            self.shortage.over(message.stream, message.step)
+        if isinstance(message, SingleRowMessage) and answers.plain and self.settle_single_row(message, answers):
+            self.retry_deadlines.clear(message.stream, message.step)
             return
-        heard = self.window.predicted(message, answers)
-        assert not heard.diverged
+        outcome = self.window.settle(message, answers)
+        assert not outcome.diverged
         applied = (message.at >= 0) & ~answers.refused
         for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
-            self.shortage.over(stream, step)
-        rows = heard.refused[self.window.usable[message.streams[heard.refused]]]
-        told = [errors[row] for row in rows.tolist()]
-        assert all(error.reason != pb.Error.REASON_STEP_GAP for error in told), "the first refused cannot be a gap"
+            self.retry_deadlines.clear(stream, step)
+        rows = outcome.refused[self.window.usable[message.streams[outcome.refused]]]
+        notified = [errors[row] for row in rows.tolist()]
+        assert all(error.reason != pb.Error.REASON_STEP_GAP for error in notified), "the first refused cannot be a gap"
         if len(rows):
-            self.follow(self.refusals.of_rows(message, rows, told))
+            self.apply(self.refusals.handle_rows(message, rows, notified))
 
-    def predicted_alone(self, message: SingleMessage, answers: Answers) -> bool:
-        """A timestep that was alone may be answered in a shorter way."""
+    def settle_single_row(self, message: SingleRowMessage, answers: Answers) -> bool:
+        """A single row may be settled on the fast path."""
         outputs = [column.tobytes() for column in answers.outputs]
-        return self.window.predicted_alone(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
+        return self.window.settle_single_row(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
 
-    def follow(self, decision: Decision) -> None:
-        """Streams that were refused something may be lost by it; others are held."""
+    def apply(self, decision: Decision) -> None:
+        """Refused streams may be lost; others are held."""
         for error in decision.lost.values():
             assert isinstance(error, TakenOver | ServerUnavailable), error
             assert not isinstance(error, Diverged)
         self.lose(decision.lost)
 
-    @rule(seconds=st.sampled_from([0.0, 0.0, PATIENCE_S]))
+    @rule(seconds=st.sampled_from([0.0, 0.0, RETRY_TIMEOUT_S]))
     def release(self, seconds: float) -> None:
-        """The waits are over; what was refused for too long is told, and answers may be lost by that."""
+        """The waits are over. What was refused for too long fails, and its answer may be lost."""
         self.now += seconds
         self.answers_may_be_lost |= seconds > 0
         self.window.release(ints(*(stream.index for stream in self.live)))
 
     @precondition(lambda self: self.live)
-    @rule(pick=st.integers(0, 9), told=st.booleans(), swept=st.booleans())
-    def store_and_tell(self, pick: int, told: bool, swept: bool) -> None:
-        """The server stores what it has of a stream, and may say so before it answers; the client may sweep at any moment."""
+    @rule(pick=st.integers(0, 9), notified=st.booleans(), swept=st.booleans())
+    def store_and_notify(self, pick: int, notified: bool, swept: bool) -> None:
+        """The server stores a stream, and may send the durable step before an answer. The client may compact at any moment."""
         stream = self.live[pick % len(self.live)]
         self.store(stream)
-        if told:
-            self.tell(stream)
+        if notified:
+            self.notify(stream)
         if swept:
             self.sweep()
 
     def store(self, stream: Stream) -> None:
-        """The server stores what it has of a stream."""
+        """The server stores a stream."""
         self.server.durable[stream.name] = len(self.server.applied[stream.name])
 
-    def tell(self, stream: Stream) -> None:
-        """The server says what it has stored."""
+    def notify(self, stream: Stream) -> None:
+        """The server sends the durable step."""
         if self.window.open[stream.index]:
-            self.window.durable(ints(stream.index), ints(self.server.durable[stream.name]))
+            self.window.mark_durable(ints(stream.index), ints(self.server.durable[stream.name]))
 
     def sweep(self) -> None:
-        """The client sweeps its buffers."""
+        """The client compacts its buffers."""
         for buffer in self.buffers:
-            self.window._sweep(buffer)
+            self.window._compact(buffer)
 
     @rule(stored=st.booleans())
     def round_trip(self, stored: bool) -> None:
-        """The client sends a message, and everything that is on its way arrives and is answered."""
+        """The client sends a message, and everything in flight is answered."""
         self.send(ROWS_MAX)
         self.answer_all()
         for stream in self.live if stored else ():
             self.store(stream)
-            self.tell(stream)
+            self.notify(stream)
 
     def answer_all(self) -> None:
-        """Everything that is on its way arrives."""
-        while self.server.to_read:
+        """Everything in flight is answered."""
+        while self.server.requests:
             self.server.run(full=False, busy=str)
-        while self.server.to_tell:
-            self.hear()
+        while self.server.responses:
+            self.respond()
 
     @precondition(lambda self: self.sent_since["break"])
     @rule(
@@ -488,11 +489,11 @@ class World(RuleBasedStateMachine):
         asked=st.booleans(),
     )
     def stop(self, crashed: dict[int, int], forgets: bool, asked: bool) -> None:
-        """The call breaks; a server that crashed goes on anywhere between what it had stored and what it had applied."""
+        """The call breaks. A server that crashed continues anywhere between its stored and its applied timesteps."""
         self.sent_since["break"] = 0
         server = self.server
-        server.to_read.clear()
-        server.to_tell.clear()
+        server.requests.clear()
+        server.responses.clear()
         for pick, count in crashed.items():
             if self.live:
                 name = self.live[pick % len(self.live)].name
@@ -502,17 +503,17 @@ class World(RuleBasedStateMachine):
             server.forgotten = [len(applied) for applied in server.applied]
             self.answers_may_be_lost = True
         for stream in self.usable:
-            if stream.forgetting and not self.window.waited_for(ints(stream.index)).any():
-                self.window.begin_again(ints(stream.index))
+            if stream.forgetting and not self.window.has_waiters(ints(stream.index)).any():
+                self.window.reset(ints(stream.index))
                 stream.begun_again = True
-        self.window.cut()
+        self.window.end_call()
         for pick in range(len(self.usable) if asked else 0):
             self.ask_again(pick, -1, wrong=True, sent=False)  # for the last, which the server may have lost
 
     @precondition(lambda self: self.sent_since["break"])
     @rule()
     def move(self) -> None:
-        """The server asks the client to go elsewhere: nothing more is sent, and what was sent is answered."""
+        """The server sends Move: the client sends nothing more, and everything in flight is answered."""
         self.answer_all()
         self.stop({}, forgets=False, asked=False)
 
@@ -520,7 +521,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def settled_in_order(self) -> None:
-        """Of a stream, a timestep is settled when all before it are, but for those of a group, which fall together."""
+        """A timestep is settled after all earlier ones of its stream, except those of a group, which fail together."""
         for stream in self.streams:
             steps = [timestep for timestep in stream.timesteps if not isinstance(timestep.error, InvalidTimestep)]
             settled = [timestep.settled for timestep in steps if not isinstance(timestep.error, Overloaded)]
@@ -528,7 +529,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def few_in_flight(self) -> None:
-        """Of a stream no more than the server remembers answers for."""
+        """No stream has more in flight than the server remembers answers for."""
         for stream in self.live:
             messages = [message for message in self.window._messages if not message.repeats]
             count = sum(np.count_nonzero(message.streams == stream.index) for message in messages)
@@ -536,67 +537,67 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def no_more_applied(self) -> None:
-        """Nothing is taken for applied that is not, or it would be skipped, or asked for again too early."""
+        """The client never takes a timestep for applied that is not; it would be skipped, or repeated too early."""
         for stream in self.usable:
             if self.window.open[stream.index]:
                 assert self.window._applied[stream.index] <= len(self.server.applied[stream.name])
 
     @invariant()
     def all_kept(self) -> None:
-        """What a server may still need stands in the buffer of its stream's model, in order and without a hole."""
+        """Timesteps that a server may still need are in the buffer, in order and without a gap."""
         for stream in self.usable:
             for buffer in self.buffers:
-                first = self.window.first_steps(ints(stream.index)).item()
+                first = self.window.first_kept(ints(stream.index)).item()
                 kept = (buffer["stream"] == stream.index) & (buffer["step"] >= first)
                 steps = buffer["step"][kept].tolist() if buffer is stream.buffer else None
                 if steps is None:
                     assert not kept.any()
                     continue
                 end = self.window.next_steps.item(stream.index) - sum(
-                    single[0] == stream.index for single in buffer._gathered
+                    single[0] == stream.index for single in buffer._singles
                 )
                 assert steps == list(range(first, end))
 
     @invariant()
     def counted(self) -> None:
-        """Indices are those of one stream each, and as many are in use as can be used."""
+        """Each index belongs to one stream, and the count of usable streams is right."""
         indices = [stream.index for stream in self.live]
-        assert len({*indices, *self.window._free}) == len(indices) + len(self.window._free)
-        assert self.window.in_use == sum(self.window.usable[index] for index in indices)
+        assert len({*indices, *self.window._free_indices}) == len(indices) + len(self.window._free_indices)
+        assert self.window.usable_count == sum(self.window.usable[index] for index in indices)
 
     def teardown(self) -> None:
-        """Left in peace, every good timestep is applied and answered once, with the answer that its history gives."""
+        """Without further events, every good timestep is applied and answered once, with the answer of its history."""
         if not hasattr(self, "window"):
             return
         rounds_max = 4 * self.values + 4 * sum(len(stream.repeats) for stream in self.streams) + 4
-        while (self.to_open or not self.window.quiet) and (rounds_max := rounds_max - 1):
+        while (self.to_open or not self.window.drained) and (rounds_max := rounds_max - 1):
             while self.to_open:
                 self.open(STREAMS_MAX)
             self.release(0.0)
             self.round_trip(stored=False)
-        assert self.window.quiet
+        assert self.window.drained
         assert not self.window._blocks
         assert not self.window._singles
         assert not self.window._in_flight.any()
-        assert not self.window._all_repeats()
+        assert not self.window._pending_repeats()
         assert all(self.window.idle(ints(stream.index)).all() for stream in self.usable)
         for stream in self.streams:
             self.check(stream)
             assert all(caller.done() for _, _, caller in stream.repeats)
         while self.live:
             self.leave(0, 1, replaced=False)
-        assert sorted(self.window._free) == list(range(self.window._count))
+        assert sorted(self.window._free_indices) == list(range(self.window._count))
         self.sweep()
         assert not any(len(buffer) for buffer in self.buffers)
 
     def history(self, stream: Stream) -> list[float]:
-        """What was answered of a stream, or is known to have been applied, by what its user was told."""
+        """The timesteps of a stream that were answered, or are known to have been applied, from what its user got."""
         settled = [timestep for timestep in stream.timesteps if timestep.settled]
         applied = [step.value for step in settled if step.error is None or isinstance(step.error, AnswerLost)]
         return [*stream.before, *applied]
 
     def check(self, stream: Stream) -> None:
-        """One stream's history, and every answer of it."""
+        """Checks the history of a stream, and every answer."""
         history = list(stream.before)
         for timestep in stream.timesteps:
             assert timestep.settled
@@ -627,5 +628,5 @@ class World(RuleBasedStateMachine):
                 assert not len(caller.result) or caller.result["seen"].tolist() == seen
 
 
-World.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=80)
+World.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=80)
 TestWorld = World.TestCase

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import Call, closing, connected, scripted, sums
 from tests.client.test_blocking import played
+from tests.scripted import closing, connected, scripted, sums
+from tests.scripted_calls import Call
 from tidegate import blocking
 from tidegate.client import Client, StreamLost, WrongOrder
 
 
-async def test_a_client_that_is_closed_says_so() -> None:
+async def test_a_closed_client_raises_an_error() -> None:
     """Whatever is called; to close it again does nothing."""
     client = Client("localhost:1")
     await client.close()
@@ -38,7 +39,7 @@ async def test_a_client_that_is_closed_says_so() -> None:
         [info async for info in client.streams()]
 
 
-def test_a_blocking_client_that_is_closed_says_so() -> None:
+def test_a_closed_blocking_client_raises_an_error() -> None:
     """Whatever is called; to close it again does nothing."""
     client = blocking.Client("localhost:1")
     client.close()
@@ -62,8 +63,8 @@ def test_a_blocking_client_that_is_closed_says_so() -> None:
             call()
 
 
-async def test_a_question_that_is_asked_while_the_client_is_closed_is_told() -> None:
-    """It is not cancelled: nobody has cancelled whoever asked."""
+async def test_a_unary_call_during_close_is_reported() -> None:
+    """It raises an error and no CancelledError, as no caller was cancelled."""
     client = Client("localhost:1")
     question = asyncio.create_task(client.models())
     await asyncio.sleep(0)
@@ -115,7 +116,7 @@ def test_what_was_entered_is_not_entered_again_by_a_blocking_client() -> None:
 
 
 async def test_a_stream_outlives_its_client_by_nothing() -> None:
-    """It is left when the client is closed, and says so; to close it is no error."""
+    """It is detached when the client is closed, and raises an error; closing it is no error."""
 
     async def script(call: Call) -> None:
         await call.open()

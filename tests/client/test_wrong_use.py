@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.scripted import Call, closing, connected, eventually, scripted, sums
 from tests.client.scripted_blocks import BlockCall, ScriptedBlocks
 from tests.client.scripted_blocks import closing as closing_streams
 from tests.client.scripted_blocks import connected as connected_blocks
 from tests.client.test_block import NAMES, column
 from tests.client.test_blocking import played
+from tests.scripted import closing, connected, scripted, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate import blocking
 from tidegate.client import Client, InvalidArgument, InvalidTimestep, StepGap
 
@@ -176,7 +178,7 @@ BLOCKS = [
 
 
 def check(caught: pytest.ExceptionInfo[InvalidArgument], field: str, *, kind: type = InvalidArgument) -> None:
-    """One sentence that names the argument, says what was got, and what was expected."""
+    """One sentence names the argument, what was got, and what was expected."""
     error, message = caught.value, str(caught.value)
     assert type(error) is kind
     assert isinstance(error, ValueError)
@@ -226,7 +228,7 @@ async def test_a_client_cannot_be_made_of_what_is_wrong(make: Any, field: str, v
     [(ask, *one) for ask in (ask_async, ask_blocking) for one in QUESTIONS]
     + [(ask_async, *one) for one in ASYNC_QUESTIONS],
 )
-async def test_a_wrong_question_is_not_asked(ask: Any, field: str, question: Wrong) -> None:
+async def test_an_invalid_unary_call_is_not_sent(ask: Any, field: str, question: Wrong) -> None:
     """The server hears nothing of it: it has no answers here."""
     async with scripted() as server:
         with pytest.raises(InvalidArgument) as caught:
@@ -235,7 +237,7 @@ async def test_a_wrong_question_is_not_asked(ask: Any, field: str, question: Wro
 
 
 @pytest.mark.parametrize(("field", "opening"), OPENS)
-async def test_a_wrong_open_is_not_asked(field: str, opening: Wrong) -> None:
+async def test_an_invalid_open_is_not_sent(field: str, opening: Wrong) -> None:
     """It is found before anything is entered."""
     async with Client("localhost:1") as client:
         with pytest.raises(InvalidArgument) as caught:

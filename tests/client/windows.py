@@ -1,13 +1,13 @@
-"""A client's books without a network, so that every interleaving is one line: what tests put in, and a server's answers to it."""
+"""A client's window without a network, so that every interleaving is one line: calls of tests, and the answers of a server."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from tidegate.client.buffer import Buffer
 from tidegate.client.errors import InvalidTimestep
 from tidegate.client.message import Message
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, BlockResults, Group
 from tidegate.client.types import Model
 from tidegate.client.window import Window
@@ -27,30 +27,30 @@ def ints(*numbers: int) -> Ints:
 
 
 class Caller:
-    """Whoever waits: a future without a loop, which takes one answer and no other."""
+    """A future without an event loop, which takes one answer and no other."""
 
     def __init__(self) -> None:
         self.result: Any = None
         self.error: Any = None
-        self.gone = False
+        self.cancelled = False
 
     def done(self) -> bool:
-        """Whether it was answered, or waits no more."""
-        return self.gone or self.result is not None or self.error is not None
+        """Whether it has an answer, or was cancelled."""
+        return self.cancelled or self.result is not None or self.error is not None
 
     def set_result(self, result: Any, /) -> None:
-        """The answer."""
+        """Sets the answer."""
         assert not self.done()
         self.result = result
 
     def set_exception(self, exception: Any, /) -> None:
-        """The error."""
+        """Sets the error."""
         assert not self.done()
         self.error = exception
 
 
 class Block(BlockResults):
-    """Results of many rows that watch over each row being settled once."""
+    """Results of many rows that check that each row is settled once."""
 
     def __init__(self, rows: int) -> None:
         self.caller = Caller()
@@ -58,66 +58,68 @@ class Block(BlockResults):
         super().__init__(OUTPUTS, rows, self.caller)
 
     def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
-        """Rows are answered."""
+        """Settles rows with answers."""
         assert not self.settled[places].any()
         self.settled[places] = True
         super().settle(places, rows, answers)
 
     def fail(self, place: int, *error: Any, **more: Any) -> None:
-        """A row has an error."""
+        """Settles a row with an error."""
         assert not self.settled[place]
         self.settled[place] = True
         super().fail(place, *error, **more)
 
 
-class Books(Window):
-    """Books on streams of one model that were just opened, and go on at these numbers."""
+class OpenWindow(Window):
+    """A window of open streams of one model, which continue at these numbers."""
 
     def __init__(self, *next_steps: int, durable: int = 0, window: int = 4, buffer_max: int = 100) -> None:
         super().__init__(buffer_max)
         self.buffer = self.buffer_of(MODEL, ROWS_MAX)
-        streams = self.join(len(next_steps))
-        self.opened(streams, ints(*next_steps), np.full(len(next_steps), durable), window)
+        streams = self.add_streams(len(next_steps))
+        self.mark_opened(streams, ints(*next_steps), np.full(len(next_steps), durable), window)
 
     def open_again(self, *next_steps: int, durable: int = 0) -> None:
-        """The call broke, and these streams, from the first on, are open again."""
-        self.cut()
+        """Ends the call, and opens these streams, from the first on, again."""
+        self.end_call()
         count = len(next_steps)
-        self.opened(np.arange(count), ints(*next_steps), np.full(count, durable), self.window)
+        self.mark_opened(np.arange(count), ints(*next_steps), np.full(count, durable), self.window)
 
     @property
     def settled(self) -> bool:
-        """Whether nobody waits for anything."""
-        return not self._blocks and not self._singles and not self._all_repeats()
+        """Whether no caller waits for anything."""
+        return not self._blocks and not self._singles and not self._pending_repeats()
 
 
-def put(window: Window, rows: list[int], values: list[float] | None = None, buffer: Buffer | None = None) -> Block:
-    """Rows of many streams; without values they are 1."""
+def add_block(
+    window: Window, rows: list[int], values: list[float] | None = None, buffer: ResendBuffer | None = None
+) -> Block:
+    """Adds rows of many streams; without values they are 1."""
     results = Block(len(rows))
     column = np.array(values or [1.0] * len(rows), np.float32).reshape(-1, 1)
     window.add(window._buffers[0] if buffer is None else buffer, results, 0, ints(*rows), column)
     return results
 
 
-def put_single(
-    window: Window, stream: int, value: float = 1.0, group: Group | None = None, buffer: Buffer | None = None
+def add_single_row(
+    window: Window, stream: int, value: float = 1.0, group: Group | None = None, buffer: ResendBuffer | None = None
 ) -> Caller:
-    """One timestep."""
+    """Adds one timestep."""
     caller = Caller()
     window.add_single(window._buffers[0] if buffer is None else buffer, stream, packed(value), caller, group)
     return caller
 
 
 def packed(value: float) -> bytes:
-    """A value as a caller of one timestep gives it."""
+    """Packs a value as a caller of one timestep gives it."""
     return np.array([value], "<f4").tobytes()
 
 
-def take(window: Window, rows_max: int = ROWS_MAX) -> list[Row]:
-    """What is sent now: stream, number and value."""
+def sent_rows(window: Window, rows_max: int = ROWS_MAX) -> list[Row]:
+    """Takes the next message: stream, number and value of each row."""
     for buffer in window._buffers:
         buffer.rows_max = rows_max
-    message = window.take()
+    message = window.next_message()
     return [] if message is None else contents(message)
 
 
@@ -127,7 +129,7 @@ def contents(message: Message) -> list[Row]:
 
 
 def answers_to(message: Message, *, durable: int = 0, forgotten: tuple[int, ...] = (), bits: float = 0.5) -> Answers:
-    """An answer to every row: its stream and number, so that a crossed one shows."""
+    """Answers every row with its stream and number, so that a mixed-up answer shows."""
     rows = len(message.steps)
     gone = np.zeros(rows, np.bool_)
     gone[list(forgotten)] = True
@@ -139,24 +141,24 @@ def answers_to(message: Message, *, durable: int = 0, forgotten: tuple[int, ...]
     return Answers(steps, [sums, seen], np.full(rows, durable), nothing, gone, nothing.copy(), plain=not forgotten)
 
 
-def hear(window: Window, number: int, **more: Any) -> Any:
-    """The message of that number is answered."""
-    message = window.due(number)
-    return window.predicted(message, answers_to(message, **more))
+def respond(window: Window, number: int, **more: Any) -> Any:
+    """Answers the message of that number."""
+    message = window.match_answer(number)
+    return window.settle(message, answers_to(message, **more))
 
 
 def refuse(window: Window, number: int, *rows: int, next_step: int = 0) -> tuple[Message, Ints]:
-    """These rows of a message are refused, the others answered; gives the message and the rows to decide on."""
-    message = window.due(number)
+    """Refuses these rows of a message and answers the others. Returns the message and the rows to decide on."""
+    message = window.match_answer(number)
     answers = answers_to(message)
     answers.refused[list(rows)] = True
-    refused = window.predicted(message, answers._replace(plain=False)).refused
-    window.refused(message, refused, np.full(len(refused), next_step))
+    refused = window.settle(message, answers._replace(plain=False)).refused
+    window.mark_refused(message, refused, np.full(len(refused), next_step))
     return message, refused
 
 
 def drop(window: Window, message: Message, rows: Ints) -> InvalidTimestep:
-    """Gives up on refused rows."""
+    """Drops refused rows."""
     error = InvalidTimestep("bad", "NOT_FINITE")
     window.drop(message, rows, [error] * len(rows))
     return error

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from tests.forked_programs import forked
 from tests.once import process_lock
-from tests.support import ROOT, TIMEOUT_S
+from tests.root import ROOT
+from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
 
 CLIENTS = ROOT / "examples" / "clients"
 LEVELS = ["one", "simple", "full"]
 LANGUAGES = ["python", "node"]
-# A machine with two busy cores takes seconds to start twenty of them; one that was cut off waits up to 5 s before it tries again.
-END_SECONDS = 60.0
 # Rows that are written ahead of what is answered: more than a window, so that a client can fill it.
 AHEAD = 100
 
@@ -32,10 +32,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> str:
     return program
 
 
-def command(request: pytest.FixtureRequest, language: str, level: str) -> list[str]:
-    """How a client is started, without its arguments; the test is skipped or fails where its language is missing."""
+def command(request: pytest.FixtureRequest, language: str, level: str, *, fork: bool = True) -> list[str]:
+    """How a client is started, without its arguments; the test is skipped or fails where its language is missing.
+
+    With `fork` a Python program does not load gRPC anew.
+    """
     if language == "python":
-        return [sys.executable, str(CLIENTS / "python" / f"{level}.py")]
+        program = str(CLIENTS / "python" / f"{level}.py")
+        return forked(program) if fork else [sys.executable, program]
     return [str(request.getfixturevalue("node")), str(CLIENTS / "node" / f"{level}.js")]
 
 
@@ -59,7 +63,7 @@ class Client:
         self._name = name
         self.answers: list[tuple[int, bytes]] = []
         self.refused: list[str] = []
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -71,8 +75,8 @@ class Client:
         return cls(process, stream_id)
 
     @property
-    def told(self) -> int:
-        """How many timesteps its user was told of."""
+    def answered(self) -> int:
+        """How many timesteps its user has got an answer or an error for."""
         return len(self.answers) + len(self.refused)
 
     async def send(self, *rows: Any) -> None:
@@ -85,22 +89,22 @@ class Client:
     async def send_all(self, rows: Any) -> None:
         """Hands over many, some way ahead of the answers, and waits for all answers."""
         for place, row in enumerate(rows):
-            while place - self.told >= AHEAD:
+            while place - self.answered >= AHEAD:
                 await self._wait()
             await self.send(row)
         await self.has(len(rows))
 
     async def has(self, count: int) -> None:
-        """Waits until its user was told of so many timesteps."""
-        while self.told < count:
+        """Waits until its user has got so many answers or errors."""
+        while self.answered < count:
             await self._wait()
 
     async def _wait(self) -> None:
-        self._news.clear()
+        self._changed.clear()
         if self._reading.done():
-            raise AssertionError(f"{self._name} ended after {self.told} timesteps: {await self.end()}")
-        async with asyncio.timeout(END_SECONDS):
-            await self._news.wait()
+            raise AssertionError(f"{self._name} ended after {self.answered} timesteps: {await self.end()}")
+        async with asyncio.timeout(TIMEOUT_S):
+            await self._changed.wait()
 
     async def close(self) -> None:
         """Ends its input; it has to end well."""
@@ -109,11 +113,11 @@ class Client:
         assert await self.end() == (0, "")
 
     async def end(self) -> tuple[int, str]:
-        """Waits until it has ended; its exit status, and what it said of it."""
+        """Waits until it has ended. Returns its exit status and its stderr."""
         assert self._process.stderr is not None
-        async with asyncio.timeout(END_SECONDS):
-            said = (await self._process.stderr.read()).decode()
-            return await self._process.wait(), said
+        async with asyncio.timeout(TIMEOUT_S):
+            stderr = (await self._process.stderr.read()).decode()
+            return await self._process.wait(), stderr
 
     async def kill(self) -> None:
         """Ends it, if it has not ended."""
@@ -127,11 +131,11 @@ class Client:
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
-        async for told in self._process.stdout:
-            first, second = told.decode().split()
+        async for answered in self._process.stdout:
+            first, second = answered.decode().split()
             if first == "refused":
                 self.refused.append(second)
             else:
                 self.answers.append((int(first), bytes.fromhex(second)))
-            self._news.set()
-        self._news.set()
+            self._changed.set()
+        self._changed.set()

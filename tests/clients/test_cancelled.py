@@ -2,8 +2,10 @@
 
 import sys
 
+from tests.calls import pack
 from tests.clients.programs import CLIENTS, Client
-from tests.clients.scripted import Call, closing, pack, scripted
+from tests.scripted import closing, scripted
+from tests.scripted_calls import Call
 
 # Waits for the second of two timesteps; who waited for the first is cancelled before it is answered.
 DRIVER = f"""

@@ -11,9 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.calls import RawCall
 from tests.clients.programs import LANGUAGES, LEVELS, Client, command, node
 from tests.fleet import ServerProcess, rows_of
-from tests.support import TIMEOUT_S, RawCall, lstm, replay, write_model
+from tests.graphs import lstm, write_model
+from tests.oracle import replay
+from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
@@ -21,7 +24,6 @@ __all__ = ["node"]
 
 # Streams, timesteps of each, kills. The large size is for who changes a client.
 SIZE = (20, 1000, 10) if os.environ.get("TIDEGATE_LARGE") == "1" else (3, 120, 2)
-RUN_TIMEOUT_S = 600.0
 
 pytestmark = [
     pytest.mark.parametrize("level", LEVELS),
@@ -45,7 +47,7 @@ Start = Callable[[str], Awaitable[Client]]
 @pytest.fixture
 async def start(request: pytest.FixtureRequest, site: ServerProcess, language: str, level: str) -> AsyncIterator[Start]:
     """Starts a client of a stream."""
-    run = command(request, language, level)
+    run = command(request, language, level, fork=False)
     started: list[Client] = []
 
     async def start_one(stream_id: str) -> Client:
@@ -64,24 +66,24 @@ async def describe(channel: grpc.aio.Channel) -> pb.Stream:
 
 
 def truth(rows: Any) -> list[tuple[int, bytes]]:
-    """What plain onnxruntime says."""
+    """The output of plain onnxruntime."""
     return [(step, answer["forecast"].tobytes()) for step, answer in enumerate(replay(lstm(), rows), 1)]
 
 
 async def test_nothing_is_lost_or_doubled_when_the_server_is_killed(
     start: Start, site: ServerProcess, language: str, level: str
 ) -> None:
-    """Each prediction comes once and in order, bit for bit what the graph says alone, through kills at any moment."""
+    """Each prediction comes once, in order and with the bits of the graph alone, through kills at any moment."""
     streams, steps, kills = SIZE
     data = [rows_of(number, steps) for number in range(streams)]
     clients = [await start(f"stream-{number}") for number in range(streams)]
     chance = random.Random(f"{language} {level}")
     moments = sorted(chance.sample(range(1, streams * steps * 9 // 10), kills))
-    async with asyncio.timeout(RUN_TIMEOUT_S), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(10 * TIMEOUT_S), asyncio.TaskGroup() as group:
         sending = [group.create_task(client.send_all(rows)) for client, rows in zip(clients, data, strict=True)]
         for moment in moments:
             # A program sends no event.
-            while sum(client.told for client in clients) < moment and not all(task.done() for task in sending):  # noqa: ASYNC110
+            while sum(client.answered for client in clients) < moment and not all(task.done() for task in sending):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
             await site.kill()
             await site.start()
@@ -114,8 +116,8 @@ async def test_a_client_never_gets_the_answer_to_another_ones_timestep(
             assert opened.next_step == 6
             await other.step(*others[5].tolist(), step=6)
             await site.start()
-            status, said = await client.end()
-            assert (status, said.split(":")[0]) == (1, "VALUES_DIFFER" if level == "one" else "TAKEN_OVER")
+            status, stderr = await client.end()
+            assert (status, stderr.split(":")[0]) == (1, "VALUES_DIFFER" if level == "one" else "TAKEN_OVER")
             assert client.answers == truth(rows)[:5]
             assert (await describe(channel)).step == 6
             if level != "one":  # a single call has opened the stream, as any other client may
@@ -124,7 +126,7 @@ async def test_a_client_never_gets_the_answer_to_another_ones_timestep(
         await elsewhere.close()
 
 
-async def test_a_timestep_that_is_refused_is_told_and_the_next_takes_its_number(start: Start) -> None:
+async def test_a_timestep_that_is_refused_is_reported_and_the_next_takes_its_number(start: Start) -> None:
     """An infinite value and a wrong width among good ones."""
     rows = rows_of(3, 20)
     bad: Any = np.full(8, np.inf)

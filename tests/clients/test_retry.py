@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clients.programs import CLIENTS, LANGUAGES, node
-from tests.support import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S
 
 __all__ = ["node"]
 
@@ -73,10 +73,10 @@ def play(request: pytest.FixtureRequest, language: str) -> Any:
 
 def broken(later: float = 0.0, action: str = "REOPEN", **more: float) -> tuple[float, str, list[Any]]:
     """A call ends so many seconds later."""
-    return later, "after", [{"action": action, **more}]
+    return later, "delay", [{"action": action, **more}]
 
 
-def test_tries_come_later_and_later(play: Any) -> None:
+def test_tries_are_delayed_more_and_more(play: Any) -> None:
     """The first at once, then within a bound that doubles up to 5 s."""
     assert play(*[broken()] * 10) == [0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
 
@@ -97,23 +97,23 @@ def test_trying_ends_after_a_minute_without_progress(play: Any) -> None:
     assert play(broken(), (59.0, "opened", []), broken(0.9), broken(0.2)) == [0, None, 0.05, "lost"]
 
 
-def test_a_silent_stream_has_its_minute_when_it_breaks(play: Any) -> None:
-    """An hour without a break is no hour of tries in vain."""
+def test_an_idle_stream_has_the_full_time_after_a_disconnect(play: Any) -> None:
+    """An hour without a disconnect does not count as an hour of failed tries."""
     assert play(broken(), (0.0, "progress", []), broken(3600.0)) == [0, None, 0]
 
 
-def test_progress_begins_the_tries_anew(play: Any) -> None:
+def test_progress_resets_the_backoff(play: Any) -> None:
     """The next try comes at once, and there is another minute."""
     assert play(broken(), broken(50.0), (0.0, "progress", []), broken(50.0), broken(50.0)) == [0, 0.05, None, 0, 0.05]
 
 
 def test_a_server_that_falls_over_at_once_is_not_run_over(play: Any) -> None:
     """Nothing is waited for, so there is no end to it; but the tries come later and later."""
-    fall = [(40.0, "opened", []), (0.0, "rest", []), broken()]
+    fall = [(40.0, "opened", []), (0.0, "idle", []), broken()]
     assert play(*fall * 4) == [None, None, 0, None, None, 0.05, None, None, 0.1, None, None, 0.2]
 
 
-def test_a_call_that_lived_for_a_while_begins_the_waits_anew(play: Any) -> None:
-    """Its end says nothing about those before it; one that did not live long does."""
+def test_a_call_that_lived_for_a_while_resets_the_backoff(play: Any) -> None:
+    """The end of a long call resets the backoff; that of a short one does not."""
     assert play(broken(), broken(), (0.0, "opened", []), broken(5.0), broken(5.0)) == [0, 0.05, None, 0, 0.05]
     assert play(broken(), broken(), (0.0, "opened", []), broken(4.9)) == [0, 0.05, None, 0.1]

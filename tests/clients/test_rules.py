@@ -10,8 +10,11 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from tests.calls import pack
 from tests.clients.programs import CLIENTS, LANGUAGES, Client, command, node
-from tests.clients.scripted import Call, Scripted, closing, pack, scripted
+from tests.forked_programs import forked
+from tests.scripted import Scripted, closing, scripted
+from tests.scripted_calls import Call
 from tidegate.v1 import tidegate_pb2 as pb
 
 __all__ = ["node"]
@@ -51,9 +54,9 @@ def sums(*values: float) -> list[tuple[int, bytes]]:
 
 async def lost(client: Client) -> str:
     """Waits until a client has given its stream up, which takes exit status 1 and one line; the line's first word."""
-    status, said = await client.end()
-    assert (status, said.count("\n")) == (1, 1), said
-    return said.split(":")[0]
+    status, stderr = await client.end()
+    assert (status, stderr.count("\n")) == (1, 1), stderr
+    return stderr.split(":")[0]
 
 
 # Breaks ------------------------------------------------------------------------------------------------------------------
@@ -61,8 +64,8 @@ async def lost(client: Client) -> str:
 
 @streams
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "OK"])
-async def test_a_break_is_not_seen(start: Start, code: str) -> None:
-    """The timestep that was not answered is sent again on another call, which says from where on the client can send."""
+async def test_a_disconnect_is_not_seen(start: Start, code: str) -> None:
+    """The unanswered timestep is sent again on another call, with the right `resume_from`."""
 
     async def breaking(call: Call) -> None:
         await call.open()
@@ -92,9 +95,7 @@ async def test_a_break_is_not_seen(start: Start, code: str) -> None:
     ("code", "message"),
     [("INVALID_ARGUMENT", "no"), ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)")],
 )
-async def test_an_end_that_trying_again_does_not_mend_is_told(
-    start: Start, level: str, code: str, message: str
-) -> None:
+async def test_a_final_status_is_reported(start: Start, level: str, code: str, message: str) -> None:
     """A proxy, or gRPC itself, has refused the call for good."""
 
     async def script(call: Call) -> None:
@@ -112,7 +113,7 @@ async def test_an_end_that_trying_again_does_not_mend_is_told(
 async def test_an_open_that_is_not_answered_is_left(
     start: Start, request: pytest.FixtureRequest, tmp_path: Path, language: str, level: str
 ) -> None:
-    """A server that froze while it opened the stream holds nobody up for longer than an open may take."""
+    """A server that froze while it opened the stream delays the client no longer than the deadline of an open."""
 
     async def frozen(call: Call) -> None:
         await call.read_open()
@@ -133,7 +134,7 @@ async def test_an_open_that_is_not_answered_is_left(
 
 def hastened(request: pytest.FixtureRequest, folder: Path, language: str, level: str) -> list[str]:
     """How a client is started whose opens take a moment at most."""
-    program, *rest = command(request, language, level)
+    program, *rest = command(request, language, level, fork=False)
     if language == "node":
         hasten = folder / "hasten.js"
         hasten.write_text(f"require('{CLIENTS}/node/common').CALL_MS = {SHORT_S * 1000};")
@@ -143,7 +144,7 @@ def hastened(request: pytest.FixtureRequest, folder: Path, language: str, level:
         f"import runpy, sys; sys.path.insert(0, '{CLIENTS}/python'); import common; common.CALL_S = {SHORT_S}\n"
         "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    return [program, str(hasten), *rest]
+    return forked(str(hasten), *rest)
 
 
 @full
@@ -206,7 +207,7 @@ async def test_what_the_server_has_lost_is_sent_again_and_delivered_once(start: 
 
 
 @full
-async def test_a_replay_that_gives_something_else_is_told(start: Start) -> None:
+async def test_a_replay_with_another_answer_is_reported(start: Start) -> None:
     """The user has acted on what the stream does not go on from."""
 
     async def first(call: Call) -> None:
@@ -232,7 +233,7 @@ async def test_a_replay_that_gives_something_else_is_told(start: Start) -> None:
 
 @full
 async def test_a_replay_is_not_compared_with_an_answer_that_was_lost(start: Start) -> None:
-    """A timestep whose answer is lost is told as that; when it is applied again later, nothing was delivered to differ from."""
+    """A timestep with a lost answer is reported. When it is applied again later, there is no delivered answer to compare."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -286,7 +287,7 @@ async def test_a_close_that_has_not_stored_all_is_made_again(start: Start) -> No
 
 
 @streams
-async def test_a_timestep_is_sent_again_when_the_server_says_so(start: Start) -> None:
+async def test_a_timestep_is_sent_again_on_the_action_of_the_server(start: Start) -> None:
     """After the time that it asks for; a reason that the client does not know changes nothing."""
     waited = []
 
@@ -311,7 +312,7 @@ async def test_a_timestep_is_sent_again_when_the_server_says_so(start: Start) ->
 
 
 @streams
-async def test_a_stream_is_opened_again_when_the_server_says_so(start: Start) -> None:
+async def test_a_stream_is_opened_again_on_the_action_of_the_server(start: Start) -> None:
     """In place of an answer: the timestep is sent again on the next call."""
 
     async def first(call: Call) -> None:
@@ -391,7 +392,7 @@ async def test_a_timestep_that_is_too_large_is_not_sent(start: Start) -> None:
 
 
 @streams
-async def test_what_a_newer_server_says_is_ignored(start: Start) -> None:
+async def test_unknown_messages_of_a_newer_server_are_ignored(start: Start) -> None:
     """A kind of response that the client does not know answers nothing."""
     newer = pb.PredictResponse.FromString(b"\xfa\x07\x00")  # field 127, of length 0
 
@@ -436,7 +437,7 @@ class Single(Scripted):
 
 
 @one
-async def test_a_single_call_is_made_again_when_the_server_says_so(start: Start) -> None:
+async def test_a_single_call_is_made_again_on_the_action_of_the_server(start: Start) -> None:
     """After the time that it asks for, under the same number; the first number is the one that was given."""
     async with scripted(make=Single) as server:
         client = await start(server, "--step", "7")

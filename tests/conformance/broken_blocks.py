@@ -9,9 +9,9 @@ import numpy as np
 
 from tests.conformance import driver
 from tidegate.client.call import Call
-from tidegate.client.members import Members
-from tidegate.client.refusals import Refusals
+from tidegate.client.refusals import RefusalHandler
 from tidegate.client.session import Session
+from tidegate.client.session_streams import SessionStreams
 from tidegate.client.window import Window
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -25,17 +25,17 @@ def wrap(of: Any, name: str, around: Callable[..., Any]) -> None:
 def new_owner() -> None:
     """Uses another owner for each open."""
 
-    def take(inner: Any, self: Any) -> Any:
+    def next_open(inner: Any, self: Any) -> Any:
         if (ask := inner(self)) is not None:
             ask.owner = uuid.uuid4().hex
         return ask
 
-    wrap(Members, "take", take)
+    wrap(SessionStreams, "_next_open", next_open)
 
 
 def resume_from_too_high() -> None:
     """Sends a `resume_from` that is too high."""
-    wrap(Window, "first_steps", lambda inner, self, streams: inner(self, streams) + self.begun[streams])
+    wrap(Window, "first_kept", lambda inner, self, streams: inner(self, streams) + self.ever_opened[streams])
 
 
 def exceeds_window() -> None:
@@ -44,30 +44,30 @@ def exceeds_window() -> None:
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, _: int) -> None:
         inner(self, streams, next_steps, durable_steps, 1000)
 
-    wrap(Window, "opened", opened)
+    wrap(Window, "mark_opened", opened)
 
 
 def skips_unanswered() -> None:
     """Does not send a timestep again that was unanswered when its call ended."""
 
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, window: int) -> None:
-        again = self.begun[streams].any()
+        again = self.ever_opened[streams].any()
         inner(self, streams, next_steps, durable_steps, window)
         if again:
             self._cursor[streams] += 1
 
-    wrap(Window, "opened", opened)
+    wrap(Window, "mark_opened", opened)
 
 
 def resends_dropped() -> None:
     """Sends a timestep again that was refused for good."""
 
-    def of_rows(inner: Any, self: Any, message: Any, rows: Any, errors: Any) -> Any:
+    def handle_rows(inner: Any, self: Any, message: Any, rows: Any, errors: Any) -> Any:
         for error in errors:
             error.action = pb.Error.ACTION_RETRY
         return inner(self, message, rows, errors)
 
-    wrap(Refusals, "of_rows", of_rows)
+    wrap(RefusalHandler, "handle_rows", handle_rows)
 
 
 def reopens_ended_stream() -> None:
@@ -77,7 +77,7 @@ def reopens_ended_stream() -> None:
         message.error.action = pb.Error.ACTION_REOPEN
         inner(self, message)
 
-    wrap(Session, "_ended", ended)
+    wrap(Session, "_on_ended", ended)
 
 
 def reopens_refused_stream() -> None:
@@ -88,7 +88,7 @@ def reopens_refused_stream() -> None:
             row.error.action = pb.Error.ACTION_REOPEN
         inner(self, message)
 
-    wrap(Session, "_opened", opened)
+    wrap(Session, "_on_opened", opened)
 
 
 def closes_too_early() -> None:
@@ -106,11 +106,11 @@ def closes_too_early() -> None:
 def sends_after_move() -> None:
     """Continues a call after a Move."""
 
-    def take_in(inner: Any, self: Any, call: Call, response: pb.PredictBlocksResponse) -> None:
+    def on_response(inner: Any, self: Any, call: Call, response: pb.PredictBlocksResponse) -> None:
         if not response.HasField("move"):
             inner(self, call, response)
 
-    wrap(Session, "_take_in", take_in)
+    wrap(Session, "_on_response", on_response)
 
 
 def accepts_incomplete_close() -> None:
@@ -120,7 +120,7 @@ def accepts_incomplete_close() -> None:
         message.durable_steps[0] = message.steps[0]
         inner(self, message)
 
-    wrap(Session, "_closed", closed)
+    wrap(Session, "_on_closed", closed)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import TIMEOUT_S, pack
+from tests.calls import pack
+from tests.timeouts import TIMEOUT_S
 from tidegate.conformance.runner import serve_scenarios
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -122,7 +123,7 @@ async def test_a_block_is_answered_when_its_rows_are(rows: int) -> None:
         assert await caller.violations.get() == []
 
 
-async def test_rows_behind_a_refused_row_are_refused_too() -> None:
+async def test_rows_after_a_refused_row_are_refused_too() -> None:
     """In its block at once, and in later blocks in their turn. The client sends them again with the numbers that moved up."""
     async with opened("drop") as caller:
         await caller.send_plain(1, 4)
@@ -167,16 +168,18 @@ async def test_a_block_without_an_answer_may_be_sent_again() -> None:
 
 
 async def test_a_takeover_ends_the_stream_but_not_its_call() -> None:
-    """What was in flight is refused for the same reason."""
+    """What is in flight is refused for the same reason, and what comes later."""
     async with opened("taken-over") as caller:
         for step in (1, 2):
             await caller.send_plain(step, step)
             await caller.read("block")
+        await caller.send_plain(3, 3)
         ended = await caller.read("ended")
         assert (list(ended.handles), ended.error.reason) == ([1], pb.Error.REASON_TAKEN_OVER)
-        await caller.send_plain(3, 3)
-        (row,) = (await caller.read("block")).errors
-        assert row.error.reason == pb.Error.REASON_TAKEN_OVER
+        for step in (4, 5):
+            (row,) = (await caller.read("block")).errors
+            assert row.error.reason == pb.Error.REASON_TAKEN_OVER
+            await caller.send_plain(step, step)
         await caller.half_close()
         assert await caller.violations.get() == []
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, running_sum, serve, write_model
+from tests.graphs import running_sum, write_model
+from tests.root import ROOT
+from tests.servers import serve
+from tests.timeouts import TIMEOUT_S
 
 # The lower ends of the ranges in pyproject.toml; the upper ends are what the other tests run with.
 OLDEST = ("grpcio==1.76.0", "grpcio-status==1.76.0", "numpy==1.26.4", "protobuf==6.31.1")
@@ -28,7 +31,13 @@ asyncio.run(main())
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, without what this process was told to import."""
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env={"PATH": "/usr/bin:/bin"}
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=10 * TIMEOUT_S,
+        check=False,
+        env={"PATH": "/usr/bin:/bin"},
     )
 
 
@@ -50,10 +59,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Callab
 
     def make(*packages: str) -> Path:
         folder = tmp_path_factory.mktemp("environment")
-        made = run(sys.executable, "-m", "venv", str(folder), cwd=folder)
+        made = run(sys.executable, "-m", "venv", "--without-pip", str(folder), cwd=folder)
         assert made.returncode == 0, made.stderr
-        pip = (str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check")
-        installed = run(*pip, str(wheel), *packages, cwd=folder)
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--python",
+            str(folder / "bin" / "python"),
+        )
+        installed = run(*pip, "install", "--no-compile", str(wheel), *packages, cwd=folder)
         assert installed.returncode == 0, installed.stderr
         return folder / "bin"
 

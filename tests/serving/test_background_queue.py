@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S
 from tidegate.rpc import background_queue as queue_module
 from tidegate.rpc.background_queue import BackgroundQueue
 from tidegate.rpc.multi_stream_call import MultiStreamCall
@@ -80,7 +80,7 @@ async def test_who_brings_more_than_may_wait_waits(monkeypatch: pytest.MonkeyPat
     assert work.begun == [0, 1]
 
 
-async def test_a_failure_is_told() -> None:
+async def test_a_failure_is_reported() -> None:
     """After a failure no message is handled."""
     work = Work()
     for number in (13, 14):
@@ -124,15 +124,15 @@ async def test_an_answer_that_is_being_written_is_written_whole() -> None:
     reads = asyncio.Event()
 
     class Context:
-        """A client that reads when told to."""
+        """A client that reads on request."""
 
         async def write(self, response: bytes) -> None:
             """Waits for the client."""
             await reads.wait()
             written.append(response)
 
-    desk: Any = SimpleNamespace()
-    call = MultiStreamCall(desk, Context(), StreamQuota(8), 1024)
+    backend: Any = SimpleNamespace()
+    call = MultiStreamCall(backend, Context(), StreamQuota(8), 1024)
     writing = asyncio.create_task(call._write_shielded(b"answer"))
     await turns()
     writing.cancel()

@@ -9,25 +9,11 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    Ending,
-    Gate,
-    RawCall,
-    batcher_of,
-    eventually,
-    inverse,
-    live,
-    lstm,
-    pack,
-    picky,
-    raw_channel,
-    read_ending,
-    run_server,
-    running_sum,
-    timestep,
-    write_model,
-)
+from tests.calls import Ending, RawCall, pack, raw_channel, read_ending, timestep
+from tests.engines import Gate
+from tests.graphs import inverse, lstm, picky, running_sum, write_model
+from tests.servers import batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
@@ -200,7 +186,7 @@ async def test_an_invalid_field_is_named_for_programs(sum_root: Path) -> None:
         assert (await ended(channel, opening("a\nb"))).fields == ("stream_id",)
 
 
-async def test_a_call_that_ends_before_its_open_is_told(sum_root: Path) -> None:
+async def test_a_call_that_ends_before_its_open_is_reported(sum_root: Path) -> None:
     """A client that sends nothing gets a message."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)

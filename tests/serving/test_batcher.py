@@ -8,20 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    BatcherSetup,
-    Gate,
-    fragile,
-    inverse,
-    lstm,
-    pack,
-    picky,
-    replay,
-    run_batcher,
-    running_sum,
-    sensor_rows,
-)
+from tests.calls import pack
+from tests.engines import BatcherSetup, Gate, run_batcher
+from tests.graphs import fragile, inverse, lstm, picky, running_sum
+from tests.oracle import replay, sensor_rows
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.block import Block
 from tidegate.core.errors import (
     InvalidField,
@@ -383,7 +374,7 @@ async def test_a_row_that_fails_fails_alone() -> None:
         assert bench.metrics.steps["ok"] == 3
 
 
-async def test_a_poisoned_row_is_told_so() -> None:
+async def test_a_poisoned_row_is_reported() -> None:
     """A state that would not be finite is not written, and the message says that the timestep was not applied."""
     async with run_batcher(inverse()) as bench:
         leases = [bench.begin(str(name)) for name in range(3)]
@@ -403,7 +394,7 @@ async def test_a_failure_does_not_speak_of_another_stream() -> None:
         assert "idx=88" in str(answers[2])
 
 
-async def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
+async def test_a_poisoned_row_beside_a_failed_one_has_its_own_reason() -> None:
     """Its error is about its own state, not about the other row's value."""
     async with run_batcher(fragile()) as bench:
         leases = [bench.begin(str(name)) for name in range(2)]
@@ -567,7 +558,7 @@ async def test_a_slot_is_not_taken_again_under_a_running_batch() -> None:
         assert value((await soon(bench.batcher.submit(bench.begin("b"), t(1))))[0]) == 1
 
 
-async def test_a_caller_cancelled_in_the_queue_harms_nobody() -> None:
+async def test_a_caller_cancelled_in_the_queue_does_not_affect_others() -> None:
     """A known defect of other servers: one of four callers disconnects, and two others hang for ever.
 
     Here only its timestep is dropped.
@@ -589,7 +580,7 @@ async def test_a_caller_cancelled_in_the_queue_harms_nobody() -> None:
         assert value((await soon(bench.batcher.submit(leases[1], t(9, 1))))[0]) == 9
 
 
-async def test_a_caller_cancelled_while_its_batch_runs_harms_nobody() -> None:
+async def test_a_caller_cancelled_while_its_batch_runs_does_not_affect_others() -> None:
     """Its timestep is applied, and its answer is remembered. The other callers get theirs."""
     async with run_batcher(running_sum()) as bench:
         leases = [bench.begin(str(name)) for name in range(4)]
@@ -606,7 +597,7 @@ async def test_a_caller_cancelled_while_its_batch_runs_harms_nobody() -> None:
         assert (again.duplicate, value(again)) == (True, 2)
 
 
-async def test_callers_cancelled_with_bad_rows_harm_nobody() -> None:
+async def test_callers_cancelled_with_bad_rows_do_not_affect_others() -> None:
     """Refusing the row of a caller that has left is as harmless as answering one."""
     async with run_batcher(running_sum()) as bench:
         leases = [bench.begin(str(name)) for name in range(4)]
@@ -784,7 +775,7 @@ async def test_cancelling_run_refuses_what_waits() -> None:
         assert all(isinstance(answer, Stopping) for answer in answers[2:])
 
 
-async def test_one_line_says_how_full_it_is() -> None:
+async def test_the_repr_has_the_fill_level() -> None:
     """Operators read it in logs."""
     async with run_batcher(running_sum()) as bench:
         assert repr(bench.batcher) == "<Batcher toy/1: 0 of 64 queued>"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import lstm, make_engine, picky, running_sum
+from tests.engines import make_engine
+from tests.graphs import lstm, picky, running_sum
 from tidegate.core.block import Block, run_blocks
 from tidegate.core.engine import Engine, RowStatus
 from tidegate.core.errors import InvalidField
@@ -60,7 +61,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=rows, piece_max=st.sampled_from([1, 2, 3, 16]), handles_missing=st.booleans())
 def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
     rows: list[tuple[int, int, str, float]], piece_max: int, *, handles_missing: bool
@@ -122,7 +123,7 @@ def blocks_of(side: Side, stories: tuple[list[tuple[int, int, str, float]], ...]
     return blocks
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(stories=st.tuples(rows, rows), rows_max=st.sampled_from([2, 3, 16, 100]), handles_missing=st.booleans())
 def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     stories: tuple[list[tuple[int, int, str, float]], ...], rows_max: int, *, handles_missing: bool
@@ -141,7 +142,7 @@ def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     assert content(run_concurrently) == content(apart)
 
 
-def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason() -> None:
+def test_failed_rows_in_a_batch_of_several_blocks_have_their_own_reason() -> None:
     """No call learns about the rows of another."""
     side = Side(picky())
     odd, even = (
@@ -228,7 +229,7 @@ def test_streams_of_different_models_refuse_the_block() -> None:
         side.block([1, handle], [0, 0], [[1], [1]])
 
 
-def test_news_are_told_once() -> None:
+def test_notifications_come_once() -> None:
     """Only what was stored since."""
     side = Side(running_sum())
     side.block([1, 2], [0, 0], [[1], [1]])

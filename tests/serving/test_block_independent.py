@@ -10,19 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    Gate,
-    RawBlocks,
-    RawCall,
-    batcher_of,
-    block_request,
-    eventually,
-    key,
-    live,
-    raw_channel,
-    run_server,
-)
+from tests.calls import RawBlocks, RawCall, block_request, raw_channel
+from tests.engines import Gate, key
+from tests.servers import batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import Stopping, StoreUnavailable
 from tidegate.rpc import background_queue as queue_module
 from tidegate.rpc.predict_blocks import PredictBlocksCall
@@ -376,7 +367,7 @@ async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
 # Notifications.
 
 
-async def test_an_ended_stream_is_told_behind_its_handle(sum_root: Path) -> None:
+async def test_an_ended_stream_is_reported_after_its_handle(sum_root: Path) -> None:
     """It was taken over while another stream of its message was being opened."""
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
@@ -394,7 +385,7 @@ async def test_an_ended_stream_is_told_behind_its_handle(sum_root: Path) -> None
         assert (list(ended.handles), ended.error.reason) == ([opened.handles[0]], Reason.REASON_TAKEN_OVER)
 
 
-async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Path) -> None:
+async def test_durable_steps_of_a_stream_are_reported_after_its_handle(sum_root: Path) -> None:
     """It was stored while another stream of its message was being opened, and other durable steps are reported at once."""
     async with held_server(sum_root, checkpoint_every=3600) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
@@ -423,7 +414,7 @@ async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Pa
         assert np.frombuffer(durable.durable_steps, "<u8").tolist() == [1]
 
 
-async def test_an_idle_call_is_told_again_and_again(sum_root: Path) -> None:
+async def test_an_idle_call_is_notified_repeatedly(sum_root: Path) -> None:
     """Not only once for each message that it sends."""
     async with held_server(sum_root) as (server, call, _), raw_channel(server) as other:
         handles = (await call.open("a", "b", "c")).handles
@@ -490,7 +481,7 @@ async def test_a_stream_may_be_forgotten_while_a_block_steps_it(sum_root: Path) 
         assert sums(await call.block(handles[:11], np.ones((11, 1)))) == [3] * 11
 
 
-async def test_a_stream_that_could_not_be_forgotten_still_tells_its_end(sum_root: Path) -> None:
+async def test_a_stream_that_could_not_be_forgotten_still_reports_its_end(sum_root: Path) -> None:
     """The store was unreachable: the stream is open, and its client learns of a take-over as usual."""
     async with held_server(sum_root) as (server, call, _), raw_channel(server) as other:
         (a,) = (await call.open("a")).handles

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import Process, lstm, replay, same_bits, sensor_rows, serve, write_model
+from tests.graphs import lstm, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import Process, serve
 from tidegate.blocking import Client
 from tidegate.client import ModelNotFound, ServerUnavailable, StepGap, StreamNotFound
 
@@ -76,7 +78,7 @@ def test_a_closed_client_leaves_no_thread(server: Process) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tidegate-client")]
 
 
-def test_a_server_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
+def test_a_missing_server_is_reported(tmp_path: Path) -> None:
     """A missing answer becomes an error."""
     with Client("127.0.0.1:1", timeout_s=1.0) as client, pytest.raises(ServerUnavailable):
         client.models()

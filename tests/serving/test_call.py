@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.support import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S
 from tidegate.rpc.call import Call
 from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.servicer import PredictCall
@@ -17,7 +17,7 @@ from tidegate.rpc.stream_quota import StreamQuota
 
 
 class Context:
-    """A client that sends a message when told to, and does not read until it disconnects."""
+    """A client that sends a message on request, and does not read until it disconnects."""
 
     def __init__(self) -> None:
         self.sent = asyncio.Event()
@@ -56,7 +56,7 @@ def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
 
 
 @pytest.mark.parametrize("make", [predict_call, block_call])
-async def test_a_client_that_goes_while_it_is_told_leaves_no_error_behind(
+async def test_a_client_that_disconnects_during_a_notification_leaves_no_error(
     make: Callable[[Context], tuple[Call, Callable[[], None]]],
 ) -> None:
     """Its call is cancelled while it waits for a notification to be written.

@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import (
-    LSTM_FEATURES,
-    Process,
-    environment,
-    lstm,
-    picky,
-    replay,
-    run_command,
-    running_sum,
-    sensor_rows,
-    serve,
-    write_model,
-)
+from tests.graphs import LSTM_FEATURES, lstm, picky, running_sum, write_model
+from tests.oracle import replay, sensor_rows
+from tests.servers import Process, environment, run_command, serve
+from tests.timeouts import TIMEOUT_S
 from tidegate.cli import app as cli
 from tidegate.cli.connection import default_address
 from tidegate.client import Client
@@ -161,7 +152,7 @@ def test_every_option_has_an_environment_variable(sum_root: Path) -> None:
         [sys.executable, "-m", "tidegate", "serve"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
         env=environment() | {"TIDEGATE_MODELS": str(sum_root), "TIDEGATE_PORT": "70000"},
     )
@@ -187,7 +178,7 @@ def test_an_unknown_command_is_refused() -> None:
 
 
 @pytest.mark.parametrize("port", ["tcp://10.0.0.1:50051", "tcp://[fd00::1]:50051"])
-def test_the_port_that_kubernetes_tells_of_a_service_is_no_setting(sum_root: Path, port: str) -> None:
+def test_the_service_port_variable_of_kubernetes_is_not_a_setting(sum_root: Path, port: str) -> None:
     """A Kubernetes service called `tidegate` sets this variable in every container of its namespace, also in the server's."""
     ended = run_command("serve", "--models", str(sum_root), "--workers", "-1", TIDEGATE_PORT=port)
     refused(ended, 2, "--workers", "-1")
@@ -321,7 +312,11 @@ def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_pa
     assert re.match(r"stream \S+ \(new\) under lake/3, rows 1 to 60", lines[0])
     assert re.match(r"60 timesteps in [\d.]+ s", lines[1])
     heading = next(number for number, line in enumerate(lines) if "persistence" in line)
-    assert [re.split(r"\s{2,}", line.strip())[:2] for line in lines[heading + 1 :]] == [["s0, V", "1"], ["s0, V", "3"]]
+    assert [re.split(r"\s{2,}", line.strip())[:2] for line in lines[heading + 1 : -1]] == [
+        ["s0, V", "1"],
+        ["s0, V", "3"],
+    ]
+    assert lines[-1] == "The rows have no ISO 8601 times: gaps between them were not seen."
 
 
 def test_stream_writes_the_predictions(server: Process, tmp_path: Path) -> None:
@@ -427,6 +422,47 @@ def test_stream_draws_one_of_several_series(server: Process, tmp_path: Path) -> 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def write_hours(path: Path, rows: Any, hours: Any) -> Path:
+    """A CSV file whose rows were measured at these hours."""
+    lines = write_csv(path, rows, label=False).read_text().splitlines()
+    stamps = ["when", *(f"2026-03-{1 + hour // 24:02}T{hour % 24:02}:00:00Z" for hour in hours)]
+    path.write_text("".join(f"{stamp},{line}\n" for stamp, line in zip(stamps, lines, strict=True)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gap_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server of the LSTM, whose card says that gaps of two rows were filled, and that `site` told series apart."""
+    card = json.dumps({"source": {"fill_gaps": 2}, "data": {"group_column": "site"}})
+    with serve(write_model(tmp_path_factory.mktemp("models"), lstm(), "lake", "3", card=card)) as process:
+        yield process
+
+
+def test_stream_does_at_a_gap_what_evaluate_does(gap_server: Process, tmp_path: Path) -> None:
+    """Two absent rows are sent as missing values; after three the rows go to a fresh stream."""
+    rows = sensor_rows(40, seed=9)
+    hours = [*range(10), *range(12, 30), *range(33, 45)]
+    file, out = write_hours(tmp_path / "a.csv", rows, hours), tmp_path / "out.csv"
+    ended = stream(gap_server, file, "--stream-id", "gaps", "--out", str(out))
+    assert ended.returncode == 0, ended.stderr
+    assert "stream gaps (new) under lake/3, rows 1 to 30" in ended.stdout
+    assert "stream gaps~2 (new) under lake/3, after a gap, from 2026-03-02T09:00:00Z, rows 1 to 12" in ended.stdout
+    absent = np.full((2, len(LSTM_FEATURES)), np.nan, np.float32)
+    sent = [np.concatenate([rows[:10], absent, rows[10:28]]), rows[28:]]
+    with out.open(newline="") as written:
+        got = [[float(cell) for cell in line[2:]] for line in list(csv.reader(written))[1:]]
+    assert got == [answer["forecast"].ravel().tolist() for part in sent for answer in replay(lstm(), part)]
+
+
+def test_stream_refuses_what_training_would_read_otherwise(gap_server: Process, tmp_path: Path) -> None:
+    """Another period, several series without --group, and times that go back: one line each, and nothing is sent."""
+    rows = sensor_rows(8)
+    file = write_hours(tmp_path / "a.csv", rows, range(0, 16, 2))
+    refused(stream(gap_server, file), 2, "a row comes every 7200 s, expected 3600 s")
+    refused(stream(gap_server, write_hours(file, rows, [*range(4), *range(4)])), 2, "row 5", "is earlier", "--group")
+    refused(stream(gap_server, write_sites(file, rows)), 2, "column site tells 2 series apart", "--group site")
+
+
 def test_stream_at_a_rate_takes_its_time(server: Process, tmp_path: Path) -> None:
     """So many timesteps a second."""
     ended = stream(server, write_csv(tmp_path / "a.csv", sensor_rows(11)), "--rate", "50")
@@ -434,7 +470,7 @@ def test_stream_at_a_rate_takes_its_time(server: Process, tmp_path: Path) -> Non
     assert 0.2 <= seconds < 2
 
 
-def test_stream_without_a_column_that_says_when_numbers_the_rows(server: Process, tmp_path: Path) -> None:
+def test_stream_without_a_time_column_numbers_the_rows(server: Process, tmp_path: Path) -> None:
     """The label is the row number."""
     out = tmp_path / "out.csv"
     stream(server, write_csv(tmp_path / "a.csv", sensor_rows(3), label=False), "--out", str(out))
@@ -519,7 +555,7 @@ def test_stream_to_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", ["train", "backtest", "evaluate", "export", "datasets"])
 @pytest.mark.parametrize("missing", ["entry point", "torch"])
-def test_a_training_command_without_the_training_package_says_what_to_install(
+def test_a_training_command_without_the_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
 ) -> None:
     """Whether the package or one of its dependencies is missing: exit code 2 and one line."""

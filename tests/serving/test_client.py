@@ -8,22 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    Gate,
-    address_of,
-    batcher_of,
-    eventually,
-    live,
-    lstm,
-    picky,
-    replay,
-    run_server,
-    same_bits,
-    sensor_rows,
-    serve,
-    write_model,
-)
+from tests.engines import Gate
+from tests.graphs import lstm, picky, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, run_server, serve
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     Client,
     InvalidArgument,
@@ -76,7 +65,7 @@ async def test_refusals_of_a_timestep_are_typed(tmp_path: Path) -> None:
         assert (await stream.step([0.0]))["sum"].item() == 1
 
 
-async def test_a_full_server_says_when_to_come_again(sum_root: Path) -> None:
+async def test_a_full_server_sends_retry_after(sum_root: Path) -> None:
     """In seconds. A call has one message in the queue, so it takes several clients to fill it."""
     async with (
         run_server(sum_root, queue_max=1) as server,
@@ -184,7 +173,7 @@ async def test_two_owners_do_not_take_a_stream_from_each_other(sum_root: Path) -
             assert (second.kind, second.reconnects) == ("taken_over", 0)
 
 
-async def test_a_closed_stream_says_so(sum_root: Path) -> None:
+async def test_a_closed_stream_raises_an_error(sum_root: Path) -> None:
     """A step after the end is an error at once; it does not hang."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open("a") as stream:
@@ -219,7 +208,7 @@ async def test_a_cancelled_step_does_not_shift_the_answers(sum_root: Path) -> No
         assert (answer.step, answer["sum"].item()) == (2, 11)
 
 
-async def test_a_server_that_is_killed_is_told_as_such(sum_root: Path) -> None:
+async def test_a_server_that_is_killed_is_reported(sum_root: Path) -> None:
     """Pending calls get an error that says to open the stream again."""
     with serve(sum_root) as process:
         async with Client(process.address, reconnect_s=0) as client, client.open("a") as stream:

@@ -9,7 +9,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support import TIMEOUT_S, RawCall, eventually, raw_channel, run_server, serve
+from tests.calls import RawCall, raw_channel
+from tests.servers import run_server, serve
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.runtime import connection_limit as limit_module
 from tidegate.runtime import descriptors
 from tidegate.runtime.connection_limit import ConnectionLimiter
@@ -39,7 +41,7 @@ def test_no_bound_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == [(DESCRIPTORS_MAX, resource.RLIM_INFINITY)]
 
 
-async def test_clients_beyond_the_descriptors_are_told_at_once(sum_root: Path) -> None:
+async def test_clients_beyond_the_descriptors_get_an_error_at_once(sum_root: Path) -> None:
     """First RESOURCE_EXHAUSTED, then the connection is closed. No client hangs, and existing ones are served."""
     with serve(sum_root, before=FEW_DESCRIPTORS) as process:
         channels, calls, endings = [], [], []
@@ -86,7 +88,7 @@ async def test_new_calls_are_refused_while_descriptors_are_nearly_used_up(
         await RawCall(channel).open("after")
 
 
-async def test_the_log_warns_once_and_says_when_it_is_over(
+async def test_the_log_warns_once_and_reports_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Before any call is refused."""

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support import (
-    TIMEOUT_S,
-    RawCall,
-    counting,
-    lstm,
-    replay,
-    same_bits,
-    sensor_rows,
-    serve,
-    timestep,
-    wide,
-    write_model,
-)
+from tests.calls import RawCall, timestep
+from tests.graphs import counting, lstm, wide, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import serve
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ServerUnavailable
 
 STREAMS = 24
@@ -37,7 +29,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
             ready = asyncio.Event()
             stepping = 0
 
-            async def step_until_told(name: int) -> int:
+            async def step_until_notified(name: int) -> int:
                 nonlocal stepping
                 # timesteps for some seconds; the signal comes in the first
                 rows = sensor_rows(1000, seed=name, missing=0.1)
@@ -66,7 +58,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
                 call.cancel()
 
             watching = asyncio.create_task(watch())
-            calls = [asyncio.create_task(step_until_told(name)) for name in range(STREAMS)]
+            calls = [asyncio.create_task(step_until_notified(name)) for name in range(STREAMS)]
             async with asyncio.timeout(2 * TIMEOUT_S):
                 await ready.wait()
                 process.signal(number)
@@ -143,7 +135,7 @@ async def test_an_idle_server_stops_with_exit_code_0(lstm_root: Path) -> None:
     assert "draining" in err
 
 
-async def test_streams_that_are_idle_are_told_to_move(lstm_root: Path) -> None:
+async def test_idle_streams_get_move(lstm_root: Path) -> None:
     """A client that waits for its next reading learns it at once, not when it sends."""
     with serve(lstm_root) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import fragile, inverse, key, lstm, make_engine, picky, replay, running_sum, sensor_rows
+from tests.engines import key, make_engine
+from tests.graphs import fragile, inverse, lstm, picky, running_sum
+from tests.oracle import replay, sensor_rows
 from tidegate.core.engine import BatchResult, Engine, RowStatus
 from tidegate.core.spec import Timestep
 
@@ -254,7 +256,7 @@ def test_what_is_applied_is_unsaved() -> None:
     assert engine.slots.unsaved().tolist() == [rows[0]]
 
 
-def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
+def test_a_poisoned_row_beside_a_failed_one_has_its_own_reason() -> None:
     """The failure of another row does not count as this row's failure."""
     engine = make_engine(fragile())
     rows = begin(engine, 3)
@@ -292,7 +294,7 @@ OFF = st.sampled_from([0, 0, 0, None, None, -1, 1, -3])
     ("graph", "features"), [(running_sum(), 1), (picky(), 1), (inverse(), 1), (fragile(), 2), (lstm(), 8)]
 )
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: int, data: st.DataObject) -> None:
     """The same bits in the row and the same answer. Where it does nothing, the row is unchanged."""
     short, long = make_engine(graph), make_engine(graph)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from tests.support import Scrape
+from tests.servers import Scrape
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.shared_counters import MetricFamily, SharedCounters, make_shared_file
@@ -56,7 +57,7 @@ def test_what_one_process_counts_another_reads() -> None:
         "counters = SharedCounters.create([MetricFamily('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
         "counters.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=30, check=False)
+    subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=TIMEOUT_S, check=False)
     counters = SharedCounters.read(file)
     assert [(family.name, family.help, family.kind) for family in counters.families] == [("toys", "Toys.", "counter")]
     assert counters.numbers("toys", ("red",)).tolist() == [0.0]
@@ -132,7 +133,7 @@ def test_a_new_process_continues_the_counts_of_the_last() -> None:
 # --- workers
 
 
-def test_every_series_says_whose_it_is() -> None:
+def test_every_series_has_its_name() -> None:
     """For a while, workers may serve different models. Both are reported."""
     one, two = metrics_of("lake"), metrics_of("lake", "pond")
     scrape = collect([source(0, one.create_counters()), source(1, two.create_counters())])
@@ -156,7 +157,7 @@ def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(("up", "reporter", "parked"), [((True, True), "0", 70), ((False, True), "1", 80)])
-def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], reporter: str, parked: int) -> None:
+def test_parked_streams_are_logged_once_for_all(up: tuple[bool, bool], reporter: str, parked: int) -> None:
     """The lowest worker that is up reports them: all known streams, less the live ones of all workers that are up."""
     sources = []
     for worker, live in enumerate((10, 20)):
@@ -175,7 +176,7 @@ def test_a_worker_that_has_never_served_is_not_up() -> None:
     assert scrape("tidegate_steps_total", outcome="ok") == 0
 
 
-def test_processes_are_told_one_by_one() -> None:
+def test_processes_are_reported_one_by_one() -> None:
     """Of each worker and the supervisor, under the names of Prometheus client libraries."""
     scrape = collect([source(0, None), source(1, None)])
     for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):

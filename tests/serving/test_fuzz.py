@@ -11,21 +11,12 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
-from tests.support import (
-    LSTM_FEATURES,
-    TIMEOUT_S,
-    RawCall,
-    block_request,
-    key,
-    lstm,
-    pack,
-    raw_channel,
-    read_ending,
-    replay,
-    run_server,
-    sensor_rows,
-    write_model,
-)
+from tests.calls import RawCall, block_request, pack, raw_channel, read_ending
+from tests.engines import key
+from tests.graphs import LSTM_FEATURES, lstm, write_model
+from tests.oracle import replay, sensor_rows
+from tests.servers import run_server
+from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 
 MESSAGES = 3000
@@ -102,7 +93,9 @@ async def iter_of(messages: Sequence[bytes]) -> AsyncIterator[bytes]:
         yield message
 
 
-async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_messages_that_make_no_sense_do_not_affect_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A neighbour keeps its bits, each call ends with an allowed code and a reason, and the log stays empty."""
     write_model(tmp_path, lstm())
     rows = sensor_rows(2000, seed=1, missing=0.1)

@@ -10,7 +10,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support import TIMEOUT_S, run_command, serve
+from tests.servers import run_command, serve
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.config import InvalidSetting, ServerConfig
 from tidegate.runtime.host import UNIX_PATH_BYTES_MAX, checked, with_port
 from tidegate.runtime.lifecycle import StartFailed

@@ -13,25 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support import (
-    FLOAT,
-    TIMEOUT_S,
-    BatcherSetup,
-    RawCall,
-    build,
-    describe,
-    eventually,
-    key,
-    live,
-    load,
-    pack,
-    raw_channel,
-    read_ending,
-    run_batcher,
-    run_server,
-    running_sum,
-    write_model,
-)
+from tests.calls import RawCall, pack, raw_channel, read_ending
+from tests.engines import BatcherSetup, key, load, run_batcher
+from tests.graphs import FLOAT, build, describe, running_sum, write_model
+from tests.servers import live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import InvalidField, NoStepLeft
 from tidegate.core.import_check import check_import
 from tidegate.core.slots import Slots
@@ -204,7 +190,7 @@ def test_no_record_harms_the_server(tmp_path: Path) -> None:
             await call.open("neighbour")
             assert (await call.step(1)).prediction.step == 1
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(changes, writes)
     def check(changed: dict[str, Any], written: list[tuple[int, bytes]]) -> None:
         asyncio.run(one(dict(changed), written))

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import key, load, running_sum
+from tests.engines import key, load
+from tests.graphs import running_sum
 from tidegate.core.engine import Engine, RowStatus
 from tidegate.core.errors import TakenOver
 from tidegate.core.slots import Slots
@@ -222,7 +223,7 @@ events = st.one_of(
 
 
 # Short sequences would end before anything is stored, parked and opened again.
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.lists(events, min_size=40, max_size=60))
 def test_any_interleaving_leaves_every_stream_as_it_should_be(story: list) -> None:
     """Steps, duplicates, gaps, NaN, saves, parking, waking, take-overs, crashes: none ever affects another stream."""

@@ -11,26 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    eventually,
-    key,
-    live,
-    lstm,
-    raw_channel,
-    replay,
-    run_server,
-    same_bits,
-    scrape,
-    sensor_rows,
-    timestep,
-    wide,
-    write_model,
-)
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate, key
+from tests.graphs import lstm, wide, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client, ClientError, StreamLost
 from tidegate.core.errors import StoreUnavailable
 from tidegate.v1 import tidegate_pb2 as pb
@@ -313,7 +299,7 @@ async def test_a_call_cancelled_while_it_takes_a_stream_over_releases_it(lstm_ro
 
 
 async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_steps(lstm_root: Path) -> None:
-    """The store has the new epoch although nobody waited for it: unsaved state is stored under that epoch."""
+    """The store has the new epoch although its caller was cancelled: unsaved state is stored under that epoch."""
     rows = sensor_rows(2, seed=9)
     expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
     async with run_server(lstm_root, checkpoint_every=60) as server, raw_channel(server) as channel:
@@ -342,7 +328,7 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
         assert (await again.step(*rows[1])).prediction.outputs[0] == expected[1]
 
 
-async def test_a_take_over_that_fails_after_its_call_has_gone_is_told_in_the_log(
+async def test_a_take_over_that_fails_after_its_call_is_logged(
     sum_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No caller is left to get the error. The call that has the stream keeps it."""
@@ -395,7 +381,7 @@ async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -
         assert np.frombuffer((await call.step(5)).prediction.outputs[0], np.float32).item() == 5
 
 
-async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_does_not_affect_others(tmp_path: Path) -> None:
     """Its own call blocks with one timestep in flight. Others are answered meanwhile."""
     write_model(tmp_path, wide())
     async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:

@@ -7,8 +7,10 @@ from typing import cast
 
 import pytest
 
+from tests.calls import RawBlocks, raw_channel
 from tests.loop_latency import measure_loop
-from tests.support import TIMEOUT_S, RawBlocks, eventually, live, raw_channel, run_server
+from tests.servers import live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import TidegateError
 from tidegate.rpc import predict_blocks
 from tidegate.rpc.backend import AdminBackend, StreamBackend
@@ -21,7 +23,7 @@ STREAMS = 16_384
 TURN_PART = 0.3
 
 
-async def test_a_gateway_that_goes_away_pauses_nobody(sum_root: Path) -> None:
+async def test_a_gateway_that_goes_away_does_not_block_others(sum_root: Path) -> None:
     """Its streams are released and parked in groups."""
     async with run_server(sum_root, live_max=STREAMS) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -58,7 +60,7 @@ async def test_a_call_that_is_cancelled_during_its_release_releases_all(
         await eventually(lambda: live(server) == 0, "parking")
 
 
-async def test_asking_many_calls_to_end_pauses_nobody() -> None:
+async def test_asking_many_calls_to_end_does_not_block_others() -> None:
     """A server that stops asks some calls in each turn of the loop: each then writes to its client."""
     turn = 0
     asked: list[int] = []

@@ -9,17 +9,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    Ending,
-    RawCall,
-    ending_of,
-    raw_channel,
-    read_ending,
-    run_server,
-    running_sum,
-    write_model,
-)
+from tests.calls import Ending, RawCall, ending_of, raw_channel, read_ending
+from tests.graphs import running_sum, write_model
+from tests.servers import run_server
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -132,7 +125,7 @@ async def test_a_refusal_fits_into_what_metadata_may_weigh(crowded: Server, meth
         assert 3 * len((await call.details()).encode()) + len(details) * 4 / 3 + 200 < METADATA_BYTES_MAX
 
 
-async def test_a_model_that_is_not_served_is_told_some_of_those_that_are(crowded: Server) -> None:
+async def test_the_error_for_an_unknown_model_lists_some_served_ones(crowded: Server) -> None:
     """Eight by name, the others as a number."""
     async with raw_channel(crowded) as channel:
         call = RawCall(channel)

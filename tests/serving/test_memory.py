@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import run_server
+from tests.servers import run_server
 from tidegate.runtime import server as server_module
 from tidegate.runtime.memory import MIB, STREAM_BYTES, MemoryEstimate, memory_limit
 

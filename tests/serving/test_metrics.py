@@ -15,21 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import (
-    Gate,
-    RawCall,
-    batcher_of,
-    eventually,
-    live,
-    load,
-    picky,
-    raw_channel,
-    run_server,
-    running_sum,
-    scrape,
-    timestep,
-    write_model,
-)
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate, load
+from tests.graphs import picky, running_sum, write_model
+from tests.servers import batcher_of, live, run_server, scrape
+from tests.timeouts import eventually
 from tidegate.runtime.exposition import buckets
 from tidegate.runtime.metrics import SECONDS, Histogram
 from tidegate.v1 import tidegate_pb2 as pb
@@ -60,7 +50,7 @@ async def test_every_metric_is_there_from_the_start(sum_root: Path) -> None:
     assert metrics("tidegate_queue_depth", **LABELLED) == 0
 
 
-async def test_constants_say_what_is_served(sum_root: Path) -> None:
+async def test_constants_match_what_is_served(sum_root: Path) -> None:
     """The fingerprint of the model, the versions of the components, and the batch check."""
     async with run_server(sum_root) as server:
         metrics = await scrape(server)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import TIMEOUT_S, Scrape
+from tests.servers import Scrape
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import metrics_server as metrics_server_module
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.metrics import Metrics
@@ -78,7 +79,7 @@ def test_some_metrics_are_asked_for_by_name(port: int, query: str, names: set[st
     assert {name for name, _ in Scrape(body)._samples} == names
 
 
-def test_who_says_nothing_does_not_keep_a_thread(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+def test_a_silent_connection_does_not_keep_a_thread(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     """The connection is closed after a timeout, and others are answered meanwhile."""
     monkeypatch.setattr(metrics_server_module._Handler, "timeout", 0.05)
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as silent:

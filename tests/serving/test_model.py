@@ -9,20 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.support import (
-    FLOAT,
-    INT64,
-    build,
-    crosstalk,
-    describe,
-    inverse,
-    load,
-    lstm,
-    picky,
-    replay,
-    running_sum,
-    same_bits,
-)
+from tests.engines import load
+from tests.graphs import FLOAT, INT64, build, crosstalk, describe, inverse, lstm, picky, running_sum
+from tests.oracle import replay, same_bits
 from tidegate.core.errors import ContractBroken, ModelFailed
 from tidegate.core.model import BOUND_SIZES_MAX, Model
 
@@ -63,7 +52,7 @@ def refusal_error(graph: bytes, sidecar: str | None = None) -> str:
     return str(caught.value)
 
 
-def test_a_graph_that_is_what_it_says_is_served() -> None:
+def test_a_graph_that_matches_its_metadata_is_served() -> None:
     """The graph that the refused graphs below vary is valid."""
     spec = load(plain()).spec
     assert [feature.name for feature in spec.features] == ["a", "b"]
@@ -319,7 +308,7 @@ def test_a_given_initial_state_is_what_streams_begin_with() -> None:
     assert np.array_equal(load(plain(changed(state=one))).initial_state(1)[0], [[0.5, 0.5, 0.5]])
 
 
-def test_the_spec_says_what_the_description_says() -> None:
+def test_the_spec_matches_the_description() -> None:
     """The spec has everything of the description, and the graph's fingerprint."""
     import hashlib
 
@@ -460,7 +449,7 @@ def test_an_unnamed_dimension_is_a_batch_too() -> None:
 
 def test_a_graph_written_by_hand_reads_like_the_documentation() -> None:
     """The reader of descriptions accepts the JSON in docs/model.md, key by key."""
-    from tests.support import ROOT
+    from tests.root import ROOT
 
     text = (ROOT / "docs" / "model.md").read_text("utf-8").split("```json\n")[1].split("```")[0]
     shown = json.loads(text)

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support import TIMEOUT_S, key
+from tests.engines import key
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.spec import Key, ModelId
 from tidegate.runtime import peers as peers_module
 from tidegate.runtime.peers import Peers, PeerUnresponsive

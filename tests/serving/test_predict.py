@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 import uvloop
 
-from tests.support import (
-    TIMEOUT_S,
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    eventually,
-    live,
-    lstm,
-    raw_channel,
-    replay,
-    run_server,
-    running_sum,
-    same_bits,
-    sensor_rows,
-    timestep,
-    write_model,
-)
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate
+from tests.graphs import lstm, running_sum, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     Client,
     ModelMismatch,
@@ -59,7 +47,7 @@ async def test_the_server_keeps_the_state_between_timesteps(sum_root: Path) -> N
         assert [(await stream.step([value]))["sum"].item() for value in (1, 2, 3)] == [1, 3, 6]
 
 
-async def test_an_open_without_a_name_gets_one_that_nobody_guesses(sum_root: Path) -> None:
+async def test_an_open_without_a_name_gets_an_unguessable_one(sum_root: Path) -> None:
     """Two such opens get two different long names, and each name resumes its stream."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open() as one, client.open() as other:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +9,12 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    Gate,
-    RawBlocks,
-    RawCall,
-    address_of,
-    batcher_of,
-    block_request,
-    eventually,
-    inverse,
-    key,
-    live,
-    lstm,
-    picky,
-    raw_channel,
-    replay,
-    run_server,
-    running_sum,
-    same_bits,
-    scrape,
-    sensor_rows,
-    timestep,
-    wide,
-    write_model,
-)
+from tests.calls import RawBlocks, RawCall, block_request, raw_channel, timestep
+from tests.engines import Gate, key
+from tests.graphs import inverse, lstm, picky, running_sum, wide, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, park_after, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import STEP_MAX
@@ -153,7 +133,7 @@ async def test_blocks_of_one_row_are_batched_with_the_timesteps_of_other_calls(s
         assert batcher.metrics.batch_size.sum == 3
 
 
-async def test_a_stream_that_is_taken_over_while_its_row_waits_is_told_in_its_row(sum_root: Path) -> None:
+async def test_a_take_over_while_a_row_waits_is_reported_in_the_row(sum_root: Path) -> None:
     """Nothing of it was applied, and the call continues."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call, other, single = RawBlocks(channel), RawCall(channel), RawCall(channel)
@@ -215,7 +195,7 @@ async def test_a_stream_moves_between_blocks_and_single_calls(lstm_root: Path) -
                     assert same_bits(await stream.step(rows[step]), theirs[step])
 
 
-async def test_repeats_and_gaps_are_told_by_row(sum_root: Path) -> None:
+async def test_repeats_and_gaps_are_reported_by_row(sum_root: Path) -> None:
     """A duplicate is answered from memory, a gap gets the expected number, and the rest runs."""
     async with run_server(sum_root, answers_remembered=2) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -350,6 +330,7 @@ async def test_silent_streams_of_a_call_park_and_wake(sum_root: Path) -> None:
         handles = list((await call.open(*"abc")).handles)
         await call.block(handles, [[1], [2], [3]])
         await eventually(lambda: live(server) == 0, "parking")
+        park_after(server, 3600)
         answer = await call.block(handles[:2], [[10], [10]])
         assert (sums(answer), numbers(answer.steps)) == ([11, 12], [2, 2])
         assert live(server) == 2
@@ -397,8 +378,7 @@ async def test_a_row_that_cannot_wake_is_refused_alone(sum_root: Path) -> None:
         handles = list((await call.open("a", "b")).handles)
         await call.block(handles, [[1], [1]])
         await eventually(lambda: live(server) == 0, "parking")
-        checkpointer = server.stream_service.checkpointer
-        checkpointer._schedule = replace(checkpointer._schedule, park_after_s=3600)
+        park_after(server, 3600)
         await RawCall(channel).open("c")
         answer = await call.block(handles, [[1], [1]])
         ((row, error),) = errors(answer).items()
@@ -407,7 +387,7 @@ async def test_a_row_that_cannot_wake_is_refused_alone(sum_root: Path) -> None:
         assert sums(answer)[1 - row] == 2
 
 
-async def test_what_is_stored_is_told_by_row_and_when_the_call_is_idle(sum_root: Path) -> None:
+async def test_durable_steps_are_reported_by_row_and_when_the_call_is_idle(sum_root: Path) -> None:
     """In the next answer, or in a notification; never before it is durable."""
     async with run_server(sum_root, checkpoint_every=0.05) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -489,7 +469,7 @@ async def test_a_client_that_vanishes_parks_its_streams(sum_root: Path) -> None:
         assert set(again.next_steps) == {2}
 
 
-async def test_streams_that_may_not_be_opened_are_told_by_row(sum_root: Path) -> None:
+async def test_streams_that_cannot_be_opened_are_reported_by_row(sum_root: Path) -> None:
     """The others are open."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -503,7 +483,7 @@ async def test_streams_that_may_not_be_opened_are_told_by_row(sum_root: Path) ->
         }
 
 
-async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
+async def test_lost_state_is_reported_by_row(sum_root: Path) -> None:
     """Each stream continues from its own timestep."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         opened = await RawBlocks(channel).open("a", "b", resume_from=[1, 8])
@@ -613,7 +593,7 @@ async def test_a_block_for_which_there_is_no_room_is_refused(sum_root: Path, mon
         assert (await scrape(server))("tidegate_steps_total", outcome="overloaded") == 4
 
 
-async def test_a_block_for_which_there_is_no_room_is_told_so_late(
+async def test_a_block_for_which_there_is_no_room_is_reported_late(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that sends the next block at once does not keep the server busy with refused blocks."""
@@ -665,7 +645,7 @@ async def test_every_row_is_counted(sum_root: Path) -> None:
         assert counts("tidegate_step_seconds_count") == 23
 
 
-async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
+async def test_a_gateway_that_does_not_read_does_not_affect_others(tmp_path: Path) -> None:
     """Its call blocks with one block in flight. Others are answered meanwhile, and it loses nothing."""
     write_model(tmp_path, wide())
     async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:

@@ -10,19 +10,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    Ending,
-    RawCall,
-    batcher_of,
-    eventually,
-    live,
-    pack,
-    raw_channel,
-    read_ending,
-    run_server,
-    scrape,
-)
+from tests.calls import Ending, RawCall, pack, raw_channel, read_ending
+from tests.servers import batcher_of, live, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Key
 from tidegate.runtime.server import Server
@@ -124,7 +114,7 @@ async def test_a_stream_that_is_not_known_begins_at_its_first_timestep_only(sum_
         assert await one.sum(1) == 1  # without a number it may begin
 
 
-async def test_a_gap_tells_where_the_stream_is(sum_root: Path) -> None:
+async def test_a_gap_has_the_next_step(sum_root: Path) -> None:
     """In the details, for programs. Nothing is applied."""
     async with serve(sum_root) as (_, one, _):
         await one.sum(5, 1)

@@ -12,7 +12,9 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.support import TIMEOUT_S, address_of, ending_of, raw_channel, run_server
+from tests.calls import ending_of, raw_channel
+from tests.servers import address_of, run_server
+from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
 
 V1 = "grpc.reflection.v1.ServerReflection"
@@ -122,7 +124,7 @@ async def run_curl(protocol: str, *arguments: str) -> str:
         buf, "curl", *options, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(6 * TIMEOUT_S):  # a program of 45 MB has to start first
+        async with asyncio.timeout(3 * TIMEOUT_S):  # a program of 45 MB has to start first
             out, err = await process.communicate()
     finally:
         if process.returncode is None:
@@ -132,7 +134,7 @@ async def run_curl(protocol: str, *arguments: str) -> str:
     return out.decode()
 
 
-async def test_a_tool_calls_a_method_that_it_has_only_heard_of(sum_root: Path, protocol: str) -> None:
+async def test_a_tool_calls_a_method_found_by_reflection(sum_root: Path, protocol: str) -> None:
     """Another implementation of a reflection client: it encodes the request from JSON and shows the answer."""
     async with run_server(sum_root) as server:
         url = f"http://{address_of(server)}/{SERVICE}/DescribeModel"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import TIMEOUT_S, running_sum, write_model
+from tests.graphs import running_sum, write_model
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import ContractBroken
 from tidegate.core.model import Model
 from tidegate.core.spec import Ints
@@ -38,7 +39,7 @@ def test_models_are_checked_side_by_side(many: Path, monkeypatch: pytest.MonkeyP
     assert len(list(load_repository(many, LIMITS, Metrics({})))) == 4
 
 
-def test_models_are_told_in_the_order_of_their_paths(
+def test_models_are_listed_in_the_order_of_their_paths(
     many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whichever is ready first."""

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.lifecycle import StartFailed
 from tidegate.runtime.reserved_port import ReservedPort
 
@@ -28,13 +29,13 @@ def test_port_0_is_a_free_one_that_workers_can_share(host: str) -> None:
     """Two sockets listen on it at the same time, and accept connections."""
     port = ReservedPort(host, 0)
     with listen(port.number, share=True), listen(port.number, share=True):
-        socket.create_connection(("127.0.0.1", port.number), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port.number), timeout=TIMEOUT_S).close()
     port.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize("share", [False, True])
-def test_a_port_where_somebody_listens_is_refused(host: str, share: bool) -> None:
+def test_a_port_in_use_is_refused(host: str, share: bool) -> None:
     """Also when the other one would share it: it would get half of the connections."""
     with listen(0, share=share) as taken:
         number = taken.getsockname()[1]
@@ -42,7 +43,7 @@ def test_a_port_where_somebody_listens_is_refused(host: str, share: bool) -> Non
             ReservedPort(host, number)
 
 
-def test_a_port_is_held_before_anybody_listens() -> None:
+def test_a_port_is_reserved_before_a_server_listens() -> None:
     """A second supervisor that starts at the same time fails, and so does a server without one."""
     port = ReservedPort("127.0.0.1", 0)
     with pytest.raises(StartFailed):
@@ -63,7 +64,7 @@ def test_old_connections_of_a_server_that_was_alone_do_not_count() -> None:
     """They would block the port for a minute. Changing --workers must not take so long."""
     with listen(0, share=False) as before:
         number = before.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", number), timeout=5) as client:
+        with socket.create_connection(("127.0.0.1", number), timeout=TIMEOUT_S) as client:
             accepted, _ = before.accept()
             accepted.close()  # the side that closes first keeps the closing connection
             assert client.recv(1) == b""

@@ -68,7 +68,7 @@ def test_a_model_whose_rows_have_become_slow_is_for_the_thread_soon() -> None:
     assert cost.needs_thread
 
 
-def test_a_small_batch_does_not_tell_what_a_row_costs() -> None:
+def test_a_small_batch_does_not_measure_the_cost_of_a_row() -> None:
     """A block of eight rows between blocks of a thousand does not change the size of their chunks."""
     cost = cost_of(30, 1)
     before = cost.rows_max
@@ -77,8 +77,8 @@ def test_a_small_batch_does_not_tell_what_a_row_costs() -> None:
     assert cost.rows_max == before
 
 
-def test_a_small_batch_that_is_slow_tells_all_the_same() -> None:
-    """Else a model that became slow would block the loop until somebody sends many rows."""
+def test_a_slow_small_batch_measures_the_cost_of_a_row() -> None:
+    """Else a model that became slow would block the loop until a client sends many rows."""
     cost = cost_of(30, 1)
     for _ in range(100):
         cost.record(8, 8 * 100e-6)
@@ -101,6 +101,6 @@ def test_where_nothing_is_known_the_first_batch_is_small() -> None:
     assert cost.single_row_seconds == 10e-6
 
 
-def test_one_line_says_what_a_row_costs() -> None:
+def test_the_repr_has_the_cost_of_a_row() -> None:
     """Of both kinds."""
     assert repr(cost_of(12, 3)) == "<RowCost 12.0 us for a single row, 3.0 us in a batch>"

@@ -14,26 +14,11 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.support import (
-    TIMEOUT_S,
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    crosstalk,
-    eventually,
-    inverse,
-    key,
-    live,
-    picky,
-    raw_channel,
-    run_server,
-    running_sum,
-    scrape,
-    timestep,
-    wide,
-    write_model,
-)
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate, key
+from tests.graphs import crosstalk, inverse, picky, running_sum, wide, write_model
+from tests.servers import address_of, batcher_of, live, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client, ServerUnavailable
 from tidegate.core.errors import ContractBroken
 from tidegate.runtime.config import InvalidSetting, ServerConfig
@@ -82,7 +67,7 @@ async def server_with_a_stuck_call(root: Path) -> AsyncIterator[Server]:
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
-async def test_health_says_serving(sum_root: Path, service: str) -> None:
+async def test_health_is_serving(sum_root: Path, service: str) -> None:
     """For the whole server and for the service by name."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         assert await health_of(channel, service) == SERVING
@@ -142,7 +127,7 @@ async def test_reflection_describes_the_service(sum_root: Path) -> None:
         assert any(method.name == "Predict" for file in files for part in file.service for method in part.method)
 
 
-async def test_the_ready_line_says_where_everything_is(sum_root: Path) -> None:
+async def test_the_ready_line_has_all_addresses(sum_root: Path) -> None:
     """In the format for other programs."""
     async with run_server(sum_root) as server:
         assert server.ready_line == (
@@ -288,7 +273,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_stopping(
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
 
-async def test_the_client_is_told_that_the_server_stopped(sum_root: Path) -> None:
+async def test_the_client_gets_the_error_of_a_stopped_server(sum_root: Path) -> None:
     """Our client has an error for it, and the stream can be opened again elsewhere."""
     async with run_server(sum_root) as server, Client(address_of(server), reconnect_s=0) as client:
         async with client.open("a") as stream:
@@ -299,7 +284,7 @@ async def test_the_client_is_told_that_the_server_stopped(sum_root: Path) -> Non
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
 
-async def test_a_server_that_is_not_there_is_told_as_such(sum_root: Path) -> None:
+async def test_a_missing_server_is_reported(sum_root: Path) -> None:
     """A missing answer becomes the same error."""
     async with run_server(sum_root) as server:
         address = address_of(server)

@@ -13,12 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT_S, environment, run_command, serve
+from tests.root import ROOT
+from tests.servers import environment, run_command, serve
+from tests.timeouts import TIMEOUT_S
 
-# Like `tidegate`, but it prints when it reaches its first line.
-SERVE = "import sys; from tidegate.cli import main; print('here', flush=True); main(sys.argv[1:])"
-# That line takes microseconds.
-FIRST_LINE_S = 0.05
+# Like `tidegate`, but it prints when it has set its signal handlers up, before it loads its libraries.
+SERVE = """
+import sys
+from tidegate import cli
+take = cli.take_signals
+def taken(**serves):
+    take(**serves)
+    print("here", flush=True)
+    # STOP
+cli.take_signals = taken
+cli.main(sys.argv[1:])
+"""
+# It waits there until it is told to go on.
+SERVE_STOPPED = SERVE.replace("# STOP", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
 # Runs in its own namespaces: the process is their first, as in a container.
 ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
@@ -39,10 +51,10 @@ def children(pid: int) -> list[int]:
 
 
 @contextmanager
-def begun(root: Path, *before: str) -> Iterator["subprocess.Popen[str]"]:
-    """A server that has reached its first line."""
+def begun(root: Path, *before: str, program: str = SERVE) -> Iterator["subprocess.Popen[str]"]:
+    """A server that has set its signal handlers up."""
     options = ["--models", str(root), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
-    command = [*before, sys.executable, "-c", SERVE, "serve", *options]
+    command = [*before, sys.executable, "-c", program, "serve", *options]
     popen = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(), cwd=ROOT
     )
@@ -56,7 +68,7 @@ def begun(root: Path, *before: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 # While libraries are loaded and models warmed up.
-@pytest.mark.parametrize("delay_s", [FIRST_LINE_S, 0.1, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.2, 0.4, 0.8])
 @as_first
 def test_sigterm_ends_the_first_process_of_a_container_whenever_it_comes(sum_root: Path, delay_s: float) -> None:
     """For that process the system drops a signal without a handler. In one unlucky moment it would never stop."""
@@ -69,8 +81,10 @@ def test_sigterm_ends_the_first_process_of_a_container_whenever_it_comes(sum_roo
 
 def test_sigterm_at_the_start_ends_a_process_by_that_signal(sum_root: Path) -> None:
     """Service managers can tell it from a failure."""
-    with begun(sum_root) as popen:
+    with begun(sum_root, program=SERVE_STOPPED) as popen:
+        os.waitid(os.P_PID, popen.pid, os.WSTOPPED)  # else it may serve by the time of the signal
         popen.terminate()
+        popen.send_signal(signal.SIGCONT)
         assert popen.wait(TIMEOUT_S) == -signal.SIGTERM
 
 
@@ -104,7 +118,6 @@ def test_sighup_does_not_end_a_server(sum_root: Path, tmp_path: Path, workers: s
 def test_sighup_at_the_start_does_not_end_a_server(sum_root: Path) -> None:
     """Also before its event loop runs."""
     with begun(sum_root) as popen:
-        time.sleep(FIRST_LINE_S)
         os.kill(popen.pid, signal.SIGHUP)
         assert popen.stdout is not None
         assert popen.stdout.readline().startswith("ready: ")

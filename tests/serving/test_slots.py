@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import key, load, running_sum
+from tests.engines import key, load
+from tests.graphs import running_sum
 from tidegate.core.slots import FREE_SLOT_STEP, Slots
 from tidegate.core.spec import Spec
 
@@ -102,7 +103,7 @@ def test_a_slot_knows_whose_it_is() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
-def test_a_row_that_nobody_has_is_at_no_timestep(taken: int) -> None:
+def test_an_unused_row_has_no_timestep(taken: int) -> None:
     """Neither before the first use nor after the release. So a row that is acquired again is seen to have changed."""
     slots = make(capacity=2)
     rows = [take(slots) for _ in range(taken)]
@@ -320,7 +321,7 @@ def test_a_larger_ring_fills_up_as_the_stream_advances() -> None:
 legs = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=8)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(legs)
 def test_a_stream_that_moves_is_the_stream_that_stayed(journey: list[tuple[int, int]]) -> None:
     """Through rings of any sizes it keeps its state, and those answers that fitted everywhere since."""
@@ -417,7 +418,7 @@ def test_a_model_without_state_needs_no_slab() -> None:
     assert answers_of(slots, slot, 1) == [5]
 
 
-def test_one_line_says_how_full_they_are() -> None:
+def test_the_repr_has_the_fill_levels() -> None:
     """Operators read it in logs."""
     slots = make(capacity=4)
     take(slots)

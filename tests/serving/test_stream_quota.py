@@ -7,7 +7,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import RawBlocks, RawCall, eventually, live, raw_channel, run_server
+from tests.calls import RawBlocks, RawCall, raw_channel
+from tests.servers import live, park_after, run_server
+from tests.timeouts import eventually
 from tidegate.core.handle_table import HandleTable
 from tidegate.rpc import stream_quota
 from tidegate.v1 import tidegate_pb2 as pb
@@ -50,6 +52,7 @@ async def test_streams_that_wake_leave_room(sum_root: Path) -> None:
         await eventually(lambda: live(server) == 0, "parking")
         handles += (await call.open("t0", "t1", "t2")).handles
         await eventually(lambda: live(server) == 0, "parking")
+        park_after(server, 3600)
         answer = await call.block(handles, [[1]] * 10)
         assert {part.error.reason for part in answer.errors} == {Reason.REASON_TOO_MANY_STREAMS}
         assert len(answer.errors) == 3
@@ -83,11 +86,13 @@ async def test_streams_at_rest_leave_room(sum_root: Path) -> None:
             await one.step(1)
             if number == 6:
                 await eventually(lambda: live(server) == 0, "parking")
+                park_after(server, 3600)
         answers = [await one.step(1) for one in single[7:]]
         assert all(answer.prediction.step == 2 for answer in answers)
         refusal_error = (await single[0].step(1, step=2)).error
         assert refusal_error.reason == Reason.REASON_TOO_MANY_STREAMS
         assert "the connection has reached its limit of 7" in refusal_error.message
+        park_after(server, 0.2)
         await eventually(lambda: live(server) == 0, "parking")
         assert (await single[0].step(1, step=2)).prediction.step == 2
 

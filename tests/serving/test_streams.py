@@ -4,7 +4,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.support import key, load, lstm, make_engine, replay, running_sum, same_bits, sensor_rows
+from tests.engines import key, load, make_engine
+from tests.graphs import lstm, running_sum
+from tests.oracle import replay, same_bits, sensor_rows
 from tidegate.core.engine import Engine
 from tidegate.core.errors import (
     CheckpointBroken,
@@ -123,7 +125,7 @@ def test_a_client_that_continues_is_refused_when_another_owner_came_between(
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
-def test_a_first_open_asks_for_nobody(spec: Spec, phase: Phase) -> None:
+def test_a_first_open_asks_no_other_server(spec: Spec, phase: Phase) -> None:
     """A new client may take over any stream, with a first open."""
     assert decide_open(key("a"), known(spec, phase, owner="b"), spec, OpenOptions(ANY, "a")) is not OpenKind.NEW
 
@@ -179,7 +181,7 @@ def test_the_weights_of_an_expired_stream_do_not_matter(spec: Spec) -> None:
     assert decide_open(key("a"), what, spec, OpenOptions(MUST_BE_NEW)) is OpenKind.NEW
 
 
-def test_an_expired_stream_says_where_it_was(spec: Spec) -> None:
+def test_an_expired_stream_has_its_last_step(spec: Spec) -> None:
     """Only its last timestep is known."""
     with pytest.raises(StreamExpired, match=rf"last timestep was {KEPT}.*MUST_BE_NEW") as caught:
         decide_open(key("a"), known(spec, Phase.EXPIRED), spec, OpenOptions(ANY))
@@ -187,7 +189,7 @@ def test_an_expired_stream_says_where_it_was(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize(("phase", "kept"), [(None, 0), (Phase.PARKED, KEPT), (Phase.LIVE, KEPT)])
-def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kept: int) -> None:
+def test_lost_state_is_reported_with_both_steps(spec: Spec, phase: Phase | None, kept: int) -> None:
     """The stored and the acknowledged step: the client can tell what is lost, and how to continue nevertheless."""
     what = None if phase is None else known(spec, phase)
     with pytest.raises(StateLost) as caught:
@@ -314,7 +316,7 @@ def test_a_stream_is_saved_until_its_next_timestep() -> None:
 # Checkpoints.
 
 
-def test_a_checkpoint_says_everything_about_its_stream() -> None:
+def test_a_checkpoint_has_everything_about_its_stream() -> None:
     """The key, the model, the epoch, the step, and the number of answers."""
     engine, streams = make_engine(running_sum(), answers=6), StreamTable()
     lease = begin(streams, engine)
@@ -704,7 +706,7 @@ def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
     assert reported == [lease.ended] == [reason]
 
 
-def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
+def test_a_call_reports_a_stream_that_is_already_gone() -> None:
     """The receiver of `on_end` may open the stream again at once."""
     engine, streams = make_engine(running_sum(), capacity=1), StreamTable()
     lease = begin(streams, engine)
@@ -725,7 +727,7 @@ def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
     assert lease.ended is None
 
 
-def test_one_line_says_where_a_stream_is() -> None:
+def test_the_repr_has_the_step_of_a_stream() -> None:
     """Operators read it in logs."""
     engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)

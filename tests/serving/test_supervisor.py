@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT_S, eventually
+from tests.root import ROOT
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.runtime import supervisor as supervisor_module
 from tidegate.runtime import worker_process as worker_module
 from tidegate.runtime.lifecycle import StartFailed, StopFailed
@@ -56,7 +57,7 @@ async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "async
         port=0,
         metrics_host="127.0.0.1",
         metrics_port=0,
-        drain_after_s=more.get("drain_after_s", 5.0),
+        drain_after_s=more.get("drain_after_s", TIMEOUT_S),
     )
     running = asyncio.create_task(supervisor.run())
     try:
@@ -130,7 +131,7 @@ line.readline()
         assert [child.metrics.restarts for child in supervisor._workers] == [0, 1]
 
 
-async def test_a_worker_that_says_nothing_is_tried_so_often_and_no_more(tmp_path: Path) -> None:
+async def test_a_silent_worker_is_started_a_limited_number_of_times(tmp_path: Path) -> None:
     """Then the start has failed."""
     lives = tmp_path / "lives"
     act = f"open({str(lives)!r}, 'a').write('x') if number == '0' else line.readline(); sys.exit(7)"
@@ -205,7 +206,7 @@ async def test_a_worker_that_does_not_drain_is_killed(monkeypatch: pytest.Monkey
             await running
 
 
-async def test_a_worker_that_did_not_end_well_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_failed_at_its_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its exit code: it could not store everything."""
     async with run("ready(); line.readline(); sys.exit(int(number))") as (one, running):
         await eventually(lambda: one._ready, "the start")
@@ -223,7 +224,7 @@ async def test_a_stop_during_the_start_is_clean() -> None:
     assert not one._ready
 
 
-async def test_a_worker_that_has_no_line_yet_is_told_to_stop_as_soon_as_it_has(
+async def test_a_worker_without_a_connection_is_stopped_once_it_has_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stop between the spawn and the first message is passed on: the worker need not be killed."""
@@ -303,7 +304,7 @@ async def test_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_taken_port_fails_the_start() -> None:
-    """A shared port must not hide that somebody listens there already."""
+    """A shared port must not hide a server that listens there already."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for ports in ({"port": port, "metrics_port": 0}, {"port": 0, "metrics_port": port}):

@@ -11,7 +11,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import TIMEOUT_S, RawCall, block_request, ending_of, raw_channel, run_server
+from tests.calls import RawCall, block_request, ending_of, raw_channel
+from tests.servers import run_server
+from tests.timeouts import TIMEOUT_S
 from tidegate.rpc.time_slice import SLICE_SECONDS, TimeSlice
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -92,7 +94,7 @@ async def opened(send: SendRequest, *stream_ids: str) -> list[int]:
     ("value", "step", "reason", "field"),
     [(1.0, 7, pb.Error.REASON_STEP_GAP, "step"), (np.inf, 0, pb.Error.REASON_NOT_FINITE, "values")],
 )
-async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
+async def test_a_block_whose_rows_are_all_refused_does_not_delay_others(
     sum_root: Path, value: float, step: int, reason: int, field: str
 ) -> None:
     """Each row gets its reason, its number and the expected one; the first ones also a message."""
@@ -105,7 +107,7 @@ async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
     assert all(part.error.message for part in answer.errors[:256])
 
 
-async def test_handles_that_are_not_held_hold_nobody_up(sum_root: Path) -> None:
+async def test_handles_that_are_not_held_do_not_delay_others(sum_root: Path) -> None:
     """A close of as many streams as a message may name."""
     async with call_beside_a_neighbour(sum_root) as send:
         closed = (await send(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=range(1, ROWS + 1))))).closed
@@ -113,7 +115,7 @@ async def test_handles_that_are_not_held_hold_nobody_up(sum_root: Path) -> None:
     assert {part.error.reason for part in closed.errors} == {pb.Error.REASON_INVALID_FIELD}
 
 
-async def test_rows_of_closed_streams_hold_nobody_up(sum_root: Path) -> None:
+async def test_rows_of_closed_streams_do_not_delay_others(sum_root: Path) -> None:
     """A block of as many rows as a message may have."""
     async with call_beside_a_neighbour(sum_root) as send:
         handles = await opened(send, *(f"s{number}" for number in range(200)))
@@ -126,7 +128,7 @@ async def test_rows_of_closed_streams_hold_nobody_up(sum_root: Path) -> None:
     ("stream_id", "existence", "reason"),
     [("a\n", 0, pb.Error.REASON_INVALID_FIELD), ("nobody", pb.EXISTENCE_MUST_EXIST, pb.Error.REASON_STREAM_NOT_FOUND)],
 )
-async def test_opens_that_are_refused_hold_nobody_up(
+async def test_opens_that_are_refused_do_not_delay_others(
     sum_root: Path, stream_id: str, existence: pb.Existence, reason: int
 ) -> None:
     """As many as a message may have."""

@@ -1,7 +1,6 @@
 """Rules that clients in any language may rely on: owners, numbers, buffers, and the ends of calls."""
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    TIMEOUT_S,
-    RawBlocks,
-    RawCall,
-    eventually,
-    live,
-    pack,
-    raw_channel,
-    run_server,
-    timestep,
-)
+from tests.calls import RawBlocks, RawCall, pack, raw_channel, timestep
+from tests.servers import live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
@@ -65,7 +56,7 @@ async def test_a_stream_that_was_never_stepped_begins_again(sum_root: Path) -> N
         assert (opened.kind, opened.next_step) == (pb.Opened.KIND_NEW, 1)
 
 
-async def test_a_lost_answer_to_must_be_new_can_be_had_again(sum_root: Path) -> None:
+async def test_a_must_be_new_open_with_a_lost_answer_can_be_repeated(sum_root: Path) -> None:
     """The same owner opens it again; any other gets the error that the stream exists."""
     must_be_new: dict[str, Any] = {"existence": pb.EXISTENCE_MUST_BE_NEW}
     async with run_server(sum_root) as server, raw_channel(server) as channel:
@@ -252,9 +243,7 @@ async def test_a_client_that_does_not_half_close_is_not_waited_for(sum_root: Pat
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s")
-        begun = time.monotonic()
         assert (await call.ask(pb.PredictRequest(close=pb.Close()))).HasField("closed")
-        assert time.monotonic() - begun < TIMEOUT_S
         assert (await call.ending()).code.name == "OK"
         await eventually(lambda: live(server) == 0, "parking")
 
@@ -269,7 +258,7 @@ async def test_a_page_that_is_too_long_is_cut(sum_root: Path) -> None:
         assert [stream.stream_id for stream in page.streams] == ["a", "b", "c"]
 
 
-async def test_the_largest_request_is_told(sum_root: Path) -> None:
+async def test_the_largest_request_is_reported(sum_root: Path) -> None:
     """A client that checks it before it sends never ends its call by it."""
     async with run_server(sum_root, message_bytes_max=5000) as server, raw_channel(server) as channel:
         assert (await RawCall(channel).open("s")).message_bytes_max == 5000

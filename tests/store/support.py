@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
 from tidegate.store import MemoryStore, Residency, ResidencyUpdate, ScanFilter, SqliteStore, Store, StreamMetadata
 
@@ -20,8 +21,6 @@ MODEL = ModelId("demo", "1", "f" * 64)
 OTHER_MODEL = ModelId("démo", "2", "e" * 64)
 # Times in tests are whole milliseconds: redis has a resolution of microseconds.
 MS = 1_000_000
-# The longest wait for another process. It is long, because only a failing test waits so long.
-PROCESS_TIMEOUT_S = 20.0
 
 
 def key(stream_id: str, tenant: str = "default") -> Key:
@@ -99,7 +98,7 @@ class RedisServer:
     def start(self) -> None:
         """Waits until it listens and has loaded its data."""
         process = self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + PROCESS_TIMEOUT_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not self.command("PING").startswith((b"+PONG", b"-NOAUTH")):
             assert process.poll() is None, f"redis-server ended with {process.returncode}"
             assert time.monotonic() < deadline
@@ -108,7 +107,7 @@ class RedisServer:
     def command(self, *words: str) -> bytes:
         """The first bytes of its answer to a command; empty when it does not listen."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), PROCESS_TIMEOUT_S) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S) as connection:
                 connection.sendall(" ".join(words).encode() + b"\r\n")
                 return connection.recv(4096)
         except ConnectionError:
@@ -160,7 +159,7 @@ def redis_place(server: RedisServer) -> Place:
     from tidegate.store.redis import RedisStore  # needs the package `redis`
 
     assert server.command("FLUSHALL") == b"+OK\r\n"
-    return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=PROCESS_TIMEOUT_S))
+    return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=TIMEOUT_S))
 
 
 @contextmanager

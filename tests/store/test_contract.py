@@ -259,13 +259,13 @@ async def test_a_lost_stream_is_restored_under_its_epoch(store: Store) -> None:
     assert await store.restore(checkpoint("b", 5, step=9), "")
 
 
-async def test_marks_tell_who_has_a_stream_in_memory(store: Store) -> None:
+async def test_marks_show_which_server_has_a_stream(store: Store) -> None:
     """The metadata has the residency that the writer set under the current epoch. Other updates change nothing."""
     await claim(store, key("a"), 0, MODEL)
     for mark, holder, live in (
         (Residency.OPEN_PARKED, Holder.SELF, False),
         (Residency.LIVE, Holder.SELF, True),
-        (Residency.RELEASED, Holder.NOBODY, False),
+        (Residency.RELEASED, Holder.NONE, False),
     ):
         await store.set_residency(
             [ResidencyUpdate(key("a"), 1, mark), ResidencyUpdate(key("a"), 2, Residency.LIVE)][:1]
@@ -546,7 +546,7 @@ async def test_the_same_epoch_of_another_writer_is_fenced(place: Place) -> None:
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
-async def test_a_writer_is_told_of_what_others_do_to_its_streams(place: Place) -> None:
+async def test_a_writer_is_notified_of_changes_to_its_streams(place: Place) -> None:
     """A claim, a delete and a save request by another writer post one notice for a stream in memory, and for no other."""
     async with place.open() as ours, place.open() as theirs:
         for stream_id in ("claimed", "deleted", "asked", "alone"):
@@ -578,12 +578,12 @@ async def test_what_a_dead_writer_held_counts_no_longer(place: Place) -> None:
         place.clock.now += 10_000 * MS
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.metadata.holder is Holder.NOBODY
+        assert record.metadata.holder is Holder.NONE
         await ours.heartbeat()
         assert await theirs.expire(place.clock.now, 0, 0) == 0
         place.clock.now -= 20_000 * MS  # the clock was wrong at the last heartbeat
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.metadata.holder is Holder.NOBODY
+        assert record.metadata.holder is Holder.NONE
         place.clock.now += 30_000 * MS
         assert await theirs.expire(place.clock.now, 0, 0) == 1

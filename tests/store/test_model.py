@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from tests.examples import examples
 from tests.store.support import (
     MODEL,
     MS,
@@ -257,7 +258,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.run(scan(self.store, tenant, "x", "x", 1)) == narrow[:1]
             expired = [head for head in heads if head.tombstone]
             held = [head for head in heads if head.holder is Holder.SELF]
-            rest = [head for head in heads if not head.tombstone and head.holder is Holder.NOBODY]
+            rest = [head for head in heads if not head.tombstone and head.holder is Holder.NONE]
             for wanted, those in (
                 (ScanFilter.EXPIRED, expired),
                 (ScanFilter.IN_MEMORY, held),
@@ -294,5 +295,5 @@ def test_a_store_does_what_its_model_does(kind: str, request: pytest.FixtureRequ
 
     machine = type("Machine", (StoreMachine,), {"make_place": staticmethod(make), "looks_once": kind == "redis"})
     # One example opens files or connections: the disk sets its pace.
-    slow = settings(max_examples=20, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+    slow = settings(max_examples=examples(12), stateful_step_count=50, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=slow)

@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.store.support import MODEL, PROCESS_TIMEOUT_S, checkpoint, claim, key, python, scan
+from tests.store.support import MODEL, checkpoint, claim, key, python, scan
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
 from tidegate.store import SqliteStore, encode
 from tidegate.store import sqlite as sqlite_module
@@ -80,7 +81,7 @@ class Gate:
         def gated(file: SqliteFile) -> Iterator[None]:
             self.transactions += 1
             self._entered.set()
-            assert self._open.wait(PROCESS_TIMEOUT_S)
+            assert self._open.wait(TIMEOUT_S)
             with transaction(file):
                 yield
 
@@ -88,7 +89,7 @@ class Gate:
 
     async def held(self) -> None:
         """Waits until a transaction waits at the gate."""
-        await asyncio.to_thread(self._entered.wait, PROCESS_TIMEOUT_S)
+        await asyncio.to_thread(self._entered.wait, TIMEOUT_S)
 
     def open(self) -> None:
         """Lets all transactions through."""
@@ -187,7 +188,7 @@ async def test_a_cancelled_caller_harms_no_one(store: SqliteStore, monkeypatch: 
     waits.cancel()
     await asyncio.gather(runs, waits, return_exceptions=True)
     gate.open()
-    async with asyncio.timeout(PROCESS_TIMEOUT_S):
+    async with asyncio.timeout(TIMEOUT_S):
         assert await stays == 1
     assert repr(store).endswith(": 0 operations waiting>")
 
@@ -295,7 +296,7 @@ asyncio.run(main())
             process.stdin.write("go\n")
             process.stdin.flush()
         won = [list(map(int, process.stdout.readline().split())) for process in processes if process.stdout]
-        assert [process.wait(PROCESS_TIMEOUT_S) for process in processes] == [0, 0, 0]
+        assert [process.wait(TIMEOUT_S) for process in processes] == [0, 0, 0]
     assert sorted(place for places in won for place in places) == list(range(200))
 
 
@@ -456,7 +457,7 @@ async def test_room_for_the_small_is_used(
 
 
 @pytest.fixture
-def as_nobody() -> Iterator[Callable[[], None]]:
+def as_unprivileged_user() -> Iterator[Callable[[], None]]:
     """Drops the rights of root until the test ends."""
     was = os.geteuid()
     yield lambda: os.seteuid(65534) if was == 0 else None
@@ -464,7 +465,7 @@ def as_nobody() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["empty", "with a file"])
-async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], None]) -> None:
+async def test_a_read_only_folder_is_named(begun: bool, as_unprivileged_user: Callable[[], None]) -> None:
     """Start refuses a folder that cannot be written, and names it, whether the file exists or not."""
     with tempfile.TemporaryDirectory() as name:  # the user nobody cannot even enter pytest's own folders
         folder = Path(name)
@@ -473,7 +474,7 @@ async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], 
             await store.start()
             await store.close()
         folder.chmod(0o555)
-        as_nobody()
+        as_unprivileged_user()
         try:
             text = await refusal_error(store.start())
         finally:

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests import support
 from tests.fleet import ServerProcess, free_port
+from tests.graphs import lstm, write_model
+from tests.timeouts import TIMEOUT_S
 
 
 @pytest.fixture(scope="session")
 def graph() -> bytes:
     """The LSTM that all these tests serve."""
-    return support.lstm()
+    return lstm()
 
 
 @pytest.fixture
 def models(tmp_path: Path, graph: bytes) -> Path:
     """A folder with that model."""
-    return support.write_model(tmp_path / "models", graph)
+    return write_model(tmp_path / "models", graph)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ class Redis:
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        deadline = time.monotonic() + support.TIMEOUT_S
+        deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -70,7 +71,7 @@ class Redis:
         """`kill -9`."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(support.TIMEOUT_S)
+        self.process.wait(TIMEOUT_S)
         self.process = None
 
 

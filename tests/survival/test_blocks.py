@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.fleet import Gateway, ServerProcess, rows_of
-from tests.support import address_of, run_server
+from tests.servers import address_of, run_server
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
 from tidegate.store import decode
-
-TEST_TIMEOUT_S = 90.0
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -22,7 +21,7 @@ async def test_a_server_killed_between_blocks_loses_nothing(
     one = site()
     await one.start()
     gateway = Gateway(one.address, streams=60, steps=120, seed=seed)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(gateway.run())
         for blocks in (10, 25, 40):
             await gateway.reached(blocks)
@@ -42,7 +41,7 @@ async def test_a_server_killed_within_a_block_loses_nothing(
     one = site("--batch-max", "16")
     await one.start(crash=f"{point}:{20 if point == 'before-answer' else 1}")
     gateway = Gateway(one.address, streams=60, steps=30, seed=7)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(gateway.run())
         await one.ended()
         await one.start()
@@ -55,7 +54,7 @@ async def test_sync_blocks_survive_a_kill(site: Callable[..., ServerProcess], gr
     one = site("--checkpoint-every", "20ms")
     await one.start()
     gateway = Gateway(one.address, streams=20, steps=25, seed=4, sync=True)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(gateway.run())
         await gateway.reached(8)
         await one.kill()

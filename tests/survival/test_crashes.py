@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from tests.fleet import Fleet, ServerProcess, rows_of
-from tests.support import ROOT, replay, same_bits
+from tests.oracle import replay, same_bits
+from tests.root import ROOT
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, TakenOver
-
-# The longest time of such a test. A server starts in about a second, and streams take some more.
-TEST_TIMEOUT_S = 90.0
 
 CRASH_POINTS = ("before-commit", "after-commit", "before-answer", "during-park", "during-take-over")
 
@@ -28,7 +27,7 @@ async def test_a_server_killed_at_random_moments_loses_nothing(
     one = site()
     await one.start()
     fleet = Fleet([one.address], streams=200, steps=60)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(fleet.run())
         for share in sorted(moments):
             await fleet.reached(int(share * 200 * 60))
@@ -50,7 +49,7 @@ async def test_a_server_killed_at_a_crash_point_loses_nothing(
     fleet = Fleet([one.address], streams=200, steps=15, pause_s=0.01)
     if point == "during-park":
         fleet = Fleet([one.address], streams=200, steps=4, pause_s=0.7)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(fleet.run())
         assert await one.ended() == -signal.SIGKILL
         await one.start()
@@ -66,7 +65,7 @@ async def test_streams_in_redis_survive_the_server(
     one = site(state=redis_server.address)
     await one.start()
     fleet = Fleet([one.address], streams=50, steps=60)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(fleet.run())
         await fleet.reached(1200)
         await one.kill()
@@ -81,7 +80,7 @@ async def test_streams_in_redis_survive_redis(site: Callable[..., ServerProcess]
     one = site(state=redis_server.address)
     await one.start()
     fleet = Fleet([one.address], streams=50, steps=150, pause_s=0.01)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(fleet.run())
         await fleet.reached(2000)
         redis_server.kill()
@@ -100,7 +99,7 @@ async def test_a_rolling_restart_is_not_seen_by_users(site: Callable[..., Server
     one = site()
     await one.start()
     fleet = Fleet([one.address], streams=50, steps=80)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         running = asyncio.create_task(fleet.run())
         for answers in (1000, 2500):
             await fleet.reached(answers)
@@ -116,7 +115,7 @@ async def test_two_clients_fight_over_a_stream(site: Callable[..., ServerProcess
     await one.start()
     rows = rows_of(0, 40)
     truth = replay(graph, rows)
-    async with asyncio.timeout(TEST_TIMEOUT_S), Client(one.address) as left, Client(one.address) as right:
+    async with asyncio.timeout(3 * TIMEOUT_S), Client(one.address) as left, Client(one.address) as right:
         step = 0
         while step < len(rows):
             async with left.open("contested") as mine, right.open("contested") as theirs:
@@ -134,7 +133,7 @@ async def test_a_frozen_server_wakes_up_fenced(site: Callable[..., ServerProcess
     await asyncio.gather(old.start(), new.start())
     rows = rows_of(1, 30)
     truth = replay(graph, rows)
-    async with asyncio.timeout(TEST_TIMEOUT_S), Client(old.address) as slow, Client(new.address) as quick:
+    async with asyncio.timeout(3 * TIMEOUT_S), Client(old.address) as slow, Client(new.address) as quick:
         async with slow.open("moved") as before:
             for row, expected in zip(rows[:10], truth, strict=False):
                 assert same_bits(await before.step(row), expected)
@@ -171,7 +170,7 @@ async def test_a_client_that_died_finds_its_stream_where_it_was(
     await one.start()
     rows = rows_of(2, 400)
     truth = replay(graph, rows)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         victim = await asyncio.create_subprocess_exec(
             sys.executable, "-c", VICTIM, one.address, stdout=asyncio.subprocess.PIPE, cwd=ROOT
         )

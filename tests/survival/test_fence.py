@@ -14,19 +14,13 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.calls import RawBlocks, RawCall, raw_channel
 from tests.fleet import ServerProcess, rows_of
+from tests.graphs import lstm, write_model
+from tests.oracle import replay
+from tests.servers import run_server
 from tests.store.support import RedisServer
-from tests.support import (
-    TIMEOUT_S,
-    RawBlocks,
-    RawCall,
-    eventually,
-    lstm,
-    raw_channel,
-    replay,
-    run_server,
-    write_model,
-)
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Key
 from tidegate.runtime.server import Server
@@ -203,7 +197,7 @@ async def test_who_holds_a_stream_learns_that_it_was_opened_elsewhere(tmp_path: 
         assert (await old.ending()).reason == "TAKEN_OVER"
 
 
-async def test_another_server_tells_the_last_applied_timestep(tmp_path: Path, state: str) -> None:
+async def test_another_server_returns_the_last_applied_timestep(tmp_path: Path, state: str) -> None:
     """Describe, export and fork through another server see the last applied timestep, stored or not."""
     async with two_servers(tmp_path, state, checkpoint_every="30s") as (_, to_here, _, to_there):
         call = await opened_at(to_here, 1)
@@ -292,7 +286,7 @@ async def test_two_workers_hand_streams_over_and_over(
     """300 take-overs under load, half of them with SYNC: each continues from a state of the oracle, with SYNC from the last."""
     one = site("--workers", "2", state=state)
     await one.start()
-    async with asyncio.timeout(9 * TIMEOUT_S), contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(5 * TIMEOUT_S), contextlib.AsyncExitStack() as stack:
         channels = []
         for _ in range(8):  # connections go to random workers
             options = [("grpc.use_local_subchannel_pool", 1)]
@@ -450,9 +444,7 @@ async def test_a_live_stream_that_is_older_in_redis_is_stored_again(tmp_path: Pa
         await step(await opened_at(to_there, 21), 21)
 
 
-async def test_of_two_owners_after_a_loss_one_is_told_that_its_state_is_lost(
-    tmp_path: Path, forgetful: RedisServer
-) -> None:
+async def test_of_two_owners_after_a_loss_one_gets_state_lost(tmp_path: Path, forgetful: RedisServer) -> None:
     """Redis restarts empty, and the stream begins again elsewhere under the same epoch: the first server does not overwrite it."""
     async with two_servers(tmp_path, forgetful.address) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1, durability=SYNC)

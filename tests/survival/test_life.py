@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,25 +13,13 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.calls import RawCall, pack, raw_channel
+from tests.engines import Gate, key
 from tests.fleet import Fleet, ServerProcess, rows_of
-from tests.support import (
-    TIMEOUT_S,
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    eventually,
-    key,
-    live,
-    lstm,
-    pack,
-    raw_channel,
-    replay,
-    run_server,
-    running_sum,
-    same_bits,
-    write_model,
-)
+from tests.graphs import lstm, running_sum, write_model
+from tests.oracle import replay, same_bits
+from tests.servers import address_of, batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     Client,
     ClientError,
@@ -43,6 +32,7 @@ from tidegate.client import (
 from tidegate.core.errors import InvalidField, StoreUnavailable, TooManyStreams
 from tidegate.core.spec import STEP_MAX, Checkpoint, Key, Timestep
 from tidegate.core.streams import OpenOptions, checkpoint_rows
+from tidegate.runtime.server import Server
 from tidegate.store import MemoryStore, decode, encode
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -117,7 +107,7 @@ async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_p
             assert seen > 0
 
 
-async def test_a_client_that_waits_is_told_what_is_durable(sum_root: Path) -> None:
+async def test_a_waiting_client_is_notified_of_durable_steps(sum_root: Path) -> None:
     """When no prediction is pending, `durable` comes by itself before half of the client's buffer is stored timesteps."""
     async with run_server(sum_root, checkpoint_every="20ms") as server, raw_channel(server) as channel:
         call = RawCall(channel)
@@ -159,7 +149,7 @@ async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tm
     rows = rows_of(7, 3)
     truth = replay(lstm(), rows)
     async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="20ms", live_max=4096) as server:
-        async with Client(address_of(server)) as client, asyncio.timeout(60):
+        async with Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
             gate = asyncio.Semaphore(200)
 
             async def visit(name: int, place: int) -> None:
@@ -173,15 +163,21 @@ async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tm
             await asyncio.gather(*(visit(int(name), 1) for name in chosen))
 
 
-async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_path: Path) -> None:
+async def forget(server: Server, client: Client, stream_id: str) -> None:
+    """Makes an hour of silence pass for the server's streams, and waits until that one has expired."""
+    while (await client.describe_stream(stream_id)).state != "expired":
+        await server.registry.sweeper._forget(time.time_ns() + 3600 * 1_000_000_000)
+        await asyncio.sleep(0.02)
+
+
+async def test_a_late_client_gets_the_error_of_a_forgotten_stream(sum_root: Path, tmp_path: Path) -> None:
     """After long silence an open is refused with the last step. Only an open with MUST_BE_NEW begins a new stream."""
-    async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms", forget_after="200ms") as server:
+    async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms", forget_after="1h") as server:
         async with Client(address_of(server), reconnect_s=0) as client, asyncio.timeout(TIMEOUT_S):
             async with client.open("a") as stream:
                 await stream.step([1])
                 await stream.step([2])
-            while (await client.describe_stream("a")).state != "expired":
-                await asyncio.sleep(0.02)
+            await forget(server, client, "a")
             with pytest.raises(StreamRefused, match="its last timestep was 2") as caught:
                 async with client.open("a"):
                     pass
@@ -191,16 +187,16 @@ async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_p
                 assert (await stream.step([5]))["sum"] == 5
 
 
-async def test_an_open_stream_that_was_forgotten_is_told_so(sum_root: Path, tmp_path: Path) -> None:
+async def test_an_open_stream_that_was_forgotten_is_reported(sum_root: Path, tmp_path: Path) -> None:
     """Its call was open but silent for too long: the next timestep is not applied to a zero state."""
-    settings = {"checkpoint_every": "10ms", "park_after": "20ms", "forget_after": "200ms"}
+    settings = {"checkpoint_every": "10ms", "park_after": "20ms", "forget_after": "1h"}
     async with run_server(sum_root, state=sqlite(tmp_path), **settings) as server, asyncio.timeout(TIMEOUT_S):
         async with raw_channel(server) as channel, Client(address_of(server)) as client:
             call = RawCall(channel)
             await call.open("a")
             await call.step(1)
-            while (await client.describe_stream("a")).state != "expired":
-                await asyncio.sleep(0.02)
+            await eventually(lambda: live(server) == 0, "parking")
+            await forget(server, client, "a")
             await call.send(pb.PredictRequest(timestep=pb.Timestep(step=2, values=np.float32(1).tobytes())))
             assert (await call.ending()).reason == "STREAM_EXPIRED"
 
@@ -330,7 +326,7 @@ async def test_a_damaged_record_is_refused_and_never_a_silent_zero_state(
     """A flipped bit in the database: the open ends DATA_LOSS, and the record is not changed."""
     one = site()
     await one.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT_S):
         async with Client(one.address) as client, client.open("a") as stream:
             for row in rows_of(0, 5):
                 await stream.step(row)
@@ -370,7 +366,7 @@ class BrokenStore:
         return await self._save(checkpoints)
 
 
-async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> None:
+async def test_a_failed_store_has_no_effect_at_first(lstm_root: Path) -> None:
     """Predictions continue, unsaved.
 
     The lag and the failures are metrics. When the store is back, everything is saved.
@@ -556,7 +552,7 @@ async def test_the_default_store_is_a_file_in_the_data_folder(
     one = site("--data-dir", str(tmp_path / "data"), state="")
     await one.start()
     fleet = Fleet([one.address], streams=3, steps=5)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT_S):
         await fleet.run()
         assert await one.stop() == 0
         assert (tmp_path / "data" / "tidegate.db").exists()

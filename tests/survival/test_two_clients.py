@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
+from tests.examples import examples
+from tests.graphs import running_sum, write_model
 from tests.rpc_clients import RPC_CLIENTS, PredictOneClient, Refused, RpcClient, channel_to
-from tests.support import address_of, run_server, running_sum, write_model
+from tests.servers import address_of, run_server
 from tidegate.core.errors import StoreUnavailable
 from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb
@@ -295,14 +297,14 @@ async def _unreachable(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
-def test_nobody_is_given_the_others_answer(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_no_caller_gets_the_answer_of_another(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Opens, timesteps, repeats, crashes and returns in any order: each answer belongs to the values that its client sent."""
     state = {"memory": "memory:", "sqlite": "sqlite:"}.get(kind) or request.getfixturevalue("redis_server").address
     seen: Counter[str] = Counter()
     root = write_model(tmp_path / "models", running_sum())
     machine = type("Machine", (TwoClients,), {"state": state, "root": root, "seen": seen})
     # One example starts servers, which set its pace.
-    slow = settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    slow = settings(max_examples=examples(12), stateful_step_count=40, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=slow)
     assert seen["answer"] > 0
     assert seen["TAKEN_OVER"] + seen["VALUES_DIFFER"] > 0, f"the two never met: {seen}"

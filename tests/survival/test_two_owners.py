@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from tests.fleet import ServerProcess, rows_of
+from tests.oracle import replay
 from tests.rpc_clients import (
     RPC_CLIENTS,
     PredictBlocksClient,
@@ -20,15 +21,13 @@ from tests.rpc_clients import (
     RpcClient,
     channel_to,
 )
-from tests.support import replay
+from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 
 SYNC = pb.DURABILITY_SYNC
 # Timesteps of one client, and the sixth of the other.
 ROWS = rows_of(0, 7)
 OTHER = rows_of(1, 1)[0]
-# The longest time of a test. Servers take a second or two to start, on a slow machine several.
-TEST_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -61,7 +60,7 @@ async def overtaken(state: str, site: Callable[..., ServerProcess], graph: bytes
     @asynccontextmanager
     async def bring(way: type[RpcClient], owner: str) -> AsyncIterator[grpc.aio.Channel]:
         async with (
-            asyncio.timeout(TEST_TIMEOUT_S),
+            asyncio.timeout(3 * TIMEOUT_S),
             channel_to(here.address) as first,
             channel_to(there.address) as second,
         ):
@@ -90,7 +89,9 @@ async def overtaken(state: str, site: Callable[..., ServerProcess], graph: bytes
 
 
 @pytest.mark.parametrize("way", [PredictClient, PredictBlocksClient])
-async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..., Any], way: type[RpcClient]) -> None:
+async def test_the_first_owner_gets_an_error_when_it_comes_back(
+    overtaken: Callable[..., Any], way: type[RpcClient]
+) -> None:
     """Its open, from the timestep without an answer, is refused as TAKEN_OVER, and does not take the stream."""
     async with overtaken(way, "the first") as channel:
         with pytest.raises(Refused) as caught:
@@ -121,14 +122,14 @@ async def test_a_client_without_an_owner_is_not_given_the_others_answer(
 
 @pytest.mark.parametrize("state", ["sqlite", "redis"], indirect=True)
 @pytest.mark.parametrize("way", RPC_CLIENTS)
-async def test_a_server_that_wakes_up_answers_for_nobody_else(
+async def test_a_server_that_wakes_up_answers_only_for_its_own_streams(
     state: str, site: Callable[..., ServerProcess], graph: bytes, way: type[RpcClient]
 ) -> None:
     """A hanging server gets a timestep whose number another server has stored: it refuses it when it continues."""
     truth = [answer["forecast"].tobytes() for answer in replay(graph, [*ROWS[:5], OTHER, ROWS[6]])]
     here, there = site(state=state), site(state=state)
     await asyncio.gather(here.start(), there.start())
-    async with asyncio.timeout(TEST_TIMEOUT_S), channel_to(here.address) as first, channel_to(there.address) as second:
+    async with asyncio.timeout(3 * TIMEOUT_S), channel_to(here.address) as first, channel_to(there.address) as second:
         mine, theirs = way(first), way(second)
         await mine.open(owner="the first", durability=SYNC)
         for number, row in enumerate(ROWS[:5], 1):

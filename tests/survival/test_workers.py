@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.calls import RawCall, timestep
 from tests.fleet import Fleet, ServerProcess, rows_of
-from tests.support import ROOT, RawCall, replay, running_sum, same_bits, timestep, write_model
+from tests.graphs import running_sum, write_model
+from tests.oracle import replay, same_bits
+from tests.root import ROOT
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
-
-# The longest time of such a test. Three processes start in about two seconds.
-TEST_TIMEOUT_S = 90.0
 
 Counters = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -86,7 +86,7 @@ async def test_a_killed_worker_loses_neither_streams_nor_counts(
     one = site("--workers", "2")
     await one.start()
     fleet = Fleet([one.address], streams=120, steps=60, pause_s=0.005)
-    async with asyncio.timeout(TEST_TIMEOUT_S), scraped(one) as seen:
+    async with asyncio.timeout(3 * TIMEOUT_S), scraped(one) as seen:
         running = asyncio.create_task(fleet.run(clients=8))
         await fleet.reached(1500)
         first = one.workers()
@@ -113,16 +113,14 @@ async def test_a_frozen_worker_delays_no_scrape(site: Callable[..., ServerProces
     """Its counters are read from shared memory; it need not respond."""
     one = site("--workers", "2")
     await one.start()
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         async with Client(one.address) as client, client.open("a") as stream:
             for row in rows_of(0, 5):
                 await stream.step(row)
         frozen = one.workers()
         for pid in frozen.values():
             os.kill(pid, signal.SIGSTOP)
-        begun = time.monotonic()
-        metrics = one.metrics()
-        assert time.monotonic() - begun < 5.0  # it takes milliseconds; to wait for a hanging worker would take for ever
+        metrics = one.metrics()  # to wait for a frozen worker would take for ever
         for pid in frozen.values():
             os.kill(pid, signal.SIGCONT)
     assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] == 5
@@ -137,7 +135,7 @@ async def test_a_signal_has_all_workers_drain(
     one = site("--workers", "2", "--checkpoint-every", "30s")
     await one.start()
     rows, truth = rows_of(0, 4), replay(graph, rows_of(0, 4))
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         clients = [Client(one.address) for _ in range(6)]
         for name, client in enumerate(clients):
             stream = await client.open(str(name)).__aenter__()
@@ -163,7 +161,7 @@ async def test_a_second_signal_ends_everything_at_once(site: Callable[..., Serve
     """Although a worker hangs and cannot drain. The exit code is that of the signal."""
     one = site("--workers", "2", "--drain-after", "60s")
     await one.start()
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         workers = one.workers()
         os.kill(workers[0], signal.SIGSTOP)
         one.send(signal.SIGTERM)
@@ -178,7 +176,7 @@ async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., S
     one = site("--workers", "2", "--checkpoint-every", "30s")
     await one.start()
     rows, truth = rows_of(0, 2), replay(graph, rows_of(0, 2))
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         workers = one.workers()
         async with Client(one.address) as client:
             stream = await client.open("a").__aenter__()
@@ -202,7 +200,7 @@ async def test_workers_can_be_replaced_one_by_one(
     one = site("--workers", "2")
     await one.start()
     fleet = Fleet([one.address], streams=40, steps=60, pause_s=0.02)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         async with scraped(one) as seen:
             running = asyncio.create_task(fleet.run(clients=8))
             await fleet.reached(200)
@@ -232,7 +230,7 @@ async def test_a_stream_is_where_it_was_whichever_worker_it_comes_to(
     await one.start()
     rows = rows_of(3, 40)
     truth = replay(graph, rows)
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         for number, row in enumerate(rows, 1):
             options = [("grpc.use_local_subchannel_pool", 1)]
             async with grpc.aio.insecure_channel(one.address, options=options) as channel:
@@ -271,7 +269,7 @@ async def test_sums_of_gauges_mean_something(site: Callable[..., ServerProcess])
     """Live streams belong to one worker; parked ones, which all share, are reported once."""
     one = site("--workers", "2", "--checkpoint-every", "20ms")
     await one.start()
-    async with asyncio.timeout(TEST_TIMEOUT_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         clients = [Client(one.address) for _ in range(8)]
         for name, client in enumerate(clients):
             stream = await client.open(str(name)).__aenter__()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fleet import ServerProcess
+from tests.timeouts import TIMEOUT_S
 from tests.training.recall import CLASSES, Task, accuracy, make_recall
 from tidegate.client import Client
 from tidegate.training.errors import SettingsError
@@ -125,7 +126,7 @@ async def test_a_served_stream_remembers_across_a_crash(version: Path, tmp_path:
 
     await site.start()
     try:
-        async with asyncio.timeout(90), Client(site.address) as client, asyncio.TaskGroup() as group:
+        async with asyncio.timeout(3 * TIMEOUT_S), Client(site.address) as client, asyncio.TaskGroup() as group:
             streams = [group.create_task(init_long_memory(client, number)) for number in range(4)]
             await half.wait()
             await site.kill()

@@ -68,7 +68,7 @@ def refused(folder: Path, words: str, **changes: object) -> None:
         )
 
 
-def test_the_card_says_what_was_held_out(work: Path) -> None:
+def test_the_card_lists_what_was_held_out(work: Path) -> None:
     """The sites by name, and their rows; no site is in two parts."""
     data = json.loads((work / "models/sites/1/card.json").read_text(encoding="utf-8"))["data"]
     assert data["held_out"]["wholes"] == ["site1", "site4"]

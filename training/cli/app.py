@@ -6,19 +6,36 @@ each command imports what it uses, and `--help` does not wait.
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from tidegate.training.cli.options import build, option, options_of
+from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data import datasets as catalogue
-from tidegate.training.errors import SettingsError, TrainingError
-from tidegate.training.settings import Fit, Request, Rolling, Search, Shape, Source
+from tidegate.training.errors import SettingsError, TableErrors, TrainingError
+from tidegate.training.outputs import replacing
+from tidegate.training.settings import (
+    Fit,
+    Format,
+    Request,
+    Rolling,
+    Search,
+    Shape,
+    Source,
+    first_mistake,
+    name_of,
+)
+
+if TYPE_CHECKING:
+    from tidegate.training.data.prepare import Prepared
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -40,13 +57,24 @@ def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> Non
     """Train on a series, export the graph, score it on the held-out part, and write a version of the model."""
     # Read before torch is loaded, so that a wrong option fails at once.
     request = _request(values)
-    _set_threads(threads)
-    from tidegate.training.cli.progress import FitProgress
-    from tidegate.training.pipeline import train as run_training
-
     with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
-        published = run_training(request, progress.show, progress.note)
-    _report(published.scores, json_file, model=published.folder, run=request.out)
+        _check_threads(threads)
+        prepared = None
+        if not (request.resume or request.warm_start):
+            from tidegate.training.publishing.version import free_version
+
+            free_version(request.models, request.name, request.version)
+            prepared = _prepare(request, progress.note)
+        _set_threads(threads)
+        from tidegate.training.learning.run import how_to_go_on
+        from tidegate.training.pipeline import train as run_training
+
+        folder = request.resume or request.out
+        with _saying(lambda: how_to_go_on(folder)):
+            published = run_training(request, progress.show, progress.note, prepared)
+    _report(published.scores, json_file, model=published.folder, run=folder)
+    if published.run.outcome.stopped == "interrupted":
+        _print(how_to_go_on(folder))
 
 
 @app.command()
@@ -56,14 +84,19 @@ def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> 
     for name in ("models", "version", "held_out"):
         if values.get(name) is not None:
             raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
+    _refuse_warm_start(values)
     request, rolling = _request(values), build(Rolling, values)
+    _check_threads(threads)
+    from tidegate.training.data.source import read_request
+
+    series = read_request(request)  # before torch is loaded, which takes seconds
     _set_threads(threads)
     from tidegate.training.backtest import backtest as roll
     from tidegate.training.cli import scoreboard
-    from tidegate.training.cli.progress import FitProgress
 
-    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
-        result = roll(request, rolling, progress.show, progress.note)
+    again = f"a backtest cannot be resumed: begin anew, without {request.out} or with another --out"
+    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress, _saying(lambda: again):
+        result = roll(request, rolling, progress.show, progress.note, series)
     _show(scoreboard.backtest_table(result))
     _print(scoreboard.backtest_verdict(result))
     _print(f"runs: {request.out}")
@@ -77,21 +110,26 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
     """Search for good settings, train in full with the best ones, and write a version; the same command again continues."""
     search = build(Search, values)
     # A fixed folder, so that the same command continues the search. --minutes belong to the search.
-    model = values.get("name") or Path(values.get("data") or Source().data).stem
+    model = values.get("name") or name_of(values.get("data") or Source().data)
     request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
     if request.resume:
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
-    _set_threads(threads)
+    _refuse_warm_start(values)
+    _check_threads(threads)
     _require("optuna", "tune")
-    from tidegate.training.cli.progress import FitProgress
+    console = Console(stderr=True, soft_wrap=True)
+    prepared = _prepare(request, _note)
+    _set_threads(threads)
     from tidegate.training.search.trials import draw, tables, trial_line
     from tidegate.training.search.tune import Callbacks
     from tidegate.training.search.tune import tune as find
 
-    console = Console(stderr=True, soft_wrap=True)
-    with FitProgress(console) as progress:
+    with FitProgress(console) as progress, _saying(lambda: "finished trials are kept: the same command continues"):
         outcome = find(
-            request, search, Callbacks(lambda *trial: progress.note(trial_line(*trial)), progress.show, progress.note)
+            request,
+            search,
+            Callbacks(lambda *trial: progress.note(trial_line(*trial)), progress.show, progress.note),
+            prepared,
         )
     Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH).print(tables(outcome))
     picture = draw(outcome, request.out / "tune.png")
@@ -104,17 +142,45 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
 
 
 @app.command()
+@options_of(Source)
+def inspect(
+    file: Annotated[str, typer.Argument(help="A file, a folder or a pattern of files, or a named data set.")],
+    json_file: Json = None,
+    **values: Any,
+) -> None:
+    """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong."""
+    from tidegate.training.cli.inspection import table
+    from tidegate.training.data.inspection import Inspection
+    from tidegate.training.data.source import read_source
+
+    if values.get("data") is not None:
+        raise SettingsError(f"data: got {values['data']!r} beside the file {file!r}, expected one of them")
+    found = Inspection.of(read_source(build(Source, values | {"data": file})))
+    _show(table(found))
+    if json_file:
+        _write_json(json_file, found.as_json())
+
+
+@app.command()
+@options_of(Format)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
-    data: Annotated[str | None, option("data", "Other data than that of the card; all of its rows are scored.")] = None,
-    time: Annotated[str | None, option("time", "The time column; detected if there is only one.")] = None,
+    data: Annotated[str | None, option("data", "Other data than that of the card.")] = None,
+    time: Annotated[str | None, option("time", "The time column; that of the card, or the only one.")] = None,
     season: Season = None,
     json_file: Json = None,
+    all_rows: Annotated[
+        bool, option("all-rows", "Score rows at times that the model has learned from too: they are of another source.")
+    ] = False,
+    **values: Any,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
     from tidegate.training.pipeline import evaluate_version
 
-    _report(evaluate_version(model, data=data, time=time, season=season), json_file, model=model)
+    scores = evaluate_version(
+        model, data=data, time=time, season=season, reading=values, all_rows=all_rows, on_note=_note
+    )
+    _report(scores, json_file, model=model)
 
 
 @app.command()
@@ -146,8 +212,8 @@ def report(
 
     page = rebuild_report(model, data=data)
     path = out or (model if model.is_dir() else model.parent) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(page)
     _print(f"report: {path}")
 
 
@@ -180,9 +246,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = app(args=argv, prog_name="tidegate", standalone_mode=False)
     except TrainingError as error:
-        _fail(str(error))
+        _fail(str(error), several=isinstance(error, TableErrors))
     except ValidationError as error:
-        _fail(_first_error(error))
+        _fail(first_mistake(error))
     except typer.TyperException as error:
         _fail(error.format_message())
     except OSError as error:
@@ -193,28 +259,39 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(code)
 
 
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+def _fail(message: str, *, several: bool = False) -> NoReturn:
+    for line in message.splitlines() if several else [message]:
+        sys.stderr.write(f"error: {' '.join(line.split())}\n")
     raise SystemExit(EXIT_USAGE) from None
-
-
-def _first_error(error: ValidationError) -> str:
-    """The first validation error in our words: `learning-rate: got '-1', expected: greater than 0`."""
-    mistake = error.errors()[0]
-    word = str(mistake["loc"][0]).replace("_", "-") if mistake["loc"] else "settings"
-    expected = (
-        mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to parse")[0]
-    )
-    return f"{word}: got {mistake['input']!r}, expected: {expected}"
 
 
 def _request(values: dict[str, Any]) -> Request:
     """The request of the options, with default names."""
     source = build(Source, values)
-    model = values.get("name") or Path(source.data).stem
+    model = values.get("name") or name_of(source.data)
     out = values.get("out") or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     parts = {"source": source, "shape": build(Shape, values), "fit": build(Fit, values)}
     return build(Request, values, **parts, name=model, out=out)
+
+
+def _prepare(request: Request, on_note: Callable[[str], None]) -> "Prepared":
+    """Read and check the data before torch is loaded, which takes seconds."""
+    from tidegate.training.data.prepare import prepare
+    from tidegate.training.data.source import read_request
+
+    return prepare(request, read_request(request), on_note)
+
+
+@contextmanager
+def _saying(how: Callable[[], str]) -> Iterator[None]:
+    """After Ctrl-C or a full disk the last line says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _note(f"interrupted; {how()}")
+        raise
+    except OSError as error:
+        raise TrainingError(f"{error.filename or 'input or output'}: {error.strerror or error}; {how()}") from error
 
 
 def _require(package: str, extra: str) -> None:
@@ -223,9 +300,18 @@ def _require(package: str, extra: str) -> None:
         raise SettingsError(f"{extra}: needs {package}, which is not installed: pip install 'tidegate[{extra}]'")
 
 
-def _set_threads(threads: int) -> None:
+def _refuse_warm_start(values: dict[str, Any]) -> None:
+    if values.get("warm_start") is not None:
+        raise SettingsError("warm-start: only `tidegate train` goes on from a model; leave it out")
+
+
+def _check_threads(threads: int) -> None:
     if threads < 1:
         raise SettingsError(f"threads: got {threads}, expected at least 1")
+
+
+def _set_threads(threads: int) -> None:
+    _check_threads(threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -234,10 +320,14 @@ def _set_threads(threads: int) -> None:
 def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
     """Print the tables, the verdict and the places of the results; write them to the file if there is one."""
     from tidegate.training.cli import scoreboard
+    from tidegate.training.judging.advice import next_step
     from tidegate.training.judging.verdict import verdict
 
     _show(scoreboard.table(scores))
     _print(verdict(scores))
+    advice = next_step(scores)
+    if advice:
+        _print(advice)
     for what, path in places.items():
         _print(f"{what}: {path}")
     if json_file:
@@ -247,14 +337,18 @@ def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
 
 def _show(table: Any) -> None:
     """Print a table as wide as it needs: a narrow screen must not hide numbers."""
-    from tidegate.training.cli.scoreboard import WIDTH
+    from tidegate.training.cli.tables import WIDTH
 
     Console(soft_wrap=True, width=max(Console().width, WIDTH)).print(table)
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        file.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def _print(line: str) -> None:

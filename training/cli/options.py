@@ -31,7 +31,7 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command)
-        fields = {name: field for each in settings for name, field in each.model_fields.items() if field.description}
+        fields = {name: field for each in settings for name, field in _own_first(each).items() if field.description}
         added = [
             inspect.Parameter(
                 name,
@@ -40,7 +40,13 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
                 annotation=Annotated[
                     _cli_type(field),
                     # A flag that is on by default needs a way to turn it off.
-                    option(name, _help(field), show_default=False, metavar=_metavar(field), off=field.default is True),
+                    option(
+                        name,
+                        _help(field),
+                        show_default=False,
+                        metavar=_metavar(field),
+                        off=field.default is True or field.annotation == bool | None,
+                    ),
                 ],
             )
             for name, field in fields.items()
@@ -62,9 +68,15 @@ def build(settings_class: type[SettingsT], values: dict[str, Any], **more: Any) 
     return settings_class.model_validate(given | more)
 
 
+def _own_first(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a class before those that it inherits: the help begins with what is asked for most."""
+    own = settings.__annotations__
+    return dict(sorted(settings.model_fields.items(), key=lambda item: item[0] not in own))
+
+
 def _cli_type(field: FieldInfo) -> Any:
     """The type that the command line parses: flags and paths; the settings parse all other values from text."""
-    if field.annotation is bool:
+    if field.annotation in (bool, bool | None):
         return bool | None
     return Path | None if field.annotation in (Path, Path | None) else str | None
 
@@ -81,7 +93,7 @@ def _metavar(field: FieldInfo) -> str | None:
 
 def _help(field: FieldInfo) -> str:
     default = field.get_default()
-    if field.is_required() or default is None or default == () or isinstance(default, bool):
+    if field.is_required() or default is None or default in ((), {}) or isinstance(default, bool):
         return str(field.description)
     shown = ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
     return f"{field.description} [default: {shown}]"

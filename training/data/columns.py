@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-import pyarrow as pa
-
 from tidegate.training.data import features
 from tidegate.training.data.table import Table
 from tidegate.training.errors import GroupColumnError, LabelColumnError, MissingColumn, TimeColumnError
+from tidegate.training.settings import as_typed
 
 
 class Columns(TypedDict, total=False):
     """The roles of the columns of a table.
 
     Attributes:
-        time: the column of times: time stamps, ISO 8601 text or Unix seconds. It is detected if there is only one.
+        time: the column of times, or those of date and time of day by a comma. It is detected if there is only one.
         period_s: seconds from row to row of a table without times; the times then count from 1970.
         group: the column that assigns a row to one of several series. Rows of a group need not be together.
         split_by: the column whose values a split keeps together, such as the person; constant within a group.
@@ -22,7 +21,9 @@ class Columns(TypedDict, total=False):
         columns: the features, in this order; all columns but those above if empty. A name that the table lacks is derived
             if `features` knows it.
         exclude: columns to leave out.
+        keep: features that stay even if they are constant or empty: targets, and the features of a model.
         derived: features to derive, unless the table has them.
+        fill_gaps: gaps of a regular series of up to so many rows become missing values.
     """
 
     time: str | None
@@ -32,7 +33,42 @@ class Columns(TypedDict, total=False):
     label: str | None
     columns: Sequence[str]
     exclude: Sequence[str]
+    keep: Sequence[str]
     derived: Sequence[str]
+    fill_gaps: int
+
+
+# What a column of Unix times or of digits is called, in lower case: numbers are times only by their name.
+TIME_NAMES = frozenset(
+    [
+        "time",
+        "timestamp",
+        "datetime",
+        "date",
+        "ts",
+        "epoch",
+        "unix",
+        "unixtime",
+        "unix_time",
+        "time_stamp",
+        "date_time",
+        "_time",
+        "utc",
+        "zeit",
+        "zeitstempel",
+        "datum",
+        "datum_zeit",
+        "fecha",
+        "heure",
+        "tid",
+        "data_hora",
+        "time_utc",
+        "timestamp_ms",
+        "time_ms",
+        "epoch_ms",
+        "timestamp_ns",
+    ]
+)
 
 
 def role_columns(table: Table, columns: Columns) -> dict[str, str]:
@@ -54,43 +90,56 @@ def role_columns(table: Table, columns: Columns) -> dict[str, str]:
     return roles
 
 
-def time_column(table: Table, columns: Columns, roles: dict[str, str]) -> str | None:
-    """The column of times; None if rows are a period apart, or numbered."""
+def time_columns(table: Table, columns: Columns, roles: dict[str, str], kinds: dict[str, str]) -> list[str]:
+    """The columns of times: one, or several that are joined; none if rows are a period apart, or numbered.
+
+    `kinds` tells what the cells of each column are, see `kind_of`.
+    """
     chosen, period_s = columns.get("time"), columns.get("period_s")
+    passed = {*roles.values(), *columns.get("exclude", ())}
     if chosen:
-        _require_column(table, chosen, "time")
-        if chosen in roles.values():
-            raise TimeColumnError(
-                f"{table.name}: column {chosen!r} is the time and the group or label; expected one of them"
-            )
-        found = [chosen]
+        found = [chosen] if chosen in table.types else [part.strip() for part in chosen.split(",")]
+        for column in found:
+            _require_column(table, column, "time")
+            if column in roles.values():
+                raise TimeColumnError(
+                    f"{table.name}: column {column!r} is the time and the group or label; expected one of them"
+                )
     else:
-        passed = {*roles.values(), *columns.get("exclude", ())}
-        found = [
-            column
-            for column, kind in table.types.items()
-            if column not in passed and (pa.types.is_timestamp(kind) or pa.types.is_date(kind))
-        ]
+        found = _find_times(table, passed, kinds, period_s)
     if period_s is not None and found:
         raise TimeColumnError(
             f"{table.name}: period {period_s:g} s beside the times of column {found[0]!r}, expected one of them; "
-            f"leave --period out, or the column with --exclude {found[0]}"
-        )
-    if len(found) > 1:
-        raise TimeColumnError(
-            f"{table.name}: expected one column of time stamps, got several: {', '.join(found)}; name it with --time"
+            f"leave --period out, or the column with --exclude {as_typed(found[0])}"
         )
     if not found and period_s is None and not table.times_optional:
+        clocks = [column for column, kind in kinds.items() if kind == "clock"]
+        what = f"{clocks[0]!r} holds times of day without a date" if clocks else "got none"
         raise TimeColumnError(
-            f"{table.name}: expected one column of time stamps, got none; name it with --time, or say with --period how "
-            f"many seconds lie between two rows"
+            f"{table.name}: expected one column of time stamps, {what}; name it with --time, or say with --period how "
+            f"many seconds lie between two rows; there are: {', '.join(table.types)}"
         )
-    return found[0] if found else None
+    return found
+
+
+def _find_times(table: Table, passed: set[str], kinds: dict[str, str], period_s: float | None) -> list[str]:
+    """The one column of time stamps, or those of date and time of day, or the numbers whose name says that they are times."""
+    dates = [column for column, kind in kinds.items() if column not in passed and kind == "date"]
+    clocks = [column for column, kind in kinds.items() if column not in passed and kind == "clock"]
+    if len(dates) > 1:
+        raise TimeColumnError(
+            f"{table.name}: expected one column of time stamps, got several: {', '.join(dates)}; name it with --time"
+        )
+    named = [column for column in table.types if column not in passed and column.strip().lower() in TIME_NAMES]
+    numbers = [column for column in named if kinds[column] == "number"]
+    if not dates and len(numbers) == 1 and period_s is None and not table.times_optional:
+        dates = numbers
+    return [*dates, *clocks] if len(dates) == len(clocks) == 1 else dates
 
 
 def feature_columns(table: Table, columns: Columns, taken: set[str]) -> tuple[list[str], list[str]]:
     """The features to read and those to derive."""
-    known = [name for name in table.types if name not in taken]
+    known = [name for name in table.types if name not in taken and name != table.file_column]
     asked, excluded = columns.get("columns", ()), columns.get("exclude", ())
     for name in excluded:
         _require_column(table, name, "excluded")

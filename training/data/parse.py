@@ -1,34 +1,54 @@
-"""One Arrow column -> NumPy: times, numbers, or codes of text. An error names the cell that cannot be used."""
+"""One Arrow column -> NumPy: numbers, or codes of text. The cell that cannot be used is named by its row."""
 
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tidegate.training.data.series import Floats, Times
-from tidegate.training.errors import InfiniteValue, TextColumn, TimeColumnError
+from tidegate.training.data.cells import NumberFormat, is_clock, is_missing, is_number_like, is_time_like
+from tidegate.training.errors import TextColumn
 
-# The year 2255. Nanoseconds in 64 bits end seven years later, and today in milliseconds is far beyond.
-LAST_UNIX_S = 9e9
-
+_PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|-?nan", re.IGNORECASE)
 Codes = npt.NDArray[np.int32]
+Doubles = npt.NDArray[np.float64]
 
 
-def times_of(column: Any, name: str, label: str, before: int) -> Times:
-    """(rows,) datetime64[ns], NaT if missing; `before` counts the rows of earlier blocks."""
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return _unix_times(column.cast(pa.float64()).to_numpy(zero_copy_only=False), name, label, before)
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.string())  # there is no cast from the former to times
-    try:
-        times: Times = column.cast(pa.timestamp("ns")).to_numpy(zero_copy_only=False).astype("datetime64[ns]")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise TimeColumnError(
-            f"{label}: column {name!r} holds {column.type}, expected time stamps (ISO 8601) or Unix seconds: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return times
+@dataclass(frozen=True)
+class Missing:
+    """What means a missing value beside the usual words: numbers, and text in lower case."""
+
+    numbers: tuple[float, ...] = ()
+    words: frozenset[str] = frozenset()
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is text of some kind."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_number(kind: Any) -> bool:
+    """Whether an Arrow type is numbers, true and false, or nothing at all."""
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def text_of(column: Any) -> Any:
+    """The column as text of one type, whatever kind of text it is."""
+    if pa.types.is_dictionary(column.type):
+        texts = column.dictionary.cast(pa.string())
+        return pa.DictionaryArray.from_arrays(column.indices, texts).dictionary_decode()
+    return column.cast(pa.string())
 
 
 def codes_of(column: Any, name: str, texts: dict[str, int], label: str) -> Codes:
@@ -44,7 +64,7 @@ def codes_of(column: Any, name: str, texts: dict[str, int], label: str) -> Codes
             ) from error
     try:
         encoded = column if pa.types.is_dictionary(kind) else column.cast(pa.string()).dictionary_encode()
-        found = encoded.dictionary.cast(pa.string()).to_pylist()
+        found = [text and text.strip() for text in encoded.dictionary.cast(pa.string()).to_pylist()]
     except pa.ArrowNotImplementedError as error:
         raise TextColumn(f"{label}: column {name!r} holds {kind}, expected text or whole numbers") from error
     indices = encoded.indices.cast(pa.int64()).fill_null(len(found)).to_numpy(zero_copy_only=False)
@@ -58,54 +78,79 @@ def codes_of(column: Any, name: str, texts: dict[str, int], label: str) -> Codes
     return codes
 
 
-def numbers_of(column: Any, name: str, label: str, before: int) -> Floats:
-    """(rows,) float32 with NaN for missing; `before` counts the rows of earlier blocks."""
+def numbers_of(column: Any, numbers: NumberFormat, missing: Missing) -> tuple[Doubles, tuple[int, str] | None]:
+    """(rows,) float64 with NaN for missing; and the first row (from 0) that holds no number, with its text."""
     kind = column.type
     if column.null_count == len(column):
-        return np.full(len(column), np.nan, np.float32)
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_boolean(kind)
-    ):
-        row, value = _first_text(column)
-        raise TextColumn(
-            f"{label}: column {name!r} holds {kind}, expected numbers; first in row {before + row}: {value!r}; "
-            f"leave it out with --exclude {name}, or name it with --group or --label if it is a group or a class"
-        )
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.int8())  # there is no cast from bool to float64
-    wide = column.cast(pa.float64()).to_numpy(zero_copy_only=False)  # null -> NaN
-    with np.errstate(over="ignore"):
-        numbers: Floats = wide.astype(np.float32)
-    infinite = np.flatnonzero(np.isinf(numbers))
-    if len(infinite):
-        raise InfiniteValue(
-            f"{label}: column {name!r} has {wide[infinite[0]]:g} in row {before + infinite[0] + 1}, expected finite float32 "
-            f"numbers; leave the cell empty if the value is missing"
-        )
-    return numbers
+        return np.full(len(column), np.nan), None
+    bad = None
+    if is_text(kind):
+        values, bad = _numbers_of_text(text_of(column), numbers, missing.words)
+    elif is_number(kind):
+        if pa.types.is_boolean(kind):
+            column = column.cast(pa.int8())  # there is no cast from bool to float64
+        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)  # null -> NaN
+    else:
+        first = int(np.argmax(column.is_valid().to_numpy(zero_copy_only=False)))
+        return np.full(len(column), np.nan), (first, str(column[first]))
+    if missing.numbers:
+        values = np.where(np.isin(values, missing.numbers), np.nan, values)
+    return values, bad
 
 
-def _unix_times(seconds: npt.NDArray[np.float64], name: str, label: str, before: int) -> Times:
-    """Unix seconds -> datetime64[ns]; a missing one is NaT."""
-    known = np.isfinite(seconds)
-    beyond = np.flatnonzero(known & (np.abs(seconds) > LAST_UNIX_S))
-    if len(beyond):
-        raise TimeColumnError(
-            f"{label}: column {name!r} has {seconds[beyond[0]]:g} in row {before + beyond[0] + 1}, expected Unix seconds; "
-            f"divide milliseconds by 1000"
-        )
-    nanoseconds = (np.where(known, seconds, 0.0) * 1e9).astype(np.int64).astype("datetime64[ns]")
-    return np.where(known, nanoseconds, np.datetime64("NaT", "ns"))
-
-
-def _first_text(column: Any) -> tuple[int, str]:
-    """The first row (from 1) whose value is no number, and that value."""
-    for row, value in enumerate(column.to_pylist(), start=1):
+def _numbers_of_text(
+    text: Any, numbers: NumberFormat, words: Collection[str]
+) -> tuple[Doubles, tuple[int, str] | None]:
+    """Fast where all cells are plain numbers; else each different cell is read by its grammar."""
+    plain = text
+    if numbers.decimal == "," and not pc.any(pc.match_substring(text, ".")).as_py():
+        plain = pc.replace_substring(text, ",", ".")
+    # A cast that fails is slow: the first cell tells that of most columns.
+    if (numbers.decimal == "." or plain is not text) and _PLAIN.fullmatch(plain.drop_null()[0].as_py()):
         try:
-            float("nan" if value is None else value)
-        except (TypeError, ValueError):
-            return row, str(value)
-    return 1, str(column[0])
+            return np.asarray(plain.cast(pa.float64()).to_numpy(zero_copy_only=False)), None
+        except pa.ArrowInvalid:
+            pass
+    read = numbers.reader()
+    encoded = text.dictionary_encode()
+    cells = encoded.dictionary.to_pylist()
+    read_cells = [float("nan") if cell.strip().lower() in words else read(cell) for cell in cells]
+    values = np.array([*(np.nan if value is None else value for value in read_cells), np.nan])
+    indices = encoded.indices.cast(pa.int64()).fill_null(len(cells)).to_numpy(zero_copy_only=False)
+    wrong = np.array([*(value is None for value in read_cells), False])[indices]
+    bad = None
+    if wrong.any():
+        row = int(wrong.argmax())
+        bad = (row, cells[indices[row]])
+    return values[indices], bad
+
+
+def kind_of(column: Any, read: Callable[[str], float | None], words: Collection[str]) -> str:
+    """What the cells of a block are: empty, number, date (with or without a time of day), clock (without a date) or text.
+
+    A column with some numbers is one of numbers, and one with mostly dates is one of dates, whatever else it holds: a bad cell
+    is then named, not taken for a word.
+    """
+    kind = column.type
+    if not is_text(kind):
+        return _kind_of_type(kind)
+    if column.null_count == len(column):
+        return "empty"
+    # Enough cells of a block, whose first may be alike.
+    cells = pc.unique(text_of(column).drop_null()).to_pylist()[:1000]
+    cells = [cell for cell in cells if not is_missing(cell) and cell.strip().lower() not in words]
+    if not cells:
+        return "empty"
+    if 2 * sum(map(is_time_like, cells)) > len(cells):
+        return "clock" if all(map(is_clock, cells)) else "date"
+    # Numbers in another notation are no words: they are refused.
+    numbers = any(read(cell) is not None for cell in cells) or all(map(is_number_like, cells))
+    return "number" if numbers else "text"
+
+
+def _kind_of_type(kind: Any) -> str:
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "date"
+    if pa.types.is_null(kind):
+        return "empty"
+    return "clock" if pa.types.is_time(kind) else "number" if is_number(kind) else "text"

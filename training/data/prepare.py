@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from tidegate.training.data import datasets, features
 from tidegate.training.data.alarm_times import alarm_times
+from tidegate.training.data.overview import overview
 from tidegate.training.data.scaler import Scaler, check_targets, fit_scaler
 from tidegate.training.data.series import Series, count_rows, season_steps
-from tidegate.training.data.split import Split, split_by_group, split_by_time
+from tidegate.training.data.split import Split, check_labels, check_truth, split_by_group, split_by_time
 from tidegate.training.errors import SettingsError
 from tidegate.training.settings import AlarmTimes, Architecture, Classify, Elapsed, Forecast, Request, Source
 
@@ -28,14 +29,46 @@ class Prepared:
 def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
     """Split the series unless a split is given, fit the scaler, and choose the architecture.
 
+    Features that are constant in the training part are left out.
+
     Raises:
         TrainingError: the series does not fit the request.
     """
-    split = split or _split(request, series, on_note)
+    if split is None:
+        for line in (*series.notes, *overview(series)):
+            on_note(line)
+        split = _split(request, series, on_note)
+        check_scorable(request, series, split)
     scaler = fit_scaler(series, split.train)
-    for name in scaler.constant:
-        on_note(f"column {name!r} is constant in the training part: it carries no information and is left unscaled")
+    # Weights of an input that never moves are not trained: if it moves later, they would do anything.
+    idle = [name for name in scaler.constant if not _is_needed(name, request, scaler.constant)]
+    if idle and len(idle) < len(series.names):
+        on_note(f"left out, because they are constant in the training part: {', '.join(idle)}")
+        series = series.select([name for name in series.names if name not in idle])
+        scaler = fit_scaler(series, split.train)
     return Prepared(series, split, scaler, _architecture(request, series, scaler, split))
+
+
+def check_scorable(request: Request, series: Series, split: Split) -> None:
+    """Check that each part has something to learn or to score, before a training spends time on it.
+
+    Raises:
+        TrainingError: a part has no true value of a target at a horizon, or no labelled row.
+    """
+    if request.task == "forecast":
+        check_truth(series, split, [series.column(name) for name in _targets(request)], request.horizons)
+    elif series.labels is not None:
+        check_labels(series, split)
+
+
+def _targets(request: Request) -> tuple[str, ...]:
+    return request.target or _default_targets(request.source)
+
+
+def _is_needed(name: str, request: Request, constant: Sequence[str]) -> bool:
+    """Whether a constant feature stays: a target, the time since the last timestep, or what a feature is derived from."""
+    futures = [f"{name}@+{horizon}" for horizon in request.horizons] if name in request.source.known else []
+    return name in request.target or name == features.ELAPSED or any(future not in constant for future in futures)
 
 
 def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> Split:
@@ -78,7 +111,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler, split: Split
     if request.task == "classify":
         task = Classify(classes=series.classes)
     else:
-        targets = request.target or _default_targets(request.source)
+        targets = _targets(request)
         check_targets(series, scaler, targets)
         _check_future(request.source, targets)
         task = Forecast(

@@ -1,28 +1,24 @@
 """A table: named columns that are read block by block, so that a file is never in memory as a whole.
 
-Files are CSV, Parquet, NPY and NPZ; programs pass arrays and frames. This module knows no time, no sensor and no torch.
+`formats` opens files; programs pass arrays and frames. This module knows no time, no sensor and no torch.
 """
 
 import hashlib
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
-from tidegate.training.errors import SeriesTooShort, UnreadableTable
+from tidegate.training.data.cells import POINT, NumberFormat
+from tidegate.training.errors import UnreadableTable
 
 # Rows of a block: few enough to be small beside a large table, enough to hide the cost of a block in Python.
 BLOCK_ROWS = 1 << 16
 # Bytes of a block of a CSV file. The first determines the types of the columns. pyarrow buffers some forty of them.
 BLOCK_BYTES = 1 << 20
-KINDS = (".csv", ".parquet", ".npy", ".npz")
 
 Array = npt.NDArray[Any]
 
@@ -34,44 +30,54 @@ class Table:
     Attributes:
         name: in messages.
         sha256: of its content.
-        types: the pyarrow type of each column, as inferred from the first block.
-        rows: an upper bound of their number; of a CSV file only the lines are counted.
-        blocks: the named columns as pyarrow record batches in row order. The columns of the second argument are read as
-            text if the format leaves a choice.
+        types: the pyarrow type of each column; text files have only text.
+        rows: an upper bound of their number; of a text file only the lines are counted.
+        blocks: the named columns as pyarrow record batches in row order.
         times_optional: whether the table may have no times, as arrays do.
+        units: by column, where the file tells them.
+        understood: what was guessed of the file, in words; empty if nothing was.
+        notes: sentences for the user.
+        numbers: how numbers are written in columns of text; None if that cannot be told.
+        ambiguous: a cell that shows why `numbers` is None.
+        file_column: the column with the name of the file of each row, if there are several; no feature.
     """
 
     name: str
     sha256: str
     types: dict[str, Any]
     rows: int
-    blocks: Callable[[Sequence[str], Collection[str]], Iterator[Any]]
+    blocks: Callable[[Sequence[str]], Iterator[Any]]
     times_optional: bool = False
+    units: dict[str, str] = field(default_factory=dict)
+    understood: str = ""
+    notes: tuple[str, ...] = ()
+    numbers: NumberFormat | None = POINT
+    ambiguous: str = ""
+    file_column: str = ""
 
 
-def open_table(path: Path, name: str) -> Table:
-    """Open a `.csv`, `.parquet`, `.npy` or `.npz` file.
+def unique_names(names: Sequence[str], width: int) -> tuple[list[str], tuple[str, ...]]:
+    """A name for each of `width` columns, each once; and what was changed, for the user.
 
-    Raises:
-        UnreadableTable: it is missing, damaged, or of another kind.
-        SeriesTooShort: it has no rows.
+    A column without a name is called c0, c1, ... by its place; of equal names the second is `name_2`.
     """
-    readers = dict(zip(KINDS, (_open_csv, _open_parquet, _open_npy, _open_npz), strict=True))
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UnreadableTable(
-            f"data: {path} is neither a named data set nor a {', '.join(KINDS[:-1])} or {KINDS[-1]} file; "
-            f"see `tidegate datasets`"
-        )
-    try:
-        table = reader(path, name)
-    except OSError as error:
-        raise UnreadableTable(f"data: cannot read {path}: {error.strerror or error}") from error
-    except (pa.ArrowException, UnicodeDecodeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, error) from error
-    if table.rows == 0:
-        raise SeriesTooShort(f"data: {path} has no rows")
-    return table
+    taken: set[str] = set()
+    result, unnamed, repeated = [], [], []
+    for place in range(width):
+        written = " ".join(names[place].split()) if place < len(names) else ""
+        name, number = written or f"c{place}", 2
+        while name in taken or (name != written and name in names):
+            name, number = f"{written or f'c{place}'}_{number}", number + 1
+        if not written:
+            unnamed.append(name)
+        elif name != written:
+            repeated.append(f"{written!r} is called {name!r}")
+        taken.add(name)
+        result.append(name)
+    notes = [f"a name occurs twice: {', '.join(repeated)}"] if repeated else []
+    if names and unnamed:
+        notes.append(f"columns without a name are called {', '.join(unnamed)}")
+    return result, tuple(notes)
 
 
 def table_of_frame(frame: Any, name: str) -> Table:
@@ -100,13 +106,13 @@ def table_of_frame(frame: Any, name: str) -> Table:
         with pa.ipc.new_stream(sink, batch.schema) as stream:
             stream.write_batch(batch)
         digest.update(sink.getvalue())
-    return _checked(
+    return checked(
         Table(
             name=name,
             sha256=digest.hexdigest(),
             types={field.name: field.type for field in arrow_table.schema},
             rows=arrow_table.num_rows,
-            blocks=lambda columns, _: iter(arrow_table.select(list(columns)).to_batches(max_chunksize=BLOCK_ROWS)),
+            blocks=lambda columns: iter(arrow_table.select(list(columns)).to_batches(max_chunksize=BLOCK_ROWS)),
         ),
         arrow_table.schema.names,
     )
@@ -128,7 +134,7 @@ def table_of_arrays(columns: dict[str, Array], name: str, sha256: str | None = N
         raise UnreadableTable(f"{name}: not a readable table: {str(error).splitlines()[0]}") from error
     rows = next(iter(lengths.values()), 0)
 
-    def blocks(names: Sequence[str], _: Collection[str]) -> Iterator[Any]:
+    def blocks(names: Sequence[str]) -> Iterator[Any]:
         for first in range(0, rows, BLOCK_ROWS):
             parts = [_arrow(columns[column][first : first + BLOCK_ROWS]) for column in names]
             yield pa.RecordBatch.from_arrays(parts, names=list(names))
@@ -149,107 +155,6 @@ def _sha256_of(columns: dict[str, Array]) -> str:
         for first in range(0, len(values), BLOCK_ROWS):
             digest.update(np.ascontiguousarray(values[first : first + BLOCK_ROWS]).tobytes())
     return digest.hexdigest()
-
-
-def _open_csv(path: Path, name: str) -> Table:
-    sha256, rows = _hash_and_count(path)
-    read = pa.csv.ReadOptions(block_size=BLOCK_BYTES)
-
-    # An empty cell is missing in a text column too, so that an error names the first real word.
-    def convert(**more: Any) -> Any:
-        return pa.csv.ConvertOptions(strings_can_be_null=True, **more)
-
-    try:
-        with pa.csv.open_csv(path, read_options=read, convert_options=convert()) as reader:
-            schema = reader.schema
-    except pa.ArrowInvalid:
-        schema = _whole_csv(path, convert()).schema  # a line may be longer than a block
-
-    def blocks(columns: Sequence[str], text: Collection[str]) -> Iterator[Any]:
-        types = {column: pa.string() if column in text else _widen(schema.field(column).type) for column in columns}
-        options = convert(column_types=types, include_columns=list(columns))
-        done = 0
-        try:
-            with pa.csv.open_csv(path, read_options=read, convert_options=options) as reader:
-                for batch in reader:
-                    yield batch
-                    done += batch.num_rows
-        except pa.ArrowInvalid:
-            # A later block does not fit the types of the first. Types inferred from the whole file cost memory, but then
-            # a word among numbers makes a text column, which an error can name.
-            texts = {column: pa.string() for column in text}
-            try:
-                arrow_table = _whole_csv(path, convert(column_types=texts, include_columns=list(columns)))
-            except pa.ArrowException as error:
-                raise _unreadable(path, error) from error
-            yield from arrow_table.slice(done).to_batches(max_chunksize=BLOCK_ROWS)
-
-    return _checked(Table(name, sha256, dict(zip(schema.names, schema.types, strict=True)), rows, blocks), schema.names)
-
-
-def _whole_csv(path: Path, options: Any) -> Any:
-    """The file as one block, so that types are inferred from all of it."""
-    read = pa.csv.ReadOptions(block_size=max(path.stat().st_size, 1))
-    return pa.csv.read_csv(path, read_options=read, convert_options=options)
-
-
-def _widen(kind: Any) -> Any:
-    """The type that later blocks fit too: fractions may follow whole numbers, and numbers may follow empty cells."""
-    return pa.float64() if pa.types.is_integer(kind) or pa.types.is_null(kind) else kind
-
-
-def _hash_and_count(path: Path) -> tuple[str, int]:
-    """The checksum of the file and an upper bound of its rows: its line ends, without that of the header."""
-    digest, lines = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            lines += max(block.count(b"\n"), block.count(b"\r"))
-            last = block[-1:]
-    if lines == 0:
-        return digest.hexdigest(), 0
-    return digest.hexdigest(), lines - (last in b"\r\n")
-
-
-def _open_parquet(path: Path, name: str) -> Table:
-    schema = pa.parquet.read_schema(path)
-    rows = pa.parquet.read_metadata(path).num_rows
-
-    def blocks(columns: Sequence[str], _: Collection[str]) -> Iterator[Any]:
-        try:
-            # With a buffer the file is read on demand; without one, a row group at a time.
-            with pa.parquet.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
-                yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=list(columns), use_threads=False)
-        except (pa.ArrowException, OSError) as error:  # OSError: a page that cannot be unpacked
-            raise _unreadable(path, error) from error
-
-    return _checked(
-        Table(name, _hash_and_count(path)[0], dict(zip(schema.names, schema.types, strict=True)), rows, blocks),
-        schema.names,
-    )
-
-
-def _open_npy(path: Path, name: str) -> Table:
-    # Mapped, not read: the blocks come from the disk on demand.
-    return table_of_arrays(
-        columns_of(np.load(path, mmap_mode="r", allow_pickle=False), (), name), name, _hash_and_count(path)[0]
-    )
-
-
-def _open_npz(path: Path, name: str) -> Table:
-    with np.load(path, allow_pickle=False) as archive:
-        parts = {part: archive[part] for part in archive.files}
-    if "values" not in parts:
-        raise UnreadableTable(f"{name}: no array 'values'; there are: {', '.join(parts) or 'none'}")
-    columns = columns_of(parts.pop("values"), [str(each) for each in parts.pop("names", np.array([])).tolist()], name)
-    for part, values in parts.items():
-        if values.ndim != 1:
-            raise UnreadableTable(
-                f"{name}: array {part!r} has shape {values.shape}, expected one value a row beside 'values' and 'names'"
-            )
-        if part in columns:
-            raise UnreadableTable(f"{name}: {part!r} is an array and a name in 'names'; expected each name once")
-    return table_of_arrays(parts | columns, name, _hash_and_count(path)[0])
 
 
 def columns_of(values: Array, names: Sequence[str], name: str) -> dict[str, Array]:
@@ -273,12 +178,13 @@ def columns_of(values: Array, names: Sequence[str], name: str) -> dict[str, Arra
     return {column: values[:, index] for index, column in enumerate(names)}
 
 
-def _checked(table: Table, names: Sequence[str]) -> Table:
+def checked(table: Table, names: Sequence[str]) -> Table:
+    """The table, if each name occurs once.
+
+    Raises:
+        UnreadableTable: a name occurs twice.
+    """
     repeated = sorted({column for column in names if names.count(column) > 1})
     if repeated:
         raise UnreadableTable(f"data: {table.name} has several columns called {repeated[0]!r}; expected each name once")
     return table
-
-
-def _unreadable(path: Path, error: Exception) -> UnreadableTable:
-    return UnreadableTable(f"data: {path} is not a readable table: {(str(error).splitlines() or ['damaged'])[0]}")

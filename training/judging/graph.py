@@ -18,6 +18,8 @@ import onnxruntime as ort
 
 # Streams that are replayed as one batch. The bits of a row were measured to be the same alone and in batches of up to 64.
 BATCH = 64
+# The types of state beside float32; our own networks have none.
+DTYPES = {"tensor(double)": np.float64, "tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 
 
 class Graph:
@@ -41,6 +43,7 @@ class Graph:
         self.description: dict[str, Any] = json.loads(metadata["tidegate"])
         self.state = {pair["name"]: pair for pair in self.description["state"]}
         self.outputs = [output["name"] for output in self.description["outputs"]]
+        self._dtypes = {part.name: DTYPES.get(part.type, np.float32) for part in self.session.get_inputs()}
         self._fetch = [*self.outputs, *(pair["next"] for pair in self.state.values())]
 
     @classmethod
@@ -93,10 +96,17 @@ class Graph:
 
     def initial_state(self, batch: int) -> dict[str, Floats]:
         """The state of streams that have not seen a timestep."""
-        return {
-            name: np.zeros([batch if size == "batch" else size for size in pair["shape"]], np.float32)
-            for name, pair in self.state.items()
-        }
+        return {name: self._initial(pair, batch) for name, pair in self.state.items()}
+
+    def _initial(self, pair: dict[str, Any], batch: int) -> Floats:
+        """One state tensor of `batch` new streams; `initial` is one number or the values of a stream, 0 if absent."""
+        row: Floats = np.asarray(pair.get("initial", 0.0), self._dtypes[pair["name"]])
+        of_one = [1 if size == "batch" else size for size in pair["shape"]]
+        whole = np.broadcast_to(row, of_one) if row.ndim == 0 else row.reshape(of_one)
+        return np.repeat(whole, batch, axis=self._batch_axis(pair["name"]))
+
+    def _batch_axis(self, name: str) -> int:
+        return int(self.state[name]["shape"].index("batch"))
 
     def step(self, x: Floats, state: dict[str, Floats]) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """(batch, features) and the state -> the outputs by name, each (batch, ...), and the next state."""
@@ -152,7 +162,11 @@ class Graph:
             remaining = int(np.searchsorted(-lengths, -step))  # those that are longer than `step`
             if remaining < alive:
                 alive = remaining
-                state = {name: np.ascontiguousarray(part[..., :alive, :]) for name, part in state.items()}
+                state = {name: self._first_streams(name, part, alive) for name, part in state.items()}
             outputs, state = self.step(values[firsts[:alive] + step], state)
             for name, rows in results.items():
                 rows[places[:alive] + step] = outputs[name]
+
+    def _first_streams(self, name: str, part: Floats, count: int) -> Floats:
+        """The first streams of a state tensor."""
+        return np.ascontiguousarray(part[(slice(None),) * self._batch_axis(name) + (slice(count),)])

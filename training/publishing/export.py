@@ -5,10 +5,6 @@ the graph.
 """
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -16,13 +12,10 @@ import torch
 
 from tidegate.training.learning.run import DataFacts
 from tidegate.training.network.network import Network
+from tidegate.training.publishing.trace import TRACE_BATCH, symbolic_dimensions, trace
 from tidegate.training.settings import Forecast
 
 CONTRACT = 1
-
-
-# Traced with three rows: the exporter would take a batch of one for a constant.
-TRACE_BATCH = 3
 
 
 def build_graph(network: Network, description: dict[str, Any]) -> onnx.ModelProto:
@@ -33,25 +26,16 @@ def build_graph(network: Network, description: dict[str, Any]) -> onnx.ModelProt
     network.eval()
     network.prepare_export()
     state = network.initial_state(TRACE_BATCH)
-    x = torch.zeros(TRACE_BATCH, network.architecture.features)
-    batch = torch.export.Dim("batch")
-    names = network.state_names
-    with _quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            (x, *state),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            input_names=["x", *names],
-            output_names=[*network.output_names, *(f"{name}_next" for name in names)],
-            # The batch is the last axis but one of every state tensor.
-            dynamic_shapes={"x": {0: batch}, "state": tuple({part.ndim - 2: batch} for part in state)},
-        )
-    assert program is not None  # only the old exporter returns None
-    model = program.model_proto
-    _strip(model)
-    _check_batch(model)
+    model = trace(
+        network,
+        torch.zeros(TRACE_BATCH, network.architecture.features),
+        state,
+        batch_axes=[part.ndim - 2 for part in state],
+        outputs=network.output_names,
+        states=network.state_names,
+    )
+    # A graph fixed to the traced batch would fail only in serving.
+    assert all(symbolic == ["batch"] for symbolic in symbolic_dimensions(model).values())
     set_description(model, description)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -72,7 +56,10 @@ def describe(network: Network, facts: DataFacts, scores: dict[str, Any]) -> dict
         "cell": architecture.cell,
         "period_s": facts.period_s,
         "handles_missing": True,
-        "features": [{"name": name, "unit": unit, "low": low, "high": high} for name, unit, low, high in columns],
+        "features": [
+            {"name": name, "unit": unit, "low": low, "high": high} | _words(facts, name)
+            for name, unit, low, high in columns
+        ],
         "outputs": _describe_outputs(network, facts),
         "state": [
             {"name": name, "next": f"{name}_next", "shape": _state_shape(part)}
@@ -81,6 +68,11 @@ def describe(network: Network, facts: DataFacts, scores: dict[str, Any]) -> dict
         "data": {"name": facts.name, "sha256": facts.sha256, "rows": facts.rows},
         "scores": scores,
     }
+
+
+def _words(facts: DataFacts, feature: str) -> dict[str, list[str]]:
+    """The words of a feature that was text; its value is the place of a word."""
+    return {"categories": list(facts.categories[feature])} if feature in facts.categories else {}
 
 
 # Outputs without axes: there is one value for the whole timestep.
@@ -119,45 +111,3 @@ def _state_shape(part: torch.Tensor) -> list[int | str]:
     shape: list[int | str] = list(part.shape)
     shape[-2] = "batch"
     return shape
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes about source code: stack traces with paths of the exporting machine."""
-    del model.metadata_props[:]
-    model.graph.doc_string = ""
-    del model.graph.metadata_props[:]
-    parts: list[Any] = [*model.graph.node, *model.graph.input, *model.graph.output]
-    for part in [*parts, *model.graph.value_info, *model.graph.initializer]:
-        part.doc_string = ""
-        del part.metadata_props[:]
-
-
-def _check_batch(model: onnx.ModelProto) -> None:
-    """Check that only the batch is symbolic: a graph fixed to the traced batch would fail only in serving."""
-    for value in [*model.graph.input, *model.graph.output]:
-        symbolic = [dimension.dim_param for dimension in value.type.tensor_type.shape.dim if dimension.dim_param]
-        assert symbolic == ["batch"], f"{value.name} has symbolic dimensions {symbolic}, expected ['batch']"
-
-
-# Warnings of torch during the export that are of no use to the user.
-_NOISE = (
-    # torch calls a function that torch has deprecated
-    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
-    # all state tensors share the batch dimension, as they should
-    (UserWarning, r"# The axis name: batch will not be used"),
-)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence these warnings of the exporter, and nothing else."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)  # it warns of each missing operator of torchvision, which is not needed
-    try:
-        with warnings.catch_warnings():
-            for category, message in _NOISE:
-                warnings.filterwarnings("ignore", message=message, category=category)
-            yield
-    finally:
-        registration.setLevel(level)

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from torch import nn
 
 from tidegate.training.data.series import Floats
 from tidegate.training.errors import ParityError
@@ -32,9 +33,13 @@ PARITY_BATCHES = (1, 7)
 # A tenth of the values are missing, and some whole timesteps, including the first.
 PARITY_MISSING = 0.1
 PARITY_EMPTY = 0.02
-# Timesteps that are compared as one batch. It is small, because the state of an interval may have ten thousand numbers.
+# Timesteps that are compared as one batch.
 _STEPS_PER_BATCH = 50
+# The state of an interval has a hundred thousand numbers with a hundred horizons. Single steps with this many numbers of
+# state take some ten seconds, and the sequence is compared in all timesteps anyway.
+_SINGLE_STEP_NUMBERS = 50_000_000
 _UNIT = float(np.finfo(np.float32).eps)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,24 @@ def check_parity(network: Network, model: onnx.ModelProto, *, limit: float = PAR
     """
     graph = Graph(model.SerializeToString(), "the exported graph")
     gaps = [gap for batch in PARITY_BATCHES for gap in _gaps(network, graph, batch)]
+    return judge(gaps, network.output_names, limit)
+
+
+def judge(gaps: "Sequence[Gap]", outputs: Sequence[str], limit: float) -> Parity:
+    """The parity of these differences.
+
+    Args:
+        gaps: of the outputs and the state.
+        outputs: the names of the outputs; all others are state.
+        limit: the largest difference that is allowed beside rounding.
+
+    Raises:
+        ParityError: a difference is larger than that.
+    """
     for gap in gaps:
         # Not the other way round, because a comparison with NaN is false.
         if not (math.isfinite(gap.size) and gap.size <= gap.allowed(limit)):
-            unit = (
-                "standard deviations"
-                if gap.name in network.output_names
-                else "of its size, or of 1 where that is more,"
-            )
+            unit = "standard deviations" if gap.name in outputs else "of its size, or of 1 where that is more,"
             raise ParityError(
                 f"export: {gap.name} of the graph and of the network differ by {gap.size:.1e} {unit} {gap.when}, expected "
                 f"at most {gap.allowed(limit):.0e}; nothing was written"
@@ -81,15 +96,15 @@ def check_parity(network: Network, model: onnx.ModelProto, *, limit: float = PAR
     return Parity(
         steps=PARITY_STEPS,
         batches=PARITY_BATCHES,
-        outputs=max(gap.size for gap in gaps if gap.name in network.output_names),
-        state=max(gap.size for gap in gaps if gap.name in network.state_names),
+        outputs=max(gap.size for gap in gaps if gap.name in outputs),
+        state=max((gap.size for gap in gaps if gap.name not in outputs), default=0.0),
         rounding=max(gap.rounding for gap in gaps),
         limit=max(gap.allowed(limit) for gap in gaps),
     )
 
 
 @dataclass(frozen=True)
-class _Gap:
+class Gap:
     """The largest difference of one output or state between graph and network, and between float32 and float64."""
 
     name: str
@@ -102,7 +117,7 @@ class _Gap:
         return max(limit, PARITY_ROUNDINGS * self.rounding) if math.isfinite(self.rounding) else limit
 
 
-def _gaps(network: Network, graph: Graph, batch: int) -> list[_Gap]:
+def _gaps(network: Network, graph: Graph, batch: int) -> list[Gap]:
     """The differences over a sequence, and of its single steps; infinite if a value is not a number.
 
     The head is compared over the whole sequence, so that errors which add up are found. The monitors are compared step by
@@ -111,47 +126,108 @@ def _gaps(network: Network, graph: Graph, batch: int) -> list[_Gap]:
     exact = deepcopy(network).double()
     x = _probe_inputs(network, batch)
     state = graph.initial_state(batch)
-    replayed_outputs: dict[str, list[Floats]] = {name: [] for name in network.output_names}
-    single: dict[str, tuple[float, float]] = {}
+    twins = [perturbed(network, seed) for seed in range(PARITY_PERTURBATIONS)]
+    # The last is exact. Each keeps the state of its own sequence.
+    runs = [_Sequence(one, batch) for one in (network, *twins, exact)]
+    single, whole = _Worst(), _Worst()
+    every = _single_step_distance(state)
     for first in range(0, len(x), _STEPS_PER_BATCH):
+        rows = x[first : first + _STEPS_PER_BATCH]
         before, step_outputs, after = [], [], []
-        for now in x[first : first + _STEPS_PER_BATCH]:
-            before.append(state)
-            outputs, state = graph.step(now, state)
+        for step, now in enumerate(rows, first):
+            begin = state
+            outputs, state = graph.step(now, begin)
             step_outputs.append(outputs)
-            after.append(state)
-        got = {name: np.concatenate([outputs[name] for outputs in step_outputs]) for name in network.output_names}
-        got |= {name: _concatenate(after, name) for name in network.state_names}
-        for name in network.output_names:
-            replayed_outputs[name].append(got[name].reshape(-1, batch, *got[name].shape[1:]))
-        # All these steps as one batch, each with its own state.
-        begin = tuple(torch.from_numpy(_concatenate(before, name)) for name in network.state_names)
-        rows = torch.from_numpy(x[first : first + _STEPS_PER_BATCH].reshape(-1, x.shape[-1]))
-        for name, found in _single_gaps(network, exact, rows, begin, got).items():
-            worst = single.get(name, (0.0, 0.0))
-            single[name] = (max(worst[0], found[0]), max(worst[1], found[1]))
-    gaps = [_Gap(name, *found, "after a single step from the same state") for name, found in single.items()]
-    replayed = {name: np.concatenate(parts) for name, parts in replayed_outputs.items()} | state
-    expected, truth = _run_sequence(network, x), _run_sequence(exact, x)
-    twins = [_run_sequence(_perturbed(network, seed), x) for seed in range(PARITY_PERTURBATIONS)]
-    for name, part in expected.items():
-        size = _difference(network, name, [part], replayed[name])
-        rounding = max(_difference(network, name, [truth[name]], sample[name]) for sample in (expected, *twins))
-        gaps.append(_Gap(name, size, rounding, f"after {PARITY_STEPS} steps"))
-    return gaps
+            if step % every == 0:
+                before.append(begin)
+                after.append(state)
+        chosen = slice(-first % every, None, every)  # the same steps, counted within these rows
+        for name, found in _single_gaps(network, exact, rows[chosen], before, step_outputs[chosen], after).items():
+            single.add(name, *found)
+        expected, *others = [run.advance(rows) for run in runs]
+        for name, part in expected.items():
+            replayed = np.stack([outputs[name] for outputs in step_outputs])
+            whole.add(name, *_sequence_gap(network, name, replayed, [part, *(other[name] for other in others)]))
+    last, *others = [run.core_state() for run in runs]
+    for name, part in last.items():
+        whole.add(name, *_sequence_gap(network, name, state[name], [part, *(other[name] for other in others)]))
+    return [*single.gaps("after a single step from the same state"), *whole.gaps(f"after {PARITY_STEPS} steps")]
+
+
+class _Worst:
+    """The largest difference of each output and state so far, and its largest rounding."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, size: float, rounding: float) -> None:
+        """Take in another one."""
+        worst = self.found.get(name, (0.0, 0.0))
+        self.found[name] = (max(worst[0], size), max(worst[1], rounding))
+
+    def gaps(self, when: str) -> list[Gap]:
+        """All of them; `when` is part of the message."""
+        return [Gap(name, size, rounding, when) for name, (size, rounding) in self.found.items()]
+
+
+class _Sequence:
+    """A network that runs over a sequence part by part, so that no more than a part is in memory."""
+
+    def __init__(self, network: Network, batch: int) -> None:
+        self.network = network
+        self.state = tuple(part.to(network.mean.dtype) for part in network.initial_state(batch))
+
+    def advance(self, x: Floats) -> dict[str, Numbers]:
+        """The served outputs of the head for the next timesteps: (time, batch, features) -> (time, batch, ...)."""
+        network = self.network
+        with torch.no_grad():
+            outputs, self.state = network.scaled_sequence(torch.from_numpy(x).to(network.mean.dtype), self.state)
+            served = network.head.raw(outputs, network.mean, network.std)
+        return {name: part.numpy() for name, part in served.items()}
+
+    def core_state(self) -> dict[str, Numbers]:
+        """The present state without that of the monitors."""
+        core = len(self.state) - self.network.monitor_states
+        named = zip(self.network.state_names[:core], self.state[:core], strict=True)
+        return {name: part.numpy() for name, part in named}
+
+
+def _sequence_gap(network: Network, name: str, got: Numbers, runs: Sequence[Numbers]) -> tuple[float, float]:
+    """The difference of one tensor from the first run, and the largest of all runs but the last from the last, exact one."""
+    *samples, truth = runs
+    rounding = max(_difference(network, name, [truth], sample) for sample in samples)
+    return _difference(network, name, samples[:1], got), rounding
+
+
+def _single_step_distance(state: dict[str, Floats]) -> int:
+    """Every how many timesteps the single step is compared: each, unless the state is so large that this takes minutes."""
+    numbers = sum(part.size for part in state.values())
+    return max(1, -(-numbers * PARITY_STEPS // _SINGLE_STEP_NUMBERS))
 
 
 def _single_gaps(
-    network: Network, exact: Network, x: torch.Tensor, state: State, got: dict[str, Floats]
+    network: Network,
+    exact: Network,
+    x: Floats,
+    before: Sequence[dict[str, Floats]],
+    outputs: Sequence[dict[str, Floats]],
+    after: Sequence[dict[str, Floats]],
 ) -> dict[str, tuple[float, float]]:
     """The largest difference of each output and state after one step, and its rounding.
 
-    If the network decides otherwise with all thresholds moved by `PARITY_LIMIT`, both decisions are right.
+    The timesteps `x` (time, batch, features) run as one batch, each from its own state `before`. If the network decides
+    otherwise with all thresholds moved by `PARITY_LIMIT`, both decisions are right.
     """
+    if not before:
+        return {}
+    got = {name: np.concatenate([part[name] for part in outputs]) for name in network.output_names}
+    got |= {name: _concatenate(after, name) for name in network.state_names}
+    rows = torch.from_numpy(np.ascontiguousarray(x.reshape(-1, x.shape[-1])))
+    state = tuple(torch.from_numpy(_concatenate(before, name)) for name in network.state_names)
     answers = [
-        _shifted_step(network, x, state, threshold_shift) for threshold_shift in (0.0, -PARITY_LIMIT, PARITY_LIMIT)
+        _shifted_step(network, rows, state, threshold_shift) for threshold_shift in (0.0, -PARITY_LIMIT, PARITY_LIMIT)
     ]
-    truth = _shifted_step(exact, x.double(), tuple(part.double() for part in state), 0.0)
+    truth = _shifted_step(exact, rows.double(), tuple(part.double() for part in state), 0.0)
     right = {name: [answer[name] for answer in answers] for name in got}
     return {
         name: (_difference(network, name, right[name], part), _difference(network, name, right[name], truth[name]))
@@ -159,19 +235,7 @@ def _single_gaps(
     }
 
 
-def _run_sequence(network: Network, x: Floats) -> dict[str, Numbers]:
-    """The served outputs of the head over a whole sequence, and the last state without that of the monitors."""
-    dtype = network.mean.dtype
-    begin = tuple(part.to(dtype) for part in network.initial_state(x.shape[1]))
-    with torch.no_grad():
-        replayed_outputs, final = network.scaled_sequence(torch.from_numpy(x).to(dtype), begin)
-        outputs = network.head.raw(replayed_outputs, network.mean, network.std)
-    core = len(final) - network.monitor_states
-    outputs |= dict(zip(network.state_names[:core], final[:core], strict=True))
-    return {name: part.numpy() for name, part in outputs.items()}
-
-
-def _perturbed(network: Network, seed: int) -> Network:
+def perturbed(network: ModuleT, seed: int) -> ModuleT:
     """The network with each weight moved by one unit in the last place, up or down at random."""
     twin = deepcopy(network)
     rng = np.random.default_rng(seed)
@@ -182,7 +246,7 @@ def _perturbed(network: Network, seed: int) -> Network:
     return twin
 
 
-def _concatenate(states: list[dict[str, Floats]], name: str) -> Floats:
+def _concatenate(states: Sequence[dict[str, Floats]], name: str) -> Floats:
     """One state tensor of several timesteps as one batch."""
     return np.concatenate([state[name] for state in states], axis=-2)
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.training.errors import ModelUnreadable, VersionExists
+from tidegate.training.outputs import naming
+from tidegate.training.publishing.long_scores import FILE as SCORES
+from tidegate.training.publishing.long_scores import join_scores, split_scores
 
 _TAKEN = "version: {folder} exists already and is never overwritten; choose another with --version"
 
@@ -26,8 +29,12 @@ def free_version(models: Path, name: str, version: int | None) -> int:
     return version
 
 
-def write_version(models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str) -> Path:
-    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and `report.html`, atomically.
+def write_version(
+    models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str | None
+) -> Path:
+    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and, if there is one, `report.html`, atomically.
+
+    The scores of many targets and horizons are in `scores.json`, see `long_scores`.
 
     Returns the folder. A server that watches the folder never sees an unfinished version.
 
@@ -41,9 +48,14 @@ def write_version(models: Path, name: str, version: int, graph: bytes, card: dic
     # In the same folder, so that the rename stays within one file system. The dot marks it as no version.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
     try:
-        (scratch / "model.onnx").write_bytes(graph)
-        (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (scratch / "report.html").write_text(report, encoding="utf-8")
+        card, scores = split_scores(card)
+        with naming(folder):
+            (scratch / "model.onnx").write_bytes(graph)
+            (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if scores is not None:
+                (scratch / SCORES).write_text(json.dumps(scores, ensure_ascii=False) + "\n", encoding="utf-8")
+            if report is not None:
+                (scratch / "report.html").write_text(report, encoding="utf-8")
         scratch.chmod(0o755)  # a temporary folder is private, but a server of another user must read the model
         _rename_new(scratch, folder)
     finally:
@@ -52,19 +64,25 @@ def write_version(models: Path, name: str, version: int, graph: bytes, card: dic
 
 
 def read_card(model: Path) -> dict[str, Any] | None:
-    """The card beside a model; None if there is none.
+    """The card beside a model, with all rows of its scores; None if there is none.
 
     Raises:
-        ModelUnreadable: the card is not JSON.
+        ModelUnreadable: the card or the file of its scores is not JSON.
     """
-    path = (model if model.is_dir() else model.parent) / "card.json"
+    folder = model if model.is_dir() else model.parent
+    card = _read_json(folder / "card.json")
+    scores = _read_json(folder / SCORES)
+    return join_scores(card, scores) if card is not None and scores is not None else card
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelUnreadable(f"model: {path} is not JSON: {error}") from error
-    return card
+    return content
 
 
 def _rename_new(scratch: Path, folder: Path) -> None:

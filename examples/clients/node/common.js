@@ -1,14 +1,14 @@
 'use strict';
-// What the three clients share: the channel, what the end of a call means, and when to try again. See docs/protocol.md.
+// What the three clients share: channel options, errors and the retry policy. See docs/protocol.md.
 
 const path = require('node:path');
 const grpc = require('@grpc/grpc-js');
 const protoLoader = require('@grpc/proto-loader');
-const protobuf = require('protobufjs'); // proto-loader brings it
+const protobuf = require('protobufjs'); // a dependency of proto-loader
 
 const definition = protoLoader.loadSync('tidegate/v1/tidegate.proto', {
   includeDirs: [path.join(__dirname, '../../../protos')],
-  longs: Number, // numbers of timesteps up to 2^53
+  longs: Number, // step numbers up to 2^53
   enums: String,
   defaults: true,
   oneofs: true,
@@ -21,16 +21,16 @@ const details = protobuf.parse(`syntax = "proto3";
   message Duration { int64 seconds = 1; int32 nanos = 2; }
   message RetryInfo { Duration retry_delay = 1; }`, { keepCase: true }).root;
 
-const CALL_MS = 10_000; // how long an open, or a single call, may take
+const CALL_MS = 10_000; // the deadline of an open and of a unary call
 const BACKOFF_FIRST_MS = 50;
 const BACKOFF_MAX_MS = 5_000;
 const GIVE_UP_MS = 60_000;
-const ENVELOPE_BYTES = 64; // what a request has beside its values, at most
-// What a status without ErrorInfo may be that the network, a proxy or gRPC itself has made: try again.
+const ENVELOPE_BYTES = 64; // the largest size of a request without its values
+// Codes of a status without ErrorInfo, which comes from the network, a proxy or gRPC, after which a client tries again.
 const BREAKS = new Set(
   ['OK', 'UNAVAILABLE', 'INTERNAL', 'UNKNOWN', 'CANCELLED', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED']);
 
-/** Going on would lose or mix up something, or never succeed: a person has to look. */
+/** To continue would lose data, mix up data, or never succeed. A person must decide. */
 class StreamLost extends Error {
   constructor({ reason, message }) {
     super(`${reason}: ${message}`);
@@ -38,7 +38,7 @@ class StreamLost extends Error {
   }
 }
 
-/** One timestep was dropped; the stream goes on, and the next timestep takes its number. */
+/** A timestep was dropped. The stream continues, and the next timestep takes its number. */
 class Refused extends Error {
   constructor({ reason, message }) {
     super(`${reason}: ${message}`);
@@ -56,7 +56,7 @@ function connect(address) {
   });
 }
 
-/** Why a call ended, and what to do about it. A status without ErrorInfo was not made by Tidegate. */
+/** Why a call ended, and what to do about it. A status without ErrorInfo does not come from Tidegate. */
 function endingOf({ code, details: message, metadata }) {
   let info = {};
   let retryMs = 0;
@@ -69,11 +69,11 @@ function endingOf({ code, details: message, metadata }) {
     }
   }
   if (info.domain === 'tidegate.v1') return { reason: info.reason, action: info.metadata.action, message, retryMs };
-  const again = BREAKS.has(grpc.status[code]) && !message.includes('larger than max');
-  return { reason: grpc.status[code], action: again ? 'REOPEN' : 'STREAM_LOST', message, retryMs };
+  const retryable = BREAKS.has(grpc.status[code]) && !message.includes('larger than max');
+  return { reason: grpc.status[code], action: retryable ? 'REOPEN' : 'STREAM_LOST', message, retryMs };
 }
 
-/** Why a timestep was refused, and what to do about it. What this client does not know is no reason to go on. */
+/** Why a timestep was refused, and what to do about it. An unknown action means that the stream is lost. */
 function endingOfTimestep({ reason, action, message, retryAfter }) {
   const known = String(action).startsWith('ACTION_');
   return {
@@ -88,39 +88,39 @@ function milliseconds(duration) {
   return duration ? Number(duration.seconds) * 1000 + duration.nanos / 1e6 : 0;
 }
 
-/** How long to wait where the server has said so: that long, and up to half of it more, so that not all come at once. */
-function askedMs({ retryMs }) {
+/** The wait that the server asks for, with up to half of it more, so that clients do not all come at once. */
+function jitteredMs({ retryMs }) {
   return retryMs * (1 + Math.random() / 2);
 }
 
-/** When to try again after a break: at once, then after a random wait that doubles, for a minute without progress. */
+/** The retry policy: at once, then after random delays that double, for up to a minute without progress. */
 class Retry {
   constructor() {
     this.openedAt = Infinity;
     this.progress();
   }
 
-  /** A prediction came that somebody waited for, or a new one is waited for: breaks count anew. */
+  /** A caller got a prediction, or began to wait for one: the backoff starts again. */
   progress() {
     this.tries = 0;
-    this.rest();
+    this.idle();
   }
 
-  /** Nothing is waited for. The tries stay: a server that falls over at once is not to be run over. */
-  rest() {
+  /** Nothing is pending, so there is no deadline. The backoff goes on, to protect a server that fails at once. */
+  idle() {
     this.until = Infinity;
   }
 
-  /** A call is open. When it has lived for a while, its end says nothing of the tries before it. */
+  /** A call is open. When it lives for a while, the backoff starts again. */
   opened() {
     this.openedAt = performance.now();
   }
 
-  /** How long to wait; throws StreamLost when trying again is of no use. */
-  after(ending) {
+  /** The delay before the next try; throws StreamLost when no try is left. */
+  delay(ending) {
     if (ending.action !== 'RETRY' && ending.action !== 'REOPEN') throw new StreamLost(ending);
     const now = performance.now();
-    // The minute runs from the first break on: a stream that was silent for an hour has the whole of it.
+    // The minute starts with the first failure, also after an hour without timesteps.
     this.until = Math.min(this.until, now + GIVE_UP_MS);
     if (now >= this.until) {
       throw new StreamLost({ ...ending, message: `tried for ${GIVE_UP_MS / 1000} s: ${ending.message}` });
@@ -129,7 +129,7 @@ class Retry {
     this.openedAt = Infinity;
     const bound = this.tries ? Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (this.tries - 1)) : 0;
     this.tries += 1;
-    return Math.max(bound * Math.random(), askedMs(ending));
+    return Math.max(bound * Math.random(), jitteredMs(ending));
   }
 }
 
@@ -155,7 +155,7 @@ function show({ step, outputs }) {
   process.stdout.write(`${step} ${Buffer.concat(outputs).toString('hex')}\n`);
 }
 
-/** Runs a program to its end; what ended its stream is told on one line. */
+/** Runs a program. The error that ended its stream is printed on one line. */
 function run(main) {
   main().then(() => process.exit(0), (error) => {
     process.stderr.write(`${error instanceof StreamLost ? error.message : error.stack}\n`, () => process.exit(1));
@@ -163,6 +163,6 @@ function run(main) {
 }
 
 module.exports = {
-  BACKOFF_FIRST_MS, CALL_MS, ENVELOPE_BYTES, Refused, Retry, StreamLost, askedMs, connect, endingOf, endingOfTimestep, pack, run,
+  BACKOFF_FIRST_MS, CALL_MS, ENVELOPE_BYTES, Refused, Retry, StreamLost, jitteredMs, connect, endingOf, endingOfTimestep, pack, run,
   show, sleep,
 };

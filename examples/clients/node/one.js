@@ -1,5 +1,5 @@
 'use strict';
-// Level 1: one call a timestep. A timestep is sent under its number until it is answered; OK means applied and stored, once.
+// Level 1: one call a timestep. A timestep is sent with its number until it is answered. OK means that it was applied and stored, once.
 //
 // node one.js ADDRESS STREAM_ID [MODEL] [--step N]
 
@@ -7,7 +7,7 @@ const readline = require('node:readline');
 const { parseArgs } = require('node:util');
 const { CALL_MS, Refused, Retry, StreamLost, connect, endingOf, pack, run, show, sleep } = require('./common');
 
-/** Sends single timesteps of one stream. Whoever uses it keeps the number of the next one, with the data. */
+/** Sends single timesteps of one stream. The caller keeps the number of the next one, together with the data. */
 class OneCall {
   constructor(address, streamId, model = '') {
     this.client = connect(address);
@@ -16,7 +16,7 @@ class OneCall {
     this.retry = new Retry();
   }
 
-  /** The prediction for a timestep; Refused when it was not applied, StreamLost when somebody has to look. */
+  /** The prediction for a timestep. Raises Refused when it was not applied, StreamLost when a person must decide. */
   async predict(step, values) {
     const request = { streamId: this.streamId, model: this.model, step, values };
     this.retry.progress();
@@ -24,11 +24,11 @@ class OneCall {
       const { error, response } = await this.call(request);
       if (!error) {
         if (response.prediction.outputs.length) return response.prediction;
-        throw new StreamLost({ reason: 'ANSWER_LOST', message: `the answer to timestep ${step} is forgotten` });
+        throw new StreamLost({ reason: 'ANSWER_LOST', message: `the server no longer has the answer to timestep ${step}` });
       }
       const ending = endingOf(error);
       if (ending.action === 'DROP') throw new Refused(ending);
-      await sleep(this.retry.after(ending));
+      await sleep(this.retry.delay(ending));
     }
   }
 

@@ -1,5 +1,5 @@
 'use strict';
-// Level 2: a simple stream. Timesteps are numbered, stored before they are answered, and one is in flight.
+// Level 2: a simple stream. Timesteps are numbered and stored before they are answered. One is in flight at a time.
 //
 // node simple.js ADDRESS STREAM_ID [MODEL]
 
@@ -13,9 +13,9 @@ const {
 class SimpleStream {
   constructor(address, streamId, model = '') {
     this.client = connect(address);
-    this.ask = { streamId, model, durability: 'DURABILITY_SYNC', owner: randomUUID(), resumeFrom: 0 };
+    this.openRequest = { streamId, model, durability: 'DURABILITY_SYNC', owner: randomUUID(), resumeFrom: 0 };
     this.fingerprint = '';
-    this.bytesMax = 4 << 20; // the largest request that the server reads; it may say otherwise
+    this.bytesMax = 4 << 20; // the largest request; the server may report another limit
     this.call = null;
     this.retry = new Retry();
   }
@@ -24,87 +24,87 @@ class SimpleStream {
     await this.request(null, 'opened');
   }
 
-  /** The prediction for the next timestep; Refused when it was not applied, StreamLost when somebody has to look. */
+  /** The prediction for the next timestep. Raises Refused when it was not applied, StreamLost when a person must decide. */
   async step(values) {
     if (values.length > this.bytesMax - ENVELOPE_BYTES) {
       throw new Refused({ reason: 'TOO_LARGE', message: `${values.length} bytes; the server reads ${this.bytesMax}` });
     }
     const { prediction } = await this.request({ timestep: { step: this.nextStep, values } }, 'prediction');
     if (!prediction.outputs.length) {
-      throw new StreamLost({ reason: 'ANSWER_LOST', message: `the answer to timestep ${this.nextStep} is forgotten` });
+      throw new StreamLost({ reason: 'ANSWER_LOST', message: `the server no longer has the answer to timestep ${this.nextStep}` });
     }
     this.nextStep += 1;
-    this.ask.resumeFrom = this.nextStep; // all before is stored
+    this.openRequest.resumeFrom = this.nextStep; // earlier timesteps are stored
     return prediction;
   }
 
-  /** Ends the stream; it can be opened again. */
+  /** Closes the stream. It can be opened again. */
   async close() {
     await this.request({ close: {} }, 'closed');
     const ended = new Promise((resolve) => this.call.once('status', resolve));
-    this.call.end(); // half-close: nothing follows
+    this.call.end(); // half-close
     await ended;
   }
 
-  /** The response to a request, which is sent again on a new call after each break; without one, only opens. */
-  async request(request, wanted) {
+  /** The response to a request, which is sent again on a new call after a disconnect. Without a request it only opens the stream. */
+  async request(request, kind) {
     this.retry.progress();
     for (;;) {
-      let response = this.call ? null : await this.begin();
-      if (request && !response?.ending) response = await this.answer(request, wanted);
-      if (response[wanted]) return response;
+      let response = this.call ? null : await this.openCall();
+      if (request && !response?.ending) response = await this.ask(request, kind);
+      if (response[kind]) return response;
       const ending = response.ending ?? endingOfTimestep(response.error);
       if (ending.action === 'DROP') throw new Refused(ending);
-      if (response.ending || ending.action !== 'RETRY') this.leave();
-      await sleep(this.retry.after(ending));
+      if (response.ending || ending.action !== 'RETRY') this.endCall();
+      await sleep(this.retry.delay(ending));
     }
   }
 
-  /** Opens the stream on a new call; nothing else is sent before it is open. */
-  async begin() {
+  /** Opens the stream on a new call. Sends nothing else before the answer. */
+  async openCall() {
     const call = this.client.predict();
     this.call = call;
-    this.over = null;
-    call.on('error', () => {}); // its status says the same
-    call.on('data', (response) => this.hear(call, response));
-    call.on('status', (status) => this.hear(call, { ending: endingOf(status) }));
-    const limit = setTimeout(() => call.cancel(), CALL_MS);
-    const response = await this.answer({ open: this.ask }, 'opened');
-    clearTimeout(limit);
+    this.ended = null;
+    call.on('error', () => {}); // reported by the status event too
+    call.on('data', (response) => this.onResponse(call, response));
+    call.on('status', (status) => this.onResponse(call, { ending: endingOf(status) }));
+    const timer = setTimeout(() => call.cancel(), CALL_MS);
+    const response = await this.ask({ open: this.openRequest }, 'opened');
+    clearTimeout(timer);
     if (!response.opened) return response;
     const { model, nextStep, streamId, messageBytesMax } = response.opened;
     if (this.fingerprint && this.fingerprint !== model.fingerprint) {
-      this.leave();
-      throw new StreamLost({ reason: 'MODEL_MISMATCH', message: 'the server has other weights than the stream began with' });
+      this.endCall();
+      throw new StreamLost({ reason: 'MODEL_MISMATCH', message: 'the weights differ from those under which the stream began' });
     }
     if (!this.fingerprint) {
       this.nextStep = nextStep;
       this.fingerprint = model.fingerprint;
-      Object.assign(this.ask, { streamId, model: model.name, version: model.version, resumeFrom: nextStep });
+      Object.assign(this.openRequest, { streamId, model: model.name, version: model.version, resumeFrom: nextStep });
     }
     this.bytesMax = messageBytesMax || this.bytesMax;
     this.retry.opened();
     return response;
   }
 
-  /** Sends a request; gives its response, or how the call ended. What is told beside that is not for this level. */
-  answer(request, wanted) {
+  /** Sends a request; resolves to its answer, or to how the call ended. This level ignores notifications. */
+  ask(request, kind) {
     return new Promise((resolve) => {
-      this.waiting = (response) => {
-        if (response[wanted] || response.error || response.ending) resolve(response);
+      this.onAnswer = (response) => {
+        if (response[kind] || response.error || response.ending) resolve(response);
       };
-      if (this.over) resolve(this.over);
+      if (this.ended) resolve(this.ended);
       else this.call.write(request);
     });
   }
 
-  hear(call, response) {
+  onResponse(call, response) {
     if (call !== this.call) return;
-    if (response.ending) this.over = response;
-    this.waiting(response);
+    if (response.ending) this.ended = response;
+    this.onAnswer(response);
   }
 
-  leave() {
+  endCall() {
     this.call.cancel();
     this.call = null;
   }

@@ -1,4 +1,4 @@
-"""What the three clients share: the channel, what the end of a call means, and when to try again. See docs/protocol.md."""
+"""What the three clients share: channel options, errors and the retry policy. See docs/protocol.md."""
 
 import math
 import random
@@ -12,9 +12,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[3] / "src")
-)  # where the generated code is; yours may be elsewhere
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))  # the path of the generated code
 
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
@@ -43,15 +41,15 @@ CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.max_receive_message_length", 64 << 20),
 ]
-CALL_S = 10.0  # how long an open, or a single call, may take
+CALL_S = 10.0  # the deadline of an open and of a unary call
 BACKOFF_FIRST_S, BACKOFF_MAX_S, GIVE_UP_S = 0.05, 5.0, 60.0
-ENVELOPE_BYTES = 64  # what a request has beside its values, at most
-# What a status without ErrorInfo may be that the network, a proxy or gRPC itself has made: try again.
+ENVELOPE_BYTES = 64  # the largest size of a request without its values
+# Codes of a status without ErrorInfo, which comes from the network, a proxy or gRPC, after which a client tries again.
 BREAKS = {"OK", "UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
 
 
 class StreamLost(Exception):
-    """Going on would lose or mix up something, or never succeed: a person has to look."""
+    """To continue would lose data, mix up data, or never succeed. A person must decide."""
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
@@ -59,7 +57,7 @@ class StreamLost(Exception):
 
 
 class Refused(Exception):
-    """One timestep was dropped; the stream goes on, and the next timestep takes its number."""
+    """A timestep was dropped. The stream continues, and the next timestep takes its number."""
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
@@ -75,12 +73,12 @@ class Ending(NamedTuple):
     retry_after_s: float = 0.0
 
     def wait_s(self) -> float:
-        """How long to wait where the server has said so: that long, and up to half of it more, so that not all come at once."""
+        """The wait that the server asks for, with up to half of it more, so that clients do not all come at once."""
         return self.retry_after_s * random.uniform(1, 1.5)
 
 
 def ending_of(error: grpc.RpcError) -> Ending:
-    """Reads google.rpc.ErrorInfo and RetryInfo; a status that has none was not made by Tidegate."""
+    """Reads google.rpc.ErrorInfo and RetryInfo. A status without ErrorInfo does not come from Tidegate."""
     status, info, retry = status_pb2.Status(), error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
@@ -90,12 +88,12 @@ def ending_of(error: grpc.RpcError) -> Ending:
     code, message, retry_after_s = error.code().name, error.details() or "", seconds(retry.retry_delay)
     if info.domain == "tidegate.v1":
         return Ending(info.reason, info.metadata["action"], message, retry_after_s)
-    again = code in BREAKS and "larger than max" not in message
-    return Ending(code, "REOPEN" if again else "STREAM_LOST", message, retry_after_s)
+    retryable = code in BREAKS and "larger than max" not in message
+    return Ending(code, "REOPEN" if retryable else "STREAM_LOST", message, retry_after_s)
 
 
 def ending_of_timestep(error: pb.Error) -> Ending:
-    """Why a timestep was refused, and what to do about it. What this client does not know is no reason to go on."""
+    """Why a timestep was refused, and what to do about it. An unknown action means that the stream is lost."""
     reason, action = name(pb.Error.Reason, error.reason), name(pb.Error.Action, error.action)
     return Ending(
         reason.removeprefix("REASON_"), action.removeprefix("ACTION_"), error.message, seconds(error.retry_after)
@@ -103,7 +101,7 @@ def ending_of_timestep(error: pb.Error) -> Ending:
 
 
 def name(names: Any, number: int) -> str:
-    """The name of an enum's value; of one that is newer than this client, the number."""
+    """The name of an enum's value, or its number when this client does not know it."""
     return names.Name(number) if number in names.values() else str(number)
 
 
@@ -113,31 +111,31 @@ def seconds(duration: Duration) -> float:
 
 
 class Retry:
-    """When to try again after a break: at once, then after a random wait that doubles, for a minute without progress."""
+    """The retry policy: at once, then after random delays that double, for up to a minute without progress."""
 
     def __init__(self) -> None:
         self._opened_at = math.inf
         self.progress()
 
     def progress(self) -> None:
-        """A prediction came that somebody waited for, or a new one is waited for: breaks count anew."""
+        """A caller got a prediction, or began to wait for one: the backoff starts again."""
         self._tries = 0
-        self.rest()
+        self.idle()
 
-    def rest(self) -> None:
-        """Nothing is waited for. The tries stay: a server that falls over at once is not to be run over."""
+    def idle(self) -> None:
+        """Nothing is pending, so there is no deadline. The backoff goes on, to protect a server that fails at once."""
         self._until = math.inf
 
     def opened(self) -> None:
-        """A call is open. When it has lived for a while, its end says nothing of the tries before it."""
+        """A call is open. When it lives for a while, the backoff starts again."""
         self._opened_at = time.monotonic()
 
-    def after(self, ending: Ending) -> float:
-        """How many seconds to wait; raises StreamLost when trying again is of no use."""
+    def delay(self, ending: Ending) -> float:
+        """The delay before the next try, in seconds; raises StreamLost when no try is left."""
         if ending.action not in ("RETRY", "REOPEN"):
             raise StreamLost(ending.reason, ending.message)
         now = time.monotonic()
-        # The minute runs from the first break on: a stream that was silent for an hour has the whole of it.
+        # The minute starts with the first failure, also after an hour without timesteps.
         self._until = min(self._until, now + GIVE_UP_S)
         if now >= self._until:
             raise StreamLost(ending.reason, f"tried for {GIVE_UP_S:g} s: {ending.message}")

@@ -1,4 +1,4 @@
-"""Level 1: one call a timestep. A timestep is sent under its number until it is answered; OK means applied and stored, once.
+"""Level 1: one call a timestep. A timestep is sent with its number until it is answered. OK means that it was applied and stored, once.
 
 python one.py ADDRESS STREAM_ID [MODEL] [--step N]
 """
@@ -12,7 +12,7 @@ from common import CALL_S, CHANNEL, Refused, Retry, StreamLost, ending_of, pack,
 
 
 class OneCall:
-    """Sends single timesteps of one stream. Whoever uses it keeps the number of the next one, with the data."""
+    """Sends single timesteps of one stream. The caller keeps the number of the next one, together with the data."""
 
     def __init__(self, address: str, stream_id: str, model: str = "") -> None:
         self._stub = pb_grpc.TidegateServiceStub(grpc.insecure_channel(address, CHANNEL))
@@ -21,7 +21,7 @@ class OneCall:
         self._retry = Retry()
 
     def predict(self, step: int, values: bytes) -> pb.Prediction:
-        """The prediction for a timestep; Refused when it was not applied, StreamLost when somebody has to look."""
+        """The prediction for a timestep. Raises Refused when it was not applied, StreamLost when a person must decide."""
         request = pb.PredictOneRequest(stream_id=self._stream_id, model=self._model, step=step, values=values)
         self._retry.progress()
         while True:
@@ -31,10 +31,12 @@ class OneCall:
                 ending = ending_of(error)
                 if ending.action == "DROP":
                     raise Refused(ending.reason, ending.message) from None
-                time.sleep(self._retry.after(ending))
+                time.sleep(self._retry.delay(ending))
                 continue
             if not prediction.outputs:
-                raise StreamLost("ANSWER_LOST", f"timestep {step} was applied long ago, and its answer is forgotten")
+                raise StreamLost(
+                    "ANSWER_LOST", f"timestep {step} was applied long ago, and the server no longer has its answer"
+                )
             return prediction
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tidegate.training.cli import scoreboard
+from tidegate.training.cli import scoreboard, tables
 from tidegate.training.data.series import Series
 from tidegate.training.data.split import Split
 from tidegate.training.judging.evaluate import evaluate
@@ -28,7 +28,7 @@ from tidegate.training.judging.verdict import verdict
 
 def lines(scores: Scores) -> list[str]:
     """The tables as they are printed, at their full width."""
-    console = Console(width=scoreboard.WIDTH)
+    console = Console(width=tables.WIDTH)
     with console.capture() as caught:
         console.print(scoreboard.table(scores))
     return caught.get().splitlines()
@@ -53,7 +53,7 @@ def test_the_widest_table_is_a_hundred_columns() -> None:
     assert any("81.2 %" in line and "79.9 %" in line for line in told)
 
 
-def test_what_nobody_knows_has_no_column(graph: Graph, make_series: Callable[..., Series]) -> None:
+def test_unknown_values_have_no_column(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Other data than a model's own has no MASE and no ridge."""
     told = "\n".join(lines(evaluate(graph, make_series(300))))
     assert "pinball" in told
@@ -87,7 +87,7 @@ def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: floa
         replace(error, accuracy=0.5, cross_entropy=1.0),
         replace(error, accuracy=0.7, cross_entropy=0.5),
     )
-    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((9, 1), (0, 0)), ())
+    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((18, 2), (1, 3)), ())
     scores = Scores("watch", rows=10, classification=part)
     assert verdict(scores) == said
     told = lines(scores)
@@ -117,9 +117,24 @@ def test_what_was_not_measured_is_told() -> None:
     assert verdict(Scores("x", anomaly_left_out="No injected faults were scored.")) == "No injected faults were scored."
 
 
-def test_a_cold_start_is_told_in_percent(graph: Graph, make_series: Callable[..., Series]) -> None:
+def test_a_cold_start_is_reported_in_percent(graph: Graph, make_series: Callable[..., Series]) -> None:
     """By how much a new stream's error is larger in each band."""
     scores = evaluate(graph, make_series(600), split=Split(((0, 300),), ((300, 400),), ((400, 600),)))
     start = scores.cold_start.table[0]
     wanted = [f"{round(100 * (cold / warm - 1)):+d}" for cold, warm in zip(start.cold, start.warm, strict=True)]
     assert any(line.split()[2:-1] == ["h", *wanted] for line in lines(scores) if line.startswith("s0"))
+
+
+def test_many_forecasts_have_a_line_for_each_target() -> None:
+    """The mean over the horizons, and how many are won; the report has every horizon."""
+    table = [
+        replace(row(target, 1.0 if horizon > 5 else 4.0), horizon=horizon, horizon_s=3600.0 * horizon)
+        for target in ("a", "b")
+        for horizon in range(1, 21)
+    ]
+    told = lines(Scores("wide", rows=99, table=tuple(table)))
+    (of_a,) = [line for line in told if line.startswith("a, °C")]
+    assert "1 h to 20 h" in of_a
+    assert of_a.split()[-9:] == ["1.75", "3", "3", "2", "12.5", "%", "15/20", "81.2", "%"]
+    assert len([line for line in told if "°C" in line]) == 2
+    assert max(map(len, told)) <= 100

@@ -276,7 +276,7 @@ def test_an_archive_with_another_checksum_is_not_touched(monkeypatch: pytest.Mon
     assert not ran.exists()
 
 
-def test_what_cannot_be_fetched_says_what_pip_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_shows_the_output_of_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """When pip fails, its last line is passed on with what to do."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -290,7 +290,7 @@ def test_an_unknown_name_is_refused() -> None:
         datasets.fetch("wether")
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_sets_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`TIDEGATE_CACHE` comes before the home folder."""
     monkeypatch.setenv("TIDEGATE_CACHE", str(tmp_path))
     assert datasets.cache_folder() == tmp_path
@@ -298,7 +298,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert datasets.cache_folder().name == "tidegate"
 
 
-def test_every_data_set_tells_its_source_and_licence() -> None:
+def test_every_data_set_has_its_source_and_licence() -> None:
     """And has checksums, and a target with a unit or a label."""
     for row in datasets.DATASETS.values():
         assert row.source
@@ -308,7 +308,7 @@ def test_every_data_set_tells_its_source_and_licence() -> None:
         assert set(row.noise) <= set(row.units)
 
 
-def test_the_list_tells_groups_label_and_what_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_groups_label_and_whole_series(capsys: pytest.CaptureFixture[str]) -> None:
     """`tidegate datasets` says of `watch` what a classifier needs to know."""
     main(["datasets"])
     told = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("watch: "))
@@ -444,7 +444,7 @@ def test_noise_is_left_out_unless_asked_for(appliances_csv: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["power", "watch", "weather"])
-def test_a_table_has_the_rows_and_columns_that_are_told(fetched: Callable[[str], Path], name: str) -> None:
+def test_a_table_has_the_given_rows_and_columns(fetched: Callable[[str], Path], name: str) -> None:
     """Sensors as float32, group, label and what a split keeps whole as text, the time as time stamps."""
     row = datasets.DATASETS[name]
     schema = pq.read_schema(fetched(name))
@@ -489,7 +489,7 @@ def test_power_can_be_read(fetched: Callable[[str], Path]) -> None:
     assert np.nanmax(series.values) == pytest.approx(254.15)
 
 
-def test_weather_has_the_missing_values_that_are_told(fetched: Callable[[str], Path]) -> None:
+def test_weather_has_the_documented_missing_values(fetched: Callable[[str], Path]) -> None:
     """And after the one that was taken for missing no wind is a storm."""
     table = pq.read_table(fetched("weather"))
     missing = {name: table[name].null_count for name in table.column_names if table[name].null_count}

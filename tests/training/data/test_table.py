@@ -71,18 +71,6 @@ def test_a_column_may_change_after_the_first_block(tmp_path: Path, first: str, l
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("first", "later"), [("1", "1.5"), ("", "2.5"), ("1", "")])
-def test_a_usual_change_needs_no_second_reading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, later: str
-) -> None:
-    """Numbers are read as numbers from the start, so that a large file is not held whole because of one fraction."""
-    lines = [f"2024-01-01 00:{row:02}:00,{row},{later if row > 30 else first}" for row in range(60)]
-    (tmp_path / "table.csv").write_text("\n".join(["time,b,a", *lines]), encoding="utf-8")
-    monkeypatch.delattr(table, "_whole_csv")
-    assert len(read(tmp_path / "table.csv")) == 60
-
-
-@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("line", "kind", "words"),
     [
@@ -91,7 +79,7 @@ def test_a_usual_change_needs_no_second_reading(
         ("2024-01-02", errors.UnreadableTable, "not a readable table"),
         (",1", errors.TimeOrderError, "no time in row 51"),
         ("monday,1", errors.TimeColumnError, "monday"),
-        ("2023-12-31,1", errors.TimeOrderError, "row 51"),
+        ("2024-01-01 00:49:00,1", errors.TimeOrderError, "row 51"),
     ],
 )
 def test_a_bad_row_is_found_in_a_later_block(tmp_path: Path, line: str, kind: type[Exception], words: str) -> None:
@@ -224,7 +212,7 @@ def test_a_file_without_rows_is_too_short(tmp_path: Path, name: str) -> None:
         read(tmp_path / name)
 
 
-def test_the_columns_of_a_file_are_told_without_reading_it(tmp_path: Path) -> None:
+def test_the_columns_of_a_file_are_listed_without_reading_it(tmp_path: Path) -> None:
     """In their order."""
     (tmp_path / "table.csv").write_text("time,b,a\n2024-01-01,1,x\n", encoding="utf-8")
     assert column_names(tmp_path / "table.csv") == ["time", "b", "a"]

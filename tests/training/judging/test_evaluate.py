@@ -109,7 +109,7 @@ def test_too_few_rows_are_refused(graph: Graph, make_series: Callable[..., Serie
         evaluate(graph, make_series(300), ((297, 300),))
 
 
-def test_losing_is_said_plainly(graph: Graph, make_series: Callable[..., Series]) -> None:
+def test_a_lost_comparison_is_reported(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Random weights lose, and the verdict says for what."""
     scores = evaluate(graph, make_series(300), ((200, 300),))
     assert not scores.wins

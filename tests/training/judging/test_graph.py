@@ -11,7 +11,7 @@ from tidegate.training.judging.graph import Graph
 
 
 @pytest.mark.parametrize("batch", [64, 2])
-def test_streams_together_say_what_each_says_alone(
+def test_streams_together_give_the_answers_of_each_alone(
     graph: Graph, sensor_rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """Bit by bit, for segments of different lengths that overlap, in the order in which they were given."""
@@ -34,7 +34,7 @@ def test_nothing_to_replay_is_nothing(graph: Graph, sensor_rows: Callable[..., A
     assert graph.replay_segments(sensor_rows(5, 1)[:, 0], [])["forecast"].shape == (0, 2, 2)
 
 
-def test_a_graph_knows_what_it_says(graph: Graph) -> None:
+def test_a_graph_has_its_metadata(graph: Graph) -> None:
     """Targets, units, horizons and quantiles come from its own description."""
     assert (graph.targets, graph.units, graph.horizons) == (["s0", "s2"], ["°C", "°C"], [1, 3])
     assert graph.quantiles == [0.1, 0.5, 0.9]

@@ -41,18 +41,18 @@ def test_json_keeps_its_shape(scores: Scores) -> None:
     whole = json.loads(json.dumps(scores.as_json()))
     assert set(whole) == {
         *("data", "start", "end", "rows", "season", "table", "mase_scale", "classification", "anomaly", "cold_start"),
-        "beats_baselines",
+        *("beats_baselines", "missing_baselines", "absent", "left_out"),
     }
     assert set(whole["table"][0]) == {
         *("target", "unit", "horizon", "horizon_s", "count", "model", "persistence", "seasonal_naive", "ridge"),
-        *("interval", "skill", "beats_baselines"),
+        *("interval", "skill", "beats_baselines", "share"),
     }
     assert set(whole["table"][0]["ridge"]) == {"mae", "rmse", "mase", "pinball", "coverage", "width", "quantiles"}
     assert [part["level"] for part in whole["table"][0]["model"]["quantiles"]] == [0.1, 0.5, 0.9]
     assert set(whole["cold_start"]["table"][0]) == {"target", "horizon", "cold", "warm", "settled"}
 
 
-def test_the_summary_is_small_and_says_the_same(scores: Scores) -> None:
+def test_the_summary_is_small_and_equal(scores: Scores) -> None:
     """In five digits, without curves."""
     small, whole = scores.summary(), scores.as_json()
     assert len(json.dumps(small)) < 600 * len(scores.table)

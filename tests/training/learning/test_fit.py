@@ -74,9 +74,7 @@ def test_fitting_leaves_the_global_generator_alone(learn: Callable[..., FitResul
     assert torch.equal(torch.rand(1), wanted)
 
 
-def test_the_held_out_part_is_not_looked_at(
-    learn: Callable[..., FitResult], make_series: Callable[..., Series]
-) -> None:
+def test_the_held_out_part_is_not_used(learn: Callable[..., FitResult], make_series: Callable[..., Series]) -> None:
     """Rows after the validation part may be anything: the weights and the scores that chose them are the same."""
     first = learn()
     series = make_series(400)
@@ -142,6 +140,16 @@ def test_a_time_limit_ends_the_training(learn: Callable[..., FitResult], monkeyp
     assert fitted.epochs[-1].learning_rate == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
+def test_a_time_limit_ends_a_long_epoch(learn: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of some seventy steps ends after a few, when the time is up, and is scored."""
+    clock = iter(range(0, 100_000, 1))
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: float(next(clock)))
+    fitted = learn(Fit(epochs=10, minutes=0.2, lanes=1, chunk=4))
+    assert (fitted.stopped, len(fitted.epochs)) == ("minutes", 1)
+    assert fitted.epochs[0].score > 0
+    assert next(clock) < 20
+
+
 def test_ctrl_c_keeps_the_best_so_far(learn: Callable[..., FitResult]) -> None:
     """An interrupted training gives what it has."""
 
@@ -190,7 +198,7 @@ def test_gaps_do_not_stop_learning(learn: Callable[..., FitResult], make_series:
     assert math.isfinite(fitted.best.score)
 
 
-def test_a_loss_that_is_no_number_is_told(learn: Callable[..., FitResult]) -> None:
+def test_a_loss_that_is_nan_is_reported(learn: Callable[..., FitResult]) -> None:
     """A learning rate far too high is an error with what to do, not a model of NaN."""
     with pytest.raises(Diverged, match="smaller --learning-rate"):
         learn(Fit(epochs=3, lanes=4, chunk=16, learning_rate=1e20, average=0.0))
@@ -258,7 +266,7 @@ def test_the_share_that_is_hidden_is_the_one_that_was_asked_for(share: float) ->
     assert float(hidden.all(dim=1).float().mean()) == pytest.approx(share, rel=0.15)
 
 
-def test_a_gpu_that_is_not_there_is_told(learn: Callable[..., FitResult]) -> None:
+def test_a_missing_gpu_is_reported(learn: Callable[..., FitResult]) -> None:
     """The message says what to ask for instead."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

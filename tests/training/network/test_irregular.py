@@ -102,7 +102,7 @@ def test_a_missing_elapsed_time_keeps_the_state(network: Network) -> None:
     assert not torch.allclose(after[1], fresh[1])
 
 
-def test_the_network_is_told_the_logarithm_of_the_steps(network: Network) -> None:
+def test_the_network_gets_the_logarithm_of_the_steps(network: Network) -> None:
     """The usual step is 0, as in a new stream; a step of a week is no larger than a handful."""
     x = torch.full((1, 3), 20.0)
     seen = []

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.once import make_once
-from tests.support import address_of, run_server
+from tests.servers import address_of, run_server
 from tests.training.network import network_oracle
 from tests.training.network.network_oracle import Recipe
 from tidegate.client import Client
@@ -212,7 +212,7 @@ def test_the_alarm_is_that_of_the_formulas() -> None:
     assert 0 < wanted[:, 1].mean() < 0.5  # both decisions were made
 
 
-def test_the_score_says_where_the_alarm_is() -> None:
+def test_the_score_locates_the_alarm() -> None:
     """The score lies in 0..1, and is above a half exactly where there is an alarm."""
     values = np.random.default_rng(5).standard_t(2, (600, 8, 3)) * 3
     got, _ = run_monitor(toy_alarm(), values, {"forecast": np.zeros((600, 8, 2, 2))})
@@ -612,7 +612,7 @@ def test_rows_do_not_depend_on_the_batch(graph: Graph, series: Series, batch: in
         assert all(np.array_equal(state[name][..., row, :], own[name][..., 0, :]) for name in state)
 
 
-def test_the_description_says_what_was_promised(model: onnx.ModelProto) -> None:
+def test_the_description_has_the_promised_fields(model: onnx.ModelProto) -> None:
     """Coverage stands beside the interval, which ends at two quantiles, and the alarm rate beside the score."""
     outputs = {output["name"]: output for output in json.loads(model.metadata_props[0].value)["outputs"]}
     assert outputs["interval"]["shape"] == ["batch", 2, 4, 2]

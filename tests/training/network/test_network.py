@@ -83,7 +83,7 @@ def test_missing_values_leave_the_state_healthy(
     assert all(part.abs().max() <= 1 for part in state[1::2])  # h of an LSTM
 
 
-def test_the_cell_is_told_what_is_missing(make_network: Callable[..., Network]) -> None:
+def test_the_cell_gets_the_mask_of_missing_values(make_network: Callable[..., Network]) -> None:
     """A value that is missing and one that is repeated differ in the forecast."""
     network = make_network()
     value = torch.full((1, 1, 3), 20.0)

@@ -27,7 +27,7 @@ def replayed(exported: tuple[Network, onnx.ModelProto], gapped: Series) -> Repla
     return Replay.of(Graph(exported[1].SerializeToString(), "toy"), gapped, ((150, 300),))
 
 
-def test_what_arrives_was_said_a_horizon_before(replayed: Replay) -> None:
+def test_a_due_value_was_forecast_a_horizon_before(replayed: Replay) -> None:
     """Row by row: the forecast of a row is that of a horizon earlier in its segment, and nothing in its first ones."""
     assert replayed.segments == ((0, 70), (70, 150))
     for index, horizon in enumerate(replayed.horizons):

@@ -135,7 +135,7 @@ def test_the_description_is_that_of_the_contract(exported: tuple[Network, onnx.M
     assert shapes == {}
 
 
-def test_the_graph_says_nothing_of_the_machine(exported: tuple[Network, onnx.ModelProto]) -> None:
+def test_the_graph_has_nothing_of_the_machine(exported: tuple[Network, onnx.ModelProto]) -> None:
     """No path and no stack trace of whoever exported it is in the file."""
     content = exported[1].SerializeToString()
     assert b".py" not in content

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.training.data.series import Series
 from tidegate.training.judging.detection import FaultyCopies, FaultyReplay
 from tidegate.training.judging.evaluate import evaluate
@@ -82,6 +83,7 @@ def material(
         verdict=verdict(scores),
         history=HISTORY,
         graph=content,
+        run="runs/toy",
     )
     # As it is read back: lists, no tuples.
     return ReportContent(json.loads(json.dumps(made)), Replay.of(graph, series, facts.split.test))
@@ -211,6 +213,17 @@ def test_what_people_have_named_is_escaped(material: ReportContent) -> None:
     assert words(page).count(nasty) > 5
 
 
+def test_absent_rows_and_scored_shares_are_told(material: ReportContent) -> None:
+    """How many rows are absent, what became of the gaps, and what share is scored at each horizon."""
+    told = copy.deepcopy(material.card)
+    told["data"]["absent"] = {"rows": 15, "gaps": 3, "cuts": 1, "filled": 5, "stretches": 2, "longest": 140}
+    told["scores"]["table"][0]["share"] = 0.4125
+    page = words(report.build(replace(material, card=told)))
+    assert "In the series 15 rows are absent, in 3 gaps; 5 of them became missing values, 1 gap cuts the series" in page
+    assert "41.2 %" in page
+    assert "absent" not in words(report.build(material))
+
+
 def test_sections_are_there_when_their_data_is(
     material: ReportContent, classifying: ReportContent, watching: ReportContent
 ) -> None:
@@ -254,7 +267,7 @@ def test_a_section_goes_with_its_data(material: ReportContent, section: str, wit
     assert section not in titles(report.build(replace(material, card=told)))
 
 
-def test_the_page_says_what_the_card_says(material: ReportContent) -> None:
+def test_the_page_matches_the_card(material: ReportContent) -> None:
     """Verdict, fingerprint, hash, parameters, errors, settings, versions: each as it stands in the card."""
     told, said = material.card, words(report.build(material))
     row = told["scores"]["table"][0]
@@ -311,7 +324,7 @@ def test_the_metadata_holds_the_facts_without_the_long_and_the_fickle(material: 
     assert material.card["outcome"]["seconds"] == 7.5
 
 
-def test_the_card_tells_what_is_missing_in_each_part(
+def test_the_card_counts_missing_values_in_each_part(
     make_series: Callable[..., Series],
     exported: tuple[Network, onnx.ModelProto],
     make_facts: Callable[[int], DataFacts],
@@ -357,7 +370,7 @@ def test_nothing_is_wider_than_a_phone(
     outer.write_text(f"<!DOCTYPE html><title>-</title>{''.join(frames)}<script>{script}</script>", encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
     command = [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", outer.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=True)
     title = re.search(r"<title>([^<]*)</title>", done.stdout)
     assert title is not None
     assert title.group(1) == "360,360,360"

@@ -29,7 +29,7 @@ def test_a_wide_range_is_searched_in_its_logarithm() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])
-def test_a_file_says_the_same(tmp_path: Path, suffix: str) -> None:
+def test_a_file_has_the_same_content(tmp_path: Path, suffix: str) -> None:
     """TOML or JSON, with lists or with text."""
     path = tmp_path / f"space.{suffix}"
     toml = 'hidden = [32, 64]\nlearning_rate = "1e-3..1e-2"\n'
