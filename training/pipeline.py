@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 
+from tidegate.training.data.alarm_times import alarm_times
 from tidegate.training.data.learned import learned_rows
 from tidegate.training.data.overview import overview
 from tidegate.training.data.prepare import Prepared, prepare
@@ -220,6 +221,8 @@ def export_run(
     source = record.source.model_copy(update={"data": data or record.source.data})
     series = read_source(source, record.facts.features, words=record.facts.categories)
     _check_same(series, record.facts)
+    if run.alarm_is_old(record.architecture):
+        record, network = _with_new_alarm(record, network, series)
     return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
@@ -328,6 +331,16 @@ def _check_same(series: Series, facts: run.DataFacts) -> None:
         raise ChecksumMismatch(
             f"data: {series.name} has SHA-256 {series.sha256}, expected {facts.sha256}, on which the run was trained"
         )
+
+
+def _with_new_alarm(record: run.Run, network: Network, series: Series) -> tuple[run.Run, Network]:
+    """The run and its network with monitors of today, fitted to the series of the training."""
+    task, split = record.architecture.task, record.facts.split
+    times = alarm_times(count_rows(split.train + split.validation), series.period_s)
+    architecture = record.architecture.model_copy(update={"task": task.model_copy(update={"alarm_times": times})})
+    watched = add_monitors(network, architecture)
+    calibrate(watched, series, split)
+    return record.model_copy(update={"architecture": architecture}), watched
 
 
 def _resume(begun: run.StartedRun | run.Run, request: Request, checkpointer: Checkpointer) -> None:

@@ -208,6 +208,14 @@ class Shape(Settings):
         return wanted
 
 
+class AlarmTimes(Settings):
+    """The times of an alarm, in timesteps; `data.alarm_times` derives them from the data."""
+
+    memory: Annotated[float, Field(ge=2.0)] = 500.0  # the running mean of errors and levels follows within so many
+    slow: Annotated[float, Field(ge=1.0)] = 32.0  # slow faults are gathered over so many
+    warm_up: Steps = 96  # a new stream raises no alarm before
+
+
 class Forecast(Settings):
     """A forecast: `targets` are indices of features, `horizons` count timesteps.
 
@@ -223,6 +231,7 @@ class Forecast(Settings):
     season: int = Field(default=0, ge=0)
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
+    alarm_times: AlarmTimes | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -340,6 +349,19 @@ class Request(Settings):
     )
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = Field(
         default=None, description="Add an anomaly score, with an alarm in this long-run share of timesteps."
+    )
+    alarm_memory: str | None = Field(
+        default=None,
+        description="What is usual follows the data within so many timesteps (500) or such a time (12h); by default a "
+        "fiftieth of the rows to learn from, at most a week.",
+    )
+    alarm_slow: str | None = Field(
+        default=None,
+        description="Gather slow faults over so many timesteps or such a time; by default a sixteenth of --alarm-memory.",
+    )
+    alarm_warm_up: str | None = Field(
+        default=None,
+        description="A new stream raises no alarm in so many timesteps or such a time; by default 24 to 96 timesteps.",
     )
     train_share: float = Field(default=0.70, gt=0, lt=1, description="Share of the rows to train on.")
     validation_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows to validate on.")

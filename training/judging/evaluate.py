@@ -17,7 +17,7 @@ from tidegate.training.judging import metrics
 from tidegate.training.judging.baselines import persistence, residual_quantiles, seasonal_naive
 from tidegate.training.judging.classification import labels_of, score_classes
 from tidegate.training.judging.cold_start import cold_start
-from tidegate.training.judging.detection import FaultyReplay, score_anomalies
+from tidegate.training.judging.detection import FaultyReplay, left_out, score_anomalies
 from tidegate.training.judging.graph import Graph
 from tidegate.training.judging.metrics import Bools, Doubles
 from tidegate.training.judging.replay import Replay
@@ -92,6 +92,7 @@ def evaluate(
         scores = replace(
             _forecasts(graph, ordered, spans, replay, split=split, season=season, scales=scales or {}),
             anomaly=score_anomalies(graph, ordered, spans, split, replay, faulty) if faulty else None,
+            anomaly_left_out=left_out(graph, ordered, spans, split, replay, faulty),
         )
     return replace(
         scores,

@@ -266,7 +266,8 @@ class Scores:
     """All scores; sections that do not apply are empty or None.
 
     `mase_scale` holds the divisor of the MASE by target: the mean absolute error of the naive forecast on the training
-    part, seasonal if there is a season. `missing_baselines` holds, by name, why a baseline is not in every row of the table.
+    part, seasonal if there is a season. `anomaly_left_out` says in sentences what was not measured of an alarm, and why.
+    `missing_baselines` holds, by name, why a baseline is not in every row of the table.
     `absent` counts the rows that the scored spans lack, and `left_out` those of the data that were not scored, because the
     model has learned from their time.
     """
@@ -280,6 +281,7 @@ class Scores:
     mase_scale: dict[str, float] = field(default_factory=dict)
     classification: ClassScores | None = None
     anomaly: AnomalyScores | None = None
+    anomaly_left_out: str | None = None
     cold_start: ColdStart | None = None
     missing_baselines: dict[str, str] = field(default_factory=dict)
     absent: Absence | None = None
@@ -319,6 +321,8 @@ class Scores:
         small = {name: full[name] for name in ("data", "start", "end", "rows", "season")} | {"table": rows}
         if len(rows) < len(self.table):
             small["rows_left_out"] = len(self.table) - len(rows)
+        if self.anomaly_left_out:
+            small["anomaly_left_out"] = self.anomaly_left_out
         for name in ("classification", "anomaly"):
             if full[name] is not None:
                 small[name] = {

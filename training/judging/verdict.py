@@ -22,6 +22,8 @@ def verdict(scores: Scores) -> str:
         sentences.append(_class_verdict(scores.classification))
     if scores.anomaly:
         sentences.append(_anomaly_verdict(scores.anomaly))
+    if scores.anomaly_left_out:
+        sentences.append(scores.anomaly_left_out)
     sentences += _what_was_scored(scores)
     return " ".join(sentences)
 
@@ -109,6 +111,8 @@ def _anomaly_verdict(scores: AnomalyScores) -> str:
     text = f"It finds {model.found} of {model.events} injected faults, {model.during} of them before they are over"
     if model.clean_alarms_a_day is not None:
         text += f", with {model.clean_alarms_a_day:.2g} false alarms a day on clean data"
+    if scores.alarm_rate is not None:
+        text += f"; {percent(model.clean_share)} of clean timesteps have an alarm, {percent(scores.alarm_rate)} was asked for"
     if scores.pca is not None:
         text += f"; PCA finds {scores.pca.found} at that rate"
     return text + "."

@@ -24,9 +24,9 @@ from tidegate.training.data.split import Split
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
 from tidegate.training.learning.fit import Epoch, FitResult
-from tidegate.training.network.network import Network, build_network
+from tidegate.training.network.network import Network, build_network, without_monitors
 from tidegate.training.outputs import naming, replace_file
-from tidegate.training.settings import Architecture, Fit, Request, Settings, Source, name_of
+from tidegate.training.settings import Architecture, Fit, Forecast, Request, Settings, Source, name_of
 
 RUN, _METRICS = "run.json", "metrics.jsonl"
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -184,6 +184,8 @@ def save(folder: Path, run: Run, network: Network) -> None:
 def load(folder: Path) -> tuple[Run, Network]:
     """Read the folder of a finished run and build its network, ready for the export.
 
+    Where `alarm_is_old`, the network comes without its monitors.
+
     Raises:
         RunError: the run is not finished, or a file is missing or damaged.
     """
@@ -191,13 +193,23 @@ def load(folder: Path) -> tuple[Run, Network]:
     if isinstance(run, StartedRun):
         raise RunError(f"run: {folder} is not done; go on with `tidegate train --resume {folder}`, which exports it")
     weights = checkpoint.load(folder / checkpoint.BEST)
-    network = build_network(run.architecture, _blank_scaler(run.architecture.features), seed=0)
+    architecture = run.architecture
+    if alarm_is_old(architecture):
+        architecture = without_monitors(architecture)
+        weights = {name: part for name, part in weights.items() if not name.startswith("monitors.")}
+    network = build_network(architecture, _blank_scaler(architecture.features), seed=0)
     try:
         network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         raise checkpoint.damaged(folder / checkpoint.BEST, error) from error
     network.eval()
     return run, network
+
+
+def alarm_is_old(architecture: Architecture) -> bool:
+    """Whether it has an alarm from before its times were settings: the buffers of such an alarm have to be fitted anew."""
+    task = architecture.task
+    return isinstance(task, Forecast) and task.alarm_rate is not None and task.alarm_times is None
 
 
 def read(folder: Path) -> StartedRun | Run:

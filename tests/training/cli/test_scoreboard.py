@@ -105,11 +105,16 @@ def test_a_detector_stands_beside_pca() -> None:
     assert (
         said
         == "It finds 8 of 10 injected faults, 6 of them before they are over, with 0.5 false alarms a day on clean data; "
-        "PCA finds 4 at that rate."
+        "0.1 % of clean timesteps have an alarm, 0.1 % was asked for; PCA finds 4 at that rate."
     )
     told = lines(scores)
     assert any(line.split() == ["model", "3/4", "5/6"] for line in told)
     assert any(line.split() == ["PCA", "(T2,", "Q)", "4/4", "0/6"] for line in told)
+
+
+def test_what_was_not_measured_is_told() -> None:
+    """The verdict says it, also where no fault was scored at all."""
+    assert verdict(Scores("x", anomaly_left_out="No injected faults were scored.")) == "No injected faults were scored."
 
 
 def test_a_cold_start_is_reported_in_percent(graph: Graph, make_series: Callable[..., Series]) -> None:
