@@ -99,7 +99,7 @@ def guess_number_format(cells: list[str], *, strict: bool) -> NumberFormat | Non
 
     Args:
         cells: some of the table that look like numbers.
-        strict: whether dots before three digits, as in 1.234, may group thousands, as they do between semicolons.
+        strict: whether dots before three digits, as in 1.234, may group thousands, as they do between semicolons and tabs.
 
     Returns:
         None if 1,234 (or, if strict, 1.234) may be either notation.

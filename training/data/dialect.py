@@ -120,9 +120,9 @@ def guess_encoding(head: bytes, name: str, *, is_utf8: bool) -> str:
         return "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
     if is_utf8:
         return "utf-8"
-    # Latin letters with accents stand alone among others; those of other scripts stand together.
+    # Latin letters with accents stand alone among others, or by two; those of other scripts stand together.
     high = re.findall(rb"[\x80-\xff]+", head)
-    if sum(len(run) for run in high if len(run) > 1) > sum(map(len, high)) / 2:
+    if sum(len(run) for run in high if len(run) > 2) > sum(map(len, high)) / 2:
         raise UnreadableTable(
             f"data: {name} is neither UTF-8 nor Latin-1; name its encoding with --encoding, such as cp1251, gbk or shift-jis"
         )
@@ -361,7 +361,7 @@ def _with_numbers(dialect: Dialect, options: Format, written: Sequence[str] | No
     """The dialect with the notation of its numbers, which is that of the written cells if they are given."""
     every = [cell for row in dialect.rows for cell in row] if written is None else written
     cells = [cell for cell in every if is_number_like(cell) and not is_time_like(cell)]
-    numbers = guess_number_format(cells, strict=dialect.delimiter == ";")
+    numbers = guess_number_format(cells, strict=dialect.delimiter in (";", "\t"))
     example = "" if numbers else next((cell for cell in cells if "," in cell or "." in cell), "")
     if options.decimal:
         other = "." if options.decimal == "," else ","

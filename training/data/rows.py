@@ -138,10 +138,13 @@ def _without_repeats(
         where = next((f" of group {group.name!r}" for group in groups if group.first <= at < group.end), "")
         own = f" {arrays.table.file_column}" if arrays.table.file_column else ""
         advice = "" if groups else f", or name the column that tells several series apart with --group{own}"
+        if not arrays.in_utc and _is_autumn_sunday(times[at]):
+            advice += ", or if a clock was set back, name its zone with --timezone"
+        zone = "Z" if arrays.in_utc else ""
         assert arrays.plan.times
         raise TimeOrderError(
-            f"{arrays.table.name}: row {_file_row(order, at)} ({iso(times[at])}) repeats the time of row {_file_row(order, at - 1)} "
-            f"({iso(times[at - 1])}){where} in column {arrays.plan.times.columns[0]!r}; expected each time once: keep one of such "
+            f"{arrays.table.name}: row {_file_row(order, at)} ({iso(times[at])}{zone}) repeats the time of row {_file_row(order, at - 1)} "
+            f"({iso(times[at - 1])}{zone}){where} in column {arrays.plan.times.columns[0]!r}; expected each time once: keep one of such "
             f"rows with --duplicates first, last or mean{advice}"
         )
     _reorder(arrays, order)
@@ -158,6 +161,12 @@ def _without_repeats(
     arrays.times, arrays.codes = times[kept], {role: codes[kept] for role, codes in arrays.codes.items()}
     notes.append(f"{int(repeats.sum())} rows repeated a time: the {options.duplicates} of such rows is taken")
     return regrouped(groups, firsts)
+
+
+def _is_autumn_sunday(time: np.datetime64) -> bool:
+    """Whether clocks are set back on that day in Europe or North America, perhaps."""
+    day = time.astype("datetime64[D]").item()
+    return bool(day.weekday() == 6 and day.month in (10, 11))
 
 
 def regrouped(groups: Sequence[Group], firsts: Order) -> tuple[Group, ...]:

@@ -93,6 +93,7 @@ def fit(
     on_epoch: Callable[[Epoch, Epoch], None] = lambda _epoch, _best: None,
     *,
     checkpointer: Checkpointer | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> FitResult:
     """Train a network and keep the weights with the best validation score, or the last ones.
 
@@ -107,6 +108,7 @@ def fit(
         settings: of the training.
         on_epoch: called after each epoch with that epoch and the best one so far.
         checkpointer: saves the state of the training, which resumes from the last one if there is one. None saves nothing.
+        weights: to begin with, of a network of this architecture; random ones by default.
 
     Raises:
         Diverged: the loss was NaN or infinite before the first epoch ended.
@@ -114,7 +116,7 @@ def fit(
         RunError: the checkpoint does not fit this training.
     """
     with _isolated_generator(settings.seed):
-        return Trainer(series, split, scaler, architecture, settings, checkpointer).run(on_epoch)
+        return Trainer(series, split, scaler, architecture, settings, checkpointer, weights).run(on_epoch)
 
 
 def reason_to_stop(settings: Fit, epoch: Epoch, best: Epoch) -> Stop | None:
@@ -143,6 +145,7 @@ class Trainer:
         architecture: Architecture,
         settings: Fit,
         checkpointer: Checkpointer | None = None,
+        weights: dict[str, Tensor] | None = None,
     ) -> None:
         self.settings = settings
         self.checkpointer = checkpointer
@@ -157,6 +160,8 @@ class Trainer:
         self.values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
         self.objective = build_objective(series, split, scaler, architecture, self.values)
         self.objective.set_units(self.network.head)
+        if weights is not None:  # after the units, to which they belong
+            self.network.load_state_dict(weights)
         self.weights = list(self.network.parameters())
         self.optimizer = build_optimizer(self.network, settings)
         self.average = deepcopy(self.network).eval()
@@ -257,7 +262,10 @@ class Trainer:
         return Epoch(number, loss, score, rate(self.settings, progress, scores), elapsed_s, progress)
 
     def train_epoch(self, plan: Plan, number: int, scores: list[float]) -> float:
-        """One optimizer step for each chunk, with the state carried along; returns the mean loss."""
+        """One optimizer step for each chunk, with the state carried along; returns the mean loss.
+
+        A time limit ends it within the epoch.
+        """
         self.network.train()
         state = self.network.initial_state(plan.batch_size)
         losses: list[Tensor] = []
@@ -279,6 +287,8 @@ class Trainer:
             losses.append(loss.detach())
             if len(losses) == 64:  # a sum after each chunk would wait for the GPU
                 losses = [_total(losses)]
+            if self.time_is_up():
+                break  # the rest of a long epoch would take longer than was asked for
         return float(_total(losses)) / max(count, 1.0) if losses else 0.0
 
     def update_average(self) -> None:
@@ -324,6 +334,11 @@ class Trainer:
         """The progress of the training, 0..1: by epochs, or by the clock where that is further."""
         clock = 0.0 if self.settings.minutes is None else elapsed_s / (60.0 * self.settings.minutes)
         return min(1.0, max(clock, epochs / self.settings.epochs))
+
+    def time_is_up(self) -> bool:
+        """Whether the training has taken as long as it may."""
+        minutes = self.settings.minutes
+        return minutes is not None and time.monotonic() - self.started >= 60.0 * minutes
 
     def set_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the optimizer."""

@@ -86,6 +86,11 @@ def test_an_option_decides_between_two_readings(load: Callable[..., Series], dec
         ({}, text(head="time,温度,pump").encode("gbk"), "neither UTF-8 nor Latin-1.*--encoding"),
         ({}, text(head="time"), "1 names for rows of 3 cells"),
         ({}, text([stamped()[0]] * 5), "repeats the time of row 1.*--duplicates"),
+        (
+            {},
+            text(["2024-10-27 02:00", "2024-10-27 02:30"] * 2 + ["2024-10-27 03:00"]),
+            "clock was set back.*--timezone",
+        ),
         ({}, text([*stamped()[:4], "2024-03-01T00:50:00Z"]), "an offset to UTC in some rows only"),
         ({}, text([*stamped()[:4], "tomorrow"]), "'tomorrow' in row 5.*--time-format"),
         (
@@ -231,7 +236,7 @@ def test_an_input_that_is_constant_in_training_is_left_out() -> None:
     prepared = prepare(request, series, notes.append)
     assert prepared.series.names == ("a", "b")
     assert prepared.architecture.features == 2
-    assert notes == ["left out, because they are constant in the training part: late"]
+    assert notes[-1] == "left out, because they are constant in the training part: late"
 
 
 @pytest.mark.parametrize(
@@ -252,6 +257,16 @@ def test_a_model_is_called_like_its_data(data: str, name: str) -> None:
 def test_a_name_with_a_comma_stands_in_quotes() -> None:
     """Options with several names are split at commas."""
     assert Source(exclude='"temp, °C",pump').exclude == ("temp, °C", "pump")  # type: ignore[arg-type]
+
+
+def test_a_constant_plan_whose_future_moves_stays() -> None:
+    """The feature of its future is derived from it, also in other data."""
+    values = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
+    values[:281, 1], values[281:, 1] = 5.0, 6.0  # the training part ends at row 280
+    source = Source(data="x.csv", known=("plan",))
+    series = series_of(values, names=["a", "plan"], derived=["plan@+3"])
+    request = Request(source=source, target=("a",), horizons=(3,), name="x", out=Path("runs/x"))
+    assert prepare(request, series, lambda _: None).series.names == ("a", "plan", "plan@+3")
 
 
 def test_each_file_of_a_folder_may_be_a_series(tmp_path: Path) -> None:
