@@ -33,10 +33,13 @@ MOST_FALSE_A_DAY = 1.0
 WHAT = {
     "spike": "one value is far off",
     "stuck": "repeats a value, 8 h",
+    "fixed": "says the mean, 8 h",
     "drift": "drifts away, 8 h",
+    "leak": "falls slowly, 32 h",
     "dropout": "says nothing, 4 h",
     "noise": "is noisy, 4 h",
     "scale": "has a wrong scale, 4 h",
+    "decoupled": "follows the others no more, 32 h",
 }
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.training.data.series import Series, Spans, count_rows, iso
+from tidegate.training.data.overview import overview
+from tidegate.training.data.prepare import check_scorable
+from tidegate.training.data.series import Series, Spans, count_rows
 from tidegate.training.data.source import read_request
 from tidegate.training.data.split import Split, check_parts
 from tidegate.training.errors import SettingsError
@@ -92,7 +94,11 @@ class Backtest:
 
 
 def backtest(
-    request: Request, rolling: Rolling, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
+    request: Request,
+    rolling: Rolling,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+    series: Series | None = None,
 ) -> Backtest:
     """Train and score once for each fold; each fold leaves a run in its own folder under `request.out`.
 
@@ -101,22 +107,24 @@ def backtest(
         rolling: the folds.
         on_epoch: see `fit`.
         on_note: called with a sentence for the user.
+        series: of the request, if it is read already.
 
     Raises:
         SeriesTooShort: a part of a fold is too short for the horizons.
         TrainingError: another problem that the user can solve.
     """
-    series = read_request(request)
-    for note in series.notes:
-        on_note(note)
+    series = series or read_request(request)
     horizon = max(request.horizons) if request.task == "forecast" else 0
     share = request.validation_share / (request.train_share + request.validation_share)
     splits = rolling_splits(series, rolling, validation=share)
+    for line in (*series.notes, *overview(series)):
+        on_note(line)
     for split in splits:  # checked before the training, not after it
         check_parts(series, split, horizon)
+        check_scorable(request, series, split)
     folds = []
     for number, split in enumerate(splits, 1):
-        origin = iso(min(series.times[first] for first, _ in split.test))
+        origin = series.stamp(min(series.times[first] for first, _ in split.test))
         on_note(f"fold {number} of {len(splits)}: training on {count_rows(split.train)} rows before {origin}")
         own = request.model_copy(update={"out": request.out / f"fold-{number}"})
         _, scores = train_and_score(own, series, split, on_epoch, on_note)

@@ -20,6 +20,7 @@
     │   ├── UnheldNumber           a number whose changes float32 cannot hold
     │   ├── TableErrors            several of these at once
     │   ├── ConstantTarget         a target that never changes
+    │   ├── PeriodMismatch         rows that are not as far apart as those of the training
     │   └── SeriesTooShort         too few rows for the split and the horizons
     ├── RunError                 a run folder that is missing or incomplete
     ├── Diverged                 training ended in NaN
@@ -115,6 +116,10 @@ class TableErrors(TableError):
 
 class ConstantTarget(TableError):
     """The target never changes, so there is nothing to forecast."""
+
+
+class PeriodMismatch(TableError):
+    """The rows are not as far apart as those that the model was trained on."""
 
 
 class SeriesTooShort(TableError):

@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from tidegate.training import pipeline
+from tidegate.training.data.features import ELAPSED
 from tidegate.training.data.frame import is_frame, with_time_column
 from tidegate.training.data.load import series_of
 from tidegate.training.data.series import Series, Spans, future_values
@@ -117,6 +118,7 @@ class Training:
                 columns=graph.features,
                 options=source,
                 words=words,
+                fill_gaps=0 if ELAPSED in graph.features else source.fill_gaps,
             )
         else:
             other = Source(data=str(data), time=source.time, columns=tuple(graph.features))

@@ -11,9 +11,12 @@ from typing import Any
 
 import onnx
 
+from tidegate.training.data.alarm_times import alarm_times
+from tidegate.training.data.learned import learned_rows
+from tidegate.training.data.overview import overview
 from tidegate.training.data.prepare import Prepared, prepare
-from tidegate.training.data.series import Series, count_rows
-from tidegate.training.data.source import read_request, read_source, source_like
+from tidegate.training.data.series import Series, check_period, count_rows
+from tidegate.training.data.source import read_request, read_source, source_like, source_of
 from tidegate.training.data.split import Split
 from tidegate.training.data.write import write_csv
 from tidegate.training.errors import ChecksumMismatch, ModelUnreadable, RunError
@@ -30,6 +33,8 @@ from tidegate.training.learning.choice import after_trials, choose_level, needs_
 from tidegate.training.learning.correction import Correction, settle
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
 from tidegate.training.learning.links import Given, prepare_links
+from tidegate.training.learning.parting import parting
+from tidegate.training.learning.warm_start import WarmStart
 from tidegate.training.network.network import Network, add_monitors, without_monitors
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
@@ -47,7 +52,12 @@ class Published:
     parity: Parity
 
 
-def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]) -> Published:
+def train(
+    request: Request,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+    prepared: Prepared | None = None,
+) -> Published:
     """Train, export, score and write a version.
 
     Afterwards the run folder and the version are on disk. After an error there is no version.
@@ -56,6 +66,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         request: of the training. With `resume` the run of that folder goes on where it was stopped or killed.
         on_epoch: see `fit`.
         on_note: called with a sentence for the user.
+        prepared: what `prepare` made of the request, if that is done already.
 
     Raises:
         TrainingError: a problem that the user can solve.
@@ -64,21 +75,27 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
     begun = run.read(resumed) if resumed else None
     if resumed:
         request = run.resumed(resumed, request)
+    start = WarmStart.load(request.warm_start) if request.warm_start else None
+    if start and not resumed:
+        request = start.request(request)
     # Checked before the training, not after it.
     version = free_version(request.models, request.name, request.version)
-    series = read_request(request)
-    for note in series.notes:
-        on_note(note)
-    if begun:
-        _check_same(series, begun.facts)
-    else:
+    if not begun:
+        prepared = prepared or prepare(request, read_request(request), on_note)
         run.open_folder(request.out)
+    else:
+        series = read_request(request)
+        _check_same(series, begun.facts)
+        prepared = prepare(request, series, on_note)
+    if start:
+        prepared = start.apply(prepared)
+    series = prepared.series
     with run.exclusive(request.out):
         checkpointer = Checkpointer(request.out)
         if begun:
             _resume(begun, request, checkpointer)
         chosen = begun.architecture if begun else None
-        record, network = _train(request, series, on_epoch, on_note, checkpointer=checkpointer, chosen=chosen)
+        record, network = _train(request, prepared, on_epoch, on_note, checkpointer, start, chosen)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -132,6 +149,7 @@ def publish(  # noqa: PLR0913  a version brings everything together
         scores=scores.as_json(),
         verdict=verdict(scores),
         history=run.read_metrics(folder),
+        run=str(folder),
         graph=content,
     )
     page = report.build(report.ReportContent(model_card, replay, faulty))
@@ -149,9 +167,13 @@ def train_and_score(
 
     Raises:
         TrainingError: a problem that the user can solve.
+        KeyboardInterrupt: the user stopped the training.
     """
+    prepared = prepare(request, series, on_note, split)
     run.open_folder(request.out)
-    record, network = _train(request, series, on_epoch, on_note, split)
+    record, network = _train(request, prepared, on_epoch, on_note)
+    if record.outcome.stopped == "interrupted":
+        raise KeyboardInterrupt  # scores of half a training do not compare with those of whole ones
     run.save(request.out, record, network)
     *_, scores = _scored(record, network, series, request.name, request.season)
     return record, scores
@@ -203,6 +225,8 @@ def export_run(
     source = record.source.model_copy(update={"data": data or record.source.data})
     series = read_source(source, record.facts.features, words=record.facts.categories)
     _check_same(series, record.facts)
+    if run.alarm_is_old(record.architecture):
+        record, network = _with_new_alarm(record, network, series)
     return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
@@ -212,16 +236,20 @@ def evaluate_version(
     data: str | None,
     time: str | None,
     season: int | None,
+    all_rows: bool = False,
     reading: dict[str, Any] | None = None,
-    on_note: Callable[[str], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _note: None,
 ) -> Scores:
-    """Score a version on the held-out part of its card, or on all rows of other data.
+    """Score a version on the held-out part of its card, or on other data.
+
+    Of other data the rows are left out that lie in the time that the model has learned from.
 
     Args:
         model: the folder of the version.
         data: other data than that of the card.
         time: the time column of other data.
         season: see `evaluate`.
+        all_rows: score all rows of other data: they are of another source.
         reading: how to read other data: fields of `Format`; what is not given is guessed, or as in the training.
         on_note: called with a sentence for the user.
 
@@ -242,18 +270,34 @@ def evaluate_version(
         other = Source.model_validate({"data": data, "time": time, "columns": tuple(graph.features), **given})
         source = source_like(other, model_card)
     elif model_card is not None:
-        source = Source.model_validate(model_card["source"])
+        source = source_of(model_card)
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
     series = read_source(source, graph.features, words=_words(model_card))
-    for note in series.notes:
-        on_note(note)
+    for line in (*series.notes, *overview(series)):
+        on_note(line)
+    check_period(series, graph.description["period_s"])
     if model_card is None:
         return evaluate(graph, series, season=season)
-    if model_card["data"]["sha256"] != series.sha256:
-        return evaluate(graph, series, season=season, scales=model_card["scores"].get("mase_scale"))
-    # Only the held-out rows are scored; the baselines are fitted on the training rows of the model.
-    return evaluate(graph, series, season=season, split=_split_of(model_card["data"]))
+    if model_card["data"]["sha256"] == series.sha256:
+        # Only the held-out rows are scored; the baselines are fitted on the training rows of the model.
+        return evaluate(graph, series, season=season, split=_split_of(model_card["data"]))
+    return _score_others(graph, series, model_card, season, all_rows=all_rows)
+
+
+def _score_others(
+    graph: Graph, series: Series, model_card: dict[str, Any], season: int | None, *, all_rows: bool
+) -> Scores:
+    """The scores of other data, without the rows that the model has learned from."""
+    scales = model_card["scores"].get("mase_scale")
+    if all_rows:
+        return evaluate(graph, series, season=season, scales=scales)
+    learned = learned_rows(series, model_card["data"])
+    if learned.complete:
+        scores = evaluate(graph, series, season=season, split=learned.split)
+    else:
+        scores = evaluate(graph, series, learned.split.test, season=season, scales=scales)
+    return replace(scores, left_out=learned.rows)
 
 
 def rebuild_report(model: Path, *, data: str | None) -> str:
@@ -272,7 +316,7 @@ def rebuild_report(model: Path, *, data: str | None) -> str:
     model_card = read_card(model)
     if model_card is None or "history" not in model_card:
         raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
-    source = Source.model_validate(model_card["source"])
+    source = source_of(model_card)
     source = source.model_copy(update={"data": data or source.data})
     series = read_source(source, graph.features, words=_words(model_card)).select(graph.features)
     if series.sha256 != model_card["data"]["sha256"]:
@@ -291,6 +335,16 @@ def _check_same(series: Series, facts: run.DataFacts) -> None:
         raise ChecksumMismatch(
             f"data: {series.name} has SHA-256 {series.sha256}, expected {facts.sha256}, on which the run was trained"
         )
+
+
+def _with_new_alarm(record: run.Run, network: Network, series: Series) -> tuple[run.Run, Network]:
+    """The run and its network with monitors of today, fitted to the series of the training."""
+    task, split = record.architecture.task, record.facts.split
+    times = alarm_times(count_rows(split.train + split.validation), series.period_s)
+    architecture = record.architecture.model_copy(update={"task": task.model_copy(update={"alarm_times": times})})
+    watched = add_monitors(network, architecture)
+    calibrate(watched, series, split)
+    return record.model_copy(update={"architecture": architecture}), watched
 
 
 def _resume(begun: run.StartedRun | run.Run, request: Request, checkpointer: Checkpointer) -> None:
@@ -312,15 +366,14 @@ def _resume(begun: run.StartedRun | run.Run, request: Request, checkpointer: Che
 
 def _train(
     request: Request,
-    series: Series,
+    prepared: Prepared,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
-    split: Split | None = None,
     checkpointer: Checkpointer | None = None,
+    start: WarmStart | None = None,
     chosen: Architecture | None = None,
 ) -> tuple[run.Run, Network]:
-    """Prepare, fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed; `chosen` is what was resumed."""
-    prepared = prepare(request, series, on_note, split)
+    """Fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed; `chosen` is what was resumed."""
     series = prepared.series
     facts = run.DataFacts.of(series, prepared.split, prepared.scaler)
     started = run.StartedRun(request=request, facts=facts, architecture=chosen)
@@ -331,11 +384,14 @@ def _train(
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    given = _complete(request, prepared, on_note, chosen)
+    # A warm start has the regression of the earlier run, whose units its weights have.
+    given = (
+        Given(prepared.architecture, None, start.weights) if start else _complete(request, prepared, on_note, chosen)
+    )
     if checkpointer:
         run.save_started(request.out, started.model_copy(update={"architecture": given.architecture}))
     bare = replace(given, architecture=without_monitors(given.architecture))
-    tried = prepared.architecture.level == "auto" and not chosen and needs_trials(given)
+    tried = prepared.architecture.level == "auto" and not chosen and not start and needs_trials(given)
     settings = after_trials(request.fit) if tried else request.fit
     result = fit(
         series,
@@ -349,8 +405,8 @@ def _train(
     )
     run.write_metrics(request.out, result.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_stop_note(result, request.fit.keep))
-    if checkpointer and result.stopped == "interrupted":
-        on_note(f"to go on: tidegate train --resume {request.out}")
+    if told := parting(result.epochs, result.best):
+        on_note(told)
     correction = settle(result.network, series, prepared.split)
     if correction:
         on_note(_correction_note(correction))

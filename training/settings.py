@@ -5,6 +5,7 @@ The defaults suit a series of some ten thousand rows. Those of `Fit` were compar
 
 import csv
 import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +24,9 @@ from pydantic import (
 # The name of a model is a folder, and appears in metrics and addresses.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
+# Half of the timesteps that a gradient reaches back by default: the network has learned to hold a value for so long.
+FILL_GAPS = 12
+
 Steps = Annotated[int, Field(ge=1)]
 Link = Literal["linear", "last", "season", "features"]
 
@@ -33,6 +37,12 @@ def _split(value: Any) -> Any:
         return value
     parts = next(csv.reader([value], skipinitialspace=True), [])
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def as_typed(part: str) -> str:
+    """A part of such a text as it is typed in a shell: quoted where a comma or a sign of the shell would be misread."""
+    text = '"' + part.replace('"', '""') + '"' if set(part) & set(',"') else part
+    return shlex.quote(text)
 
 
 def name_of(data: str) -> str:
@@ -50,7 +60,18 @@ def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
     return numbers
 
 
+def _pairs(value: Any) -> Any:
+    """The pairs of a text like `a=b,c=d`."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.partition("=") for part in _split(value)]
+    if not all(name.strip() and unit.strip() for name, _, unit in parts):
+        raise ValueError("NAME=TEXT, separated by commas")
+    return {name.strip(): unit.strip() for name, _, unit in parts}
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Calendar = Annotated[tuple[Literal["day", "week", "year"], ...], BeforeValidator(_split)]
 Links = Annotated[tuple[Link, ...], BeforeValidator(_split)]
 Horizons = Annotated[tuple[Steps, ...], Field(min_length=1), BeforeValidator(_split), AfterValidator(_rising)]
@@ -69,7 +90,7 @@ class Format(Settings):
     """How a table is to be read. Each field overrules a guess; None lets the reader guess."""
 
     delimiter: str | None = Field(default=None, description="Between columns of a text file: , ; | tab or space.")
-    decimal: Literal[".", ","] | None = Field(default=None, description="The decimal separator of numbers.")
+    decimal: Literal[".", ","] | None = Field(default=None, description="The decimal separator of numbers: . or ,")
     thousands: str | None = Field(
         default=None,
         description="What groups thousands in numbers: , . ' space or none; the decimal is the other sign.",
@@ -138,6 +159,14 @@ class Source(Format):
     calendar: Calendar = Field(
         default=(), description="Add sine and cosine of the time of day, week or year; separated by commas."
     )
+    units: Pairs = Field(
+        default={}, description="The units of columns, as 'temp=°C,load=kW'; the report and every client show them."
+    )
+    fill_gaps: int = Field(
+        default=FILL_GAPS,
+        ge=0,
+        description="A gap of at most so many rows in a regular series becomes missing values; a longer one cuts. 0: never.",
+    )
     elapsed: bool = Field(
         default=False, description="Add the seconds since the last timestep; a gap then resets the state."
     )
@@ -183,6 +212,14 @@ class Shape(Settings):
         return wanted
 
 
+class AlarmTimes(Settings):
+    """The times of an alarm, in timesteps; `data.alarm_times` derives them from the data."""
+
+    memory: Annotated[float, Field(ge=2.0)] = 500.0  # the running mean of errors and levels follows within so many
+    slow: Annotated[float, Field(ge=1.0)] = 32.0  # slow faults are gathered over so many
+    warm_up: Steps = 96  # a new stream raises no alarm before
+
+
 class Forecast(Settings):
     """A forecast: `targets` are indices of features, `horizons` count timesteps.
 
@@ -201,6 +238,7 @@ class Forecast(Settings):
     follow: bool = False
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
+    alarm_times: AlarmTimes | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -322,6 +360,19 @@ class Request(Settings):
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = Field(
         default=None, description="Add an anomaly score, with an alarm in this long-run share of timesteps."
     )
+    alarm_memory: str | None = Field(
+        default=None,
+        description="What is usual follows the data within so many timesteps (500) or such a time (12h); by default a "
+        "fiftieth of the rows to learn from, at most a week.",
+    )
+    alarm_slow: str | None = Field(
+        default=None,
+        description="Gather slow faults over so many timesteps or such a time; by default a sixteenth of --alarm-memory.",
+    )
+    alarm_warm_up: str | None = Field(
+        default=None,
+        description="A new stream raises no alarm in so many timesteps or such a time; by default 24 to 96 timesteps.",
+    )
     train_share: float = Field(default=0.70, gt=0, lt=1, description="Share of the rows to train on.")
     validation_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows to validate on.")
     hold_out: Names = Field(
@@ -339,6 +390,10 @@ class Request(Settings):
     version: Steps | None = Field(default=None, description="The version to write; by default the next free one.")
     out: Path = Field(description="The run folder; by default a new one under runs/.")
     held_out: Path | None = Field(default=None, description="Write the held-out rows to this file, as CSV.")
+    warm_start: Path | None = Field(
+        default=None,
+        description="Begin with the weights of this model, or of this run folder, and learn from data that has grown.",
+    )
     resume: Path | None = Field(
         default=None, description="Resume the run of this folder; of its settings, --epochs may be raised."
     )

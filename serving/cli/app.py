@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tidegate.client import Model  # imported when a command connects
 
 TRAINING_COMMANDS = {
+    "inspect": "Tell what a table of sensor data holds, and what looks wrong.",
     "train": "Learn a model from a sensor series.",
     "backtest": "Learn from an ever longer past and judge what follows, several times.",
     "tune": "Search for good settings of a model.",

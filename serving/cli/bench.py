@@ -14,7 +14,7 @@ import typer
 from tidegate.cli.connection import Address, unavailable
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
 from tidegate.cli.options import ModelName, ModelVersion
-from tidegate.cli.outputs import check_outputs, require_matplotlib
+from tidegate.cli.outputs import check_outputs, replacing, require_matplotlib
 
 if TYPE_CHECKING:
     from tidegate.bench.plan import Plan
@@ -206,8 +206,10 @@ def _write_report(result: "Result", json: Path | None, png: Path | None) -> None
 
     print_result(Console(), result)
     if json is not None:
-        json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
+        with replacing(json) as new:
+            new.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
     if png is not None:
         from tidegate.bench.plot import save_plot  # needs matplotlib, an optional dependency
 
-        save_plot(result, png)
+        with replacing(png) as new:
+            save_plot(result, new)

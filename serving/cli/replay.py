@@ -17,12 +17,15 @@ from rich.table import Table
 
 from tidegate.cli.connection import ConnectionSettings
 from tidegate.cli.forecast_scores import ForecastScorer, Score, percent
-from tidegate.cli.outputs import check_outputs, require_matplotlib
+from tidegate.cli.outputs import check_outputs, replacing, require_matplotlib
 from tidegate.cli.sensor_table import SensorTable, read_table
+from tidegate.cli.stretches import Clock, check_order, cut
 from tidegate.client import Client, Model, Overloaded, Prediction, Stream
 from tidegate.core.spec import Floats, Output
 
 SECONDS_PER_DAY = 86400
+# The feature with the seconds since the last timestep.
+ELAPSED = "elapsed_s"
 # Fast enough to look live, slow enough to need no CPU.
 REFRESHES_PER_SECOND = 8
 
@@ -48,12 +51,53 @@ class ReplayedSeries:
     scorer: ForecastScorer | None
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """What the card of a model says of its own data; empty and 0 without a card.
+
+    Attributes:
+        time, group: columns.
+        fill_gaps: a gap of at most so many rows is missing values.
+    """
+
+    time: str = ""
+    group: str = ""
+    fill_gaps: int = 0
+
+    @classmethod
+    def of(cls, card_json: str) -> "TrainedOn":
+        """What a card says. Cards of other programs may say nothing of it."""
+        card = json.loads(card_json) if card_json else {}
+        source, data = card.get("source", {}), card.get("data", {})
+        group = data.get("group_column") or source.get("group") or ""
+        return cls(source.get("time") or "", group, source.get("fill_gaps", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows that get a stream of their own: a series of the file, or a stretch of it that follows a long gap.
+
+    `number` counts the stretches of the series from 1.
+    """
+
+    name: str
+    number: int
+    table: SensorTable
+
+    def stream_id(self, stem: str) -> str:
+        """The id of its stream; empty, so that the server issues one, if there is no stem."""
+        if not stem:
+            return ""
+        return stem + (f"-{self.name}" if self.name else "") + (f"~{self.number}" if self.number > 1 else "")
+
+
 @dataclass
 class Replay:
     """One run of `tidegate stream`.
 
     Row n of a series is timestep n of its stream, so a known stream continues where it was. The file has one series, or
-    several that the column `group` tells apart. They are sent one after another, `limit` rows of each.
+    several that the column `group` tells apart. They are sent one after another, `limit` rows of each. A short gap in time
+    is sent as missing values; the rows after a long one go to a fresh stream. That is what `tidegate evaluate` does.
     """
 
     file: Path
@@ -81,9 +125,17 @@ class Replay:
             require_matplotlib("--plot")
         check_outputs(out, plot, scores)
         async with self.connection.client() as client:
-            served, _ = await client.describe(self.model, self.version)
-            table = read_table(self.file, [feature.name for feature in served.features], self.group)
-            sent = await self._send_all(client, table, served)
+            served, card = await client.describe(self.model, self.version)
+            source = TrainedOn.of(card)
+            table = read_table(
+                self.file,
+                [feature.name for feature in served.features],
+                self.group,
+                time=source.time,
+                groups_of_model=source.group,
+            )
+            series = self._series(table, served, source)
+            sent = await self._send_all(client, series, served)
         timesteps, seconds = sum(len(one.predictions) for one in sent), sum(one.seconds for one in sent)
         self.console.print(
             f"{timesteps} timestep{'s' * (timesteps != 1)} in {seconds:.1f} s: {1e6 * seconds / timesteps:,.0f} µs per round trip",
@@ -93,6 +145,8 @@ class Replay:
         final = scorers[-1].scores(scorers[:-1]) if scorers else []
         if scorers:
             self.console.print(_score_table(scorers[-1], final))
+        if table.stamps() is None:
+            self.console.print("The rows have no ISO 8601 times: gaps between them were not seen.", highlight=False)
         if out is not None:
             _write_predictions(out, sent, self.group)
         if scores is not None:
@@ -100,32 +154,49 @@ class Replay:
         if plot is not None:
             _plot_longest(sent, self.file, plot)
 
-    async def _send_all(self, client: Client, table: SensorTable, served: Model) -> list[ReplayedSeries]:
-        """Sends each series that its stream does not have yet: at least one."""
+    def _series(self, table: SensorTable, served: Model, source: "TrainedOn") -> list["Part"]:
+        """The parts of the file that get a stream of their own: each stretch of each series.
+
+        Raises:
+            InvalidTable: the times go back, or the rows are not as far apart as those of the training.
+        """
+        series = [(name, rows.first(self.limit or len(rows))) for name, rows in table.series()]
+        times = [rows.stamps() for _, rows in series]
+        known = [stamps for stamps in times if stamps is not None]
+        if len(known) < len(times):
+            return [Part(name, 1, rows) for name, rows in series]
+        for (_, rows), stamps in zip(series, known, strict=True):
+            check_order(self.file, rows, stamps, self.group)
+        clock = Clock.of(known)
+        clock.check(self.file, served.period_s)
+        # A model that is told the time since the last timestep is told of every gap.
+        fill = 0 if any(feature.name == ELAPSED for feature in served.features) else source.fill_gaps
+        return [
+            Part(name, number, stretch)
+            for (name, rows), stamps in zip(series, known, strict=True)
+            for number, stretch in enumerate(cut(rows, stamps, clock, fill), start=1)
+        ]
+
+    async def _send_all(self, client: Client, parts: list["Part"], served: Model) -> list[ReplayedSeries]:
+        """Sends each part that its stream does not have yet: at least one."""
         sent: list[ReplayedSeries] = []
         already_sent: list[AlreadySent] = []
-        for name, rows in table.series():
-            part = rows.first(self.limit or len(rows))
+        for part in parts:
             earlier = [one.scorer for one in sent if one.scorer is not None]
             try:
-                sent.append(await self._send_series(client, name, part, _make_scorer(served, part), earlier))
+                sent.append(await self._send_part(client, part, _make_scorer(served, part.table), earlier))
             except AlreadySent as error:
                 already_sent.append(error)
         if not sent:
             raise already_sent[0]
         return sent
 
-    async def _send_series(
-        self,
-        client: Client,
-        name: str,
-        table: SensorTable,
-        scorer: ForecastScorer | None,
-        earlier: list[ForecastScorer],
+    async def _send_part(
+        self, client: Client, part: "Part", scorer: ForecastScorer | None, earlier: list[ForecastScorer]
     ) -> ReplayedSeries:
-        """Sends one series to its own stream."""
-        stream_id = f"{self.stream_id}-{name}" if self.stream_id and name else self.stream_id
-        async with client.open(stream_id, model=self.model, version=self.version) as stream:
+        """Sends one part to its own stream."""
+        table, name = part.table, part.name
+        async with client.open(part.stream_id(self.stream_id), model=self.model, version=self.version) as stream:
             first, rows = stream.next_step - 1, len(table)
             if first >= rows:
                 raise AlreadySent(
@@ -136,6 +207,7 @@ class Replay:
             self.console.print(
                 f"stream {stream.stream_id} ({stream.kind}) under {stream.model.name}/{stream.model.version}, "
                 + (f"{self.group} {name}, " if name else "")
+                + (f"after a gap, from {table.labels[0]}, " if part.number > 1 else "")
                 + f"rows {first + 1} to {rows}",
                 highlight=False,
             )
@@ -243,7 +315,8 @@ def _plot_longest(sent: list[ReplayedSeries], file: Path, path: Path) -> None:
         raise ReplayFailed(f"--plot: model {most.model.name} forecasts no column of {file}")
     from tidegate.cli.plot import plot_forecasts  # noqa: PLC0415 - needs matplotlib, an optional dependency
 
-    plot_forecasts(most.scorer, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
+    with replacing(path) as new:
+        plot_forecasts(most.scorer, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", new)
 
 
 def _score_table(scorer: ForecastScorer, scores: list[Score]) -> Table:
@@ -282,7 +355,7 @@ def _score_table(scorer: ForecastScorer, scores: list[Score]) -> Table:
 def _write_predictions(path: Path, sent: list[ReplayedSeries], group: str) -> None:
     """Writes one row per timestep: its series, number and label, and every value of every output."""
     outputs = sent[0].model.outputs
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as new, new.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = [name for output in outputs for name in _columns(output)]
         writer.writerow([*([group] if group else []), "step", sent[0].table.label, *names])
@@ -301,7 +374,8 @@ def _write_scores(path: Path, final: list[Score], timesteps: int, seconds: float
     """Writes the scores as JSON. NaN, where nothing was scored, becomes null."""
     scores = [asdict(score) | {"beats_baselines": score.beats_baselines} for score in final]
     facts = [{name: None if value != value else value for name, value in score.items()} for score in scores]  # noqa: PLR0124
-    path.write_text(json.dumps({"timesteps": timesteps, "seconds": seconds, "scores": facts}, indent=2), "utf-8")
+    with replacing(path) as new:
+        new.write_text(json.dumps({"timesteps": timesteps, "seconds": seconds, "scores": facts}, indent=2), "utf-8")
 
 
 def _columns(output: Output) -> list[str]:

@@ -49,13 +49,18 @@ class SensorTable:
 
     def times(self) -> list[datetime] | None:
         """Returns when each row was measured, if all labels are ISO 8601 times that never go back; else None."""
+        times = self.stamps()
+        # A line that goes back cannot be read.
+        return times if times and all(before <= after for before, after in pairwise(times)) else None
+
+    def stamps(self) -> list[datetime] | None:
+        """Returns when each row was measured, in any order, if all labels are ISO 8601 times; else None."""
         try:
             times = [datetime.fromisoformat(label.strip()) for label in self.labels]
         except ValueError:
             return None
-        # An axis cannot show times with and without an offset, and a line that goes back cannot be read.
-        same_kind = len({time.tzinfo is None for time in times}) == 1
-        return times if same_kind and all(before <= after for before, after in pairwise(times)) else None
+        # Times with and without an offset do not compare.
+        return times if len({time.tzinfo is None for time in times}) == 1 else None
 
     def first(self, rows: int) -> "SensorTable":
         """Returns the first rows."""
@@ -74,16 +79,21 @@ class SensorTable:
         ]
 
 
-def read_table(path: Path, features: Sequence[str], group: str = "") -> SensorTable:
+def read_table(
+    path: Path, features: Sequence[str], group: str = "", *, time: str = "", groups_of_model: str = ""
+) -> SensorTable:
     """Reads the columns of a CSV file that are features of the model, in the model's order.
 
     Args:
         path: the file.
         features: of the model.
         group: the column that says which series a row belongs to; empty for one series.
+        time: the column that labels the rows, if the file has it; else the first one that is neither a feature nor the group.
+        groups_of_model: the group column of the model's own data. A file that has it holds several series too.
 
     Raises:
-        InvalidTable: a column is missing or duplicated, a cell is not a number, or the file cannot be read.
+        InvalidTable: a column is missing or duplicated, a cell is not a number, the file cannot be read, or it holds several
+            series and no `group`.
     """
     if group in features:
         raise InvalidTable(f"{path}: column {group} is a feature of the model, expected a column that names the series")
@@ -95,20 +105,31 @@ def read_table(path: Path, features: Sequence[str], group: str = "") -> SensorTa
                 raise InvalidTable(
                     f"{path}: the file is empty, expected a header line with the columns {', '.join(features)}"
                 )
-            return _read_rows(path, [name.strip() for name in header], rows, features, group)
+            names = [name.strip() for name in header]
+            asked = group or (groups_of_model if groups_of_model in names else "")
+            table = _read_rows(path, names, rows, features, asked, time)
     except OSError as error:
         raise InvalidTable(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidTable(f"{path}: not a CSV file in UTF-8: {error}") from error
+    if group or not asked:
+        return table
+    if len(set(table.groups)) > 1:
+        raise InvalidTable(
+            f"{path}: column {asked} tells {len(set(table.groups))} series apart, as in the training of the model; send each "
+            f"to a stream of its own with --group {asked}"
+        )
+    return SensorTable(table.label, table.labels, table.features, table.values)
 
 
 def _read_rows(
-    path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str
+    path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str, time: str
 ) -> SensorTable:
     """Reads the rows below the header."""
     columns = _columns(path, header, features)
     (grouping,) = _columns(path, header, [group]) if group else (None,)
-    label = next((index for index, name in enumerate(header) if name not in {*features, group}), None)
+    others = [index for index, name in enumerate(header) if name not in {*features, group}]
+    label = next((index for index in others if header[index] == time), others[0] if others else None)
     values: list[list[float]] = []
     labels: list[str] = []
     groups: list[str] = []

@@ -13,6 +13,7 @@ import typer
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 from tidegate.cli.options import AsJson
+from tidegate.cli.outputs import replacing
 
 if TYPE_CHECKING:
     from tidegate.client import Client, StreamInfo  # imported when a command connects
@@ -76,10 +77,8 @@ def export(
 ) -> None:
     """Write a stream's state to a file for another server; the stream continues."""
     record = _call(connection, lambda client: client.export_stream(stream_id))
-    try:
-        file.write_bytes(record)
-    except OSError as error:
-        raise CommandError(f"{file}: cannot be written: {error.strerror}", EXIT_USAGE) from None
+    with replacing(file) as new:
+        new.write_bytes(record)
     print(f"wrote {len(record)} bytes to {file}")
 
 

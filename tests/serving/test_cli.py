@@ -312,7 +312,11 @@ def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_pa
     assert re.match(r"stream \S+ \(new\) under lake/3, rows 1 to 60", lines[0])
     assert re.match(r"60 timesteps in [\d.]+ s", lines[1])
     heading = next(number for number, line in enumerate(lines) if "persistence" in line)
-    assert [re.split(r"\s{2,}", line.strip())[:2] for line in lines[heading + 1 :]] == [["s0, V", "1"], ["s0, V", "3"]]
+    assert [re.split(r"\s{2,}", line.strip())[:2] for line in lines[heading + 1 : -1]] == [
+        ["s0, V", "1"],
+        ["s0, V", "3"],
+    ]
+    assert lines[-1] == "The rows have no ISO 8601 times: gaps between them were not seen."
 
 
 def test_stream_writes_the_predictions(server: Process, tmp_path: Path) -> None:
@@ -416,6 +420,47 @@ def test_stream_draws_one_of_several_series(server: Process, tmp_path: Path) -> 
     ended = stream(server, file, "--group", "site", "--plot", str(picture))
     assert ended.returncode == 0, ended.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def write_hours(path: Path, rows: Any, hours: Any) -> Path:
+    """A CSV file whose rows were measured at these hours."""
+    lines = write_csv(path, rows, label=False).read_text().splitlines()
+    stamps = ["when", *(f"2026-03-{1 + hour // 24:02}T{hour % 24:02}:00:00Z" for hour in hours)]
+    path.write_text("".join(f"{stamp},{line}\n" for stamp, line in zip(stamps, lines, strict=True)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gap_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server of the LSTM, whose card says that gaps of two rows were filled, and that `site` told series apart."""
+    card = json.dumps({"source": {"fill_gaps": 2}, "data": {"group_column": "site"}})
+    with serve(write_model(tmp_path_factory.mktemp("models"), lstm(), "lake", "3", card=card)) as process:
+        yield process
+
+
+def test_stream_does_at_a_gap_what_evaluate_does(gap_server: Process, tmp_path: Path) -> None:
+    """Two absent rows are sent as missing values; after three the rows go to a fresh stream."""
+    rows = sensor_rows(40, seed=9)
+    hours = [*range(10), *range(12, 30), *range(33, 45)]
+    file, out = write_hours(tmp_path / "a.csv", rows, hours), tmp_path / "out.csv"
+    ended = stream(gap_server, file, "--stream-id", "gaps", "--out", str(out))
+    assert ended.returncode == 0, ended.stderr
+    assert "stream gaps (new) under lake/3, rows 1 to 30" in ended.stdout
+    assert "stream gaps~2 (new) under lake/3, after a gap, from 2026-03-02T09:00:00Z, rows 1 to 12" in ended.stdout
+    absent = np.full((2, len(LSTM_FEATURES)), np.nan, np.float32)
+    sent = [np.concatenate([rows[:10], absent, rows[10:28]]), rows[28:]]
+    with out.open(newline="") as written:
+        got = [[float(cell) for cell in line[2:]] for line in list(csv.reader(written))[1:]]
+    assert got == [answer["forecast"].ravel().tolist() for part in sent for answer in replay(lstm(), part)]
+
+
+def test_stream_refuses_what_training_would_read_otherwise(gap_server: Process, tmp_path: Path) -> None:
+    """Another period, several series without --group, and times that go back: one line each, and nothing is sent."""
+    rows = sensor_rows(8)
+    file = write_hours(tmp_path / "a.csv", rows, range(0, 16, 2))
+    refused(stream(gap_server, file), 2, "a row comes every 7200 s, expected 3600 s")
+    refused(stream(gap_server, write_hours(file, rows, [*range(4), *range(4)])), 2, "row 5", "is earlier", "--group")
+    refused(stream(gap_server, write_sites(file, rows)), 2, "column site tells 2 series apart", "--group site")
 
 
 def test_stream_at_a_rate_takes_its_time(server: Process, tmp_path: Path) -> None:

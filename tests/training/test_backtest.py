@@ -12,8 +12,9 @@ from rich.console import Console
 
 from tidegate.training import errors, pipeline
 from tidegate.training.backtest import Backtest, Fold, mean_and_std, rolling_splits
-from tidegate.training.cli import scoreboard
+from tidegate.training.cli import scoreboard, tables
 from tidegate.training.cli.app import main
+from tidegate.training.data.prepare import prepare
 from tidegate.training.data.series import Group, Series
 from tidegate.training.data.write import write_csv
 from tidegate.training.judging.scores import ClassError, ClassScores, Scores
@@ -74,7 +75,9 @@ def test_nothing_after_the_origin_is_seen(make_series: Callable[..., Series], tm
             out=tmp_path / str(place),
         )
         (tmp_path / str(place)).mkdir()
-        _, network = pipeline._train(request, each, lambda *_: None, lambda _: None, split)
+        _, network = pipeline._train(
+            request, prepare(request, each, lambda _: None, split), lambda *_: None, lambda _: None
+        )
         weights.append(network.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -147,7 +150,7 @@ def test_classes_are_summed_up_too() -> None:
     assert entropy.skills == pytest.approx((0.5, 0.25))
     assert (wrong.wins, entropy.wins, result.wins) == (1, 1, False)
     assert scoreboard.backtest_verdict(result) == "The model does NOT beat every baseline in fold 2 of 2."
-    console = Console(width=scoreboard.WIDTH)
+    console = Console(width=tables.WIDTH)
     with console.capture() as caught:
         console.print(scoreboard.backtest_table(result))
     assert "25.0 ± 70.7 %" in caught.get()

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tidegate.training import Training, errors, train
+from tidegate.training.judging.advice import next_step
 from tidegate.training.judging.graph import Graph
 from tidegate.training.pipeline import evaluate_version
 
@@ -49,12 +50,11 @@ def test_a_frame_becomes_a_version(trained: Training) -> None:
 
 
 def test_it_says_how_it_goes(trained: Training, lines: list[str]) -> None:
-    """What was understood of the data, an epoch, why it stopped, what the network adds, and the verdict."""
-    assert lines[0].startswith("model.parquet: time = ")
+    """An epoch, why it stopped, what is done after that, the verdict, and what to try next."""
     assert any(line.startswith("epoch 1: loss ") for line in lines)
-    assert "stopped after epoch 2" in lines[-3]
-    assert lines[-2].startswith("the network ")
-    assert lines[-1] == trained.verdict
+    after = lines[next(place for place, line in enumerate(lines) if line.startswith("stopped after epoch 2")) + 1 :]
+    assert [line.split()[0] for line in after[:4]] == ["the", "exporting,", "replaying", "scoring"], lines
+    assert after[4:] == [trained.verdict, *filter(None, [next_step(trained.scores)])]
 
 
 def test_the_commands_find_the_rows(trained: Training) -> None:

@@ -6,18 +6,22 @@ each command imports what it uses, and `--help` does not wait.
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from tidegate.training.cli.options import build, option, options_of
+from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data import datasets as catalogue
 from tidegate.training.errors import SettingsError, TableErrors, TrainingError
+from tidegate.training.outputs import replacing
 from tidegate.training.settings import (
     Fit,
     Format,
@@ -29,6 +33,9 @@ from tidegate.training.settings import (
     first_mistake,
     name_of,
 )
+
+if TYPE_CHECKING:
+    from tidegate.training.data.prepare import Prepared
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -50,13 +57,24 @@ def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> Non
     """Train on a series, export the graph, score it on the held-out part, and write a version of the model."""
     # Read before torch is loaded, so that a wrong option fails at once.
     request = _request(values)
-    _set_threads(threads)
-    from tidegate.training.cli.progress import FitProgress
-    from tidegate.training.pipeline import train as run_training
-
     with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
-        published = run_training(request, progress.show, progress.note)
-    _report(published.scores, json_file, model=published.folder, run=request.out)
+        _check_threads(threads)
+        prepared = None
+        if not (request.resume or request.warm_start):
+            from tidegate.training.publishing.version import free_version
+
+            free_version(request.models, request.name, request.version)
+            prepared = _prepare(request, progress.note)
+        _set_threads(threads)
+        from tidegate.training.learning.run import how_to_go_on
+        from tidegate.training.pipeline import train as run_training
+
+        folder = request.resume or request.out
+        with _saying(lambda: how_to_go_on(folder)):
+            published = run_training(request, progress.show, progress.note, prepared)
+    _report(published.scores, json_file, model=published.folder, run=folder)
+    if published.run.outcome.stopped == "interrupted":
+        _print(how_to_go_on(folder))
 
 
 @app.command()
@@ -66,14 +84,19 @@ def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> 
     for name in ("models", "version", "held_out"):
         if values.get(name) is not None:
             raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
+    _refuse_warm_start(values)
     request, rolling = _request(values), build(Rolling, values)
+    _check_threads(threads)
+    from tidegate.training.data.source import read_request
+
+    series = read_request(request)  # before torch is loaded, which takes seconds
     _set_threads(threads)
     from tidegate.training.backtest import backtest as roll
     from tidegate.training.cli import scoreboard
-    from tidegate.training.cli.progress import FitProgress
 
-    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
-        result = roll(request, rolling, progress.show, progress.note)
+    again = f"a backtest cannot be resumed: begin anew, without {request.out} or with another --out"
+    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress, _saying(lambda: again):
+        result = roll(request, rolling, progress.show, progress.note, series)
     _show(scoreboard.backtest_table(result))
     _print(scoreboard.backtest_verdict(result))
     _print(f"runs: {request.out}")
@@ -91,17 +114,22 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
     request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
     if request.resume:
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
-    _set_threads(threads)
+    _refuse_warm_start(values)
+    _check_threads(threads)
     _require("optuna", "tune")
-    from tidegate.training.cli.progress import FitProgress
+    console = Console(stderr=True, soft_wrap=True)
+    prepared = _prepare(request, _note)
+    _set_threads(threads)
     from tidegate.training.search.trials import draw, tables, trial_line
     from tidegate.training.search.tune import Callbacks
     from tidegate.training.search.tune import tune as find
 
-    console = Console(stderr=True, soft_wrap=True)
-    with FitProgress(console) as progress:
+    with FitProgress(console) as progress, _saying(lambda: "finished trials are kept: the same command continues"):
         outcome = find(
-            request, search, Callbacks(lambda *trial: progress.note(trial_line(*trial)), progress.show, progress.note)
+            request,
+            search,
+            Callbacks(lambda *trial: progress.note(trial_line(*trial)), progress.show, progress.note),
+            prepared,
         )
     Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH).print(tables(outcome))
     picture = draw(outcome, request.out / "tune.png")
@@ -114,19 +142,44 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
 
 
 @app.command()
+@options_of(Source)
+def inspect(
+    file: Annotated[str, typer.Argument(help="A file, a folder or a pattern of files, or a named data set.")],
+    json_file: Json = None,
+    **values: Any,
+) -> None:
+    """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong."""
+    from tidegate.training.cli.inspection import table
+    from tidegate.training.data.inspection import Inspection
+    from tidegate.training.data.source import read_source
+
+    if values.get("data") is not None:
+        raise SettingsError(f"data: got {values['data']!r} beside the file {file!r}, expected one of them")
+    found = Inspection.of(read_source(build(Source, values | {"data": file})))
+    _show(table(found))
+    if json_file:
+        _write_json(json_file, found.as_json())
+
+
+@app.command()
 @options_of(Format)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
-    data: Annotated[str | None, option("data", "Other data than that of the card; all of its rows are scored.")] = None,
-    time: Annotated[str | None, option("time", "The time column; detected if there is only one.")] = None,
+    data: Annotated[str | None, option("data", "Other data than that of the card.")] = None,
+    time: Annotated[str | None, option("time", "The time column; that of the card, or the only one.")] = None,
     season: Season = None,
     json_file: Json = None,
+    all_rows: Annotated[
+        bool, option("all-rows", "Score rows at times that the model has learned from too: they are of another source.")
+    ] = False,
     **values: Any,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
     from tidegate.training.pipeline import evaluate_version
 
-    scores = evaluate_version(model, data=data, time=time, season=season, reading=values, on_note=_note)
+    scores = evaluate_version(
+        model, data=data, time=time, season=season, reading=values, all_rows=all_rows, on_note=_note
+    )
     _report(scores, json_file, model=model)
 
 
@@ -159,8 +212,8 @@ def report(
 
     page = rebuild_report(model, data=data)
     path = out or (model if model.is_dir() else model.parent) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(page)
     _print(f"report: {path}")
 
 
@@ -221,15 +274,44 @@ def _request(values: dict[str, Any]) -> Request:
     return build(Request, values, **parts, name=model, out=out)
 
 
+def _prepare(request: Request, on_note: Callable[[str], None]) -> "Prepared":
+    """Read and check the data before torch is loaded, which takes seconds."""
+    from tidegate.training.data.prepare import prepare
+    from tidegate.training.data.source import read_request
+
+    return prepare(request, read_request(request), on_note)
+
+
+@contextmanager
+def _saying(how: Callable[[], str]) -> Iterator[None]:
+    """After Ctrl-C or a full disk the last line says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _note(f"interrupted; {how()}")
+        raise
+    except OSError as error:
+        raise TrainingError(f"{error.filename or 'input or output'}: {error.strerror or error}; {how()}") from error
+
+
 def _require(package: str, extra: str) -> None:
     """Check that the package of an extra is installed."""
     if find_spec(package) is None:
         raise SettingsError(f"{extra}: needs {package}, which is not installed: pip install 'tidegate[{extra}]'")
 
 
-def _set_threads(threads: int) -> None:
+def _refuse_warm_start(values: dict[str, Any]) -> None:
+    if values.get("warm_start") is not None:
+        raise SettingsError("warm-start: only `tidegate train` goes on from a model; leave it out")
+
+
+def _check_threads(threads: int) -> None:
     if threads < 1:
         raise SettingsError(f"threads: got {threads}, expected at least 1")
+
+
+def _set_threads(threads: int) -> None:
+    _check_threads(threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -255,14 +337,14 @@ def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
 
 def _show(table: Any) -> None:
     """Print a table as wide as it needs: a narrow screen must not hide numbers."""
-    from tidegate.training.cli.scoreboard import WIDTH
+    from tidegate.training.cli.tables import WIDTH
 
     Console(soft_wrap=True, width=max(Console().width, WIDTH)).print(table)
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        file.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def _note(line: str) -> None:

@@ -31,7 +31,7 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command)
-        fields = {name: field for each in settings for name, field in each.model_fields.items() if field.description}
+        fields = {name: field for each in settings for name, field in _own_first(each).items() if field.description}
         added = [
             inspect.Parameter(
                 name,
@@ -68,6 +68,12 @@ def build(settings_class: type[SettingsT], values: dict[str, Any], **more: Any) 
     return settings_class.model_validate(given | more)
 
 
+def _own_first(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a class before those that it inherits: the help begins with what is asked for most."""
+    own = settings.__annotations__
+    return dict(sorted(settings.model_fields.items(), key=lambda item: item[0] not in own))
+
+
 def _cli_type(field: FieldInfo) -> Any:
     """The type that the command line parses: flags and paths; the settings parse all other values from text."""
     if field.annotation in (bool, bool | None):
@@ -87,7 +93,7 @@ def _metavar(field: FieldInfo) -> str | None:
 
 def _help(field: FieldInfo) -> str:
     default = field.get_default()
-    if field.is_required() or default is None or default == () or isinstance(default, bool):
+    if field.is_required() or default is None or default in ((), {}) or isinstance(default, bool):
         return str(field.description)
     shown = ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
     return f"{field.description} [default: {shown}]"

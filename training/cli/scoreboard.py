@@ -1,12 +1,12 @@
 """Scores as tables on a terminal."""
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tidegate.training.backtest import Backtest, mean_and_std
+from tidegate.training.cli.tables import empty_table
 from tidegate.training.judging.scores import Error, Score, Scores
 from tidegate.training.judging.verdict import (
     BASELINE_NAMES,
@@ -19,8 +19,6 @@ from tidegate.training.judging.verdict import (
 )
 
 MEASURES = {"mae": "mean absolute error", "wrong": "share of wrong classes", "cross_entropy": "cross-entropy"}
-# Columns of the widest table with usual names. On a narrower screen lines wrap; numbers are not cut.
-WIDTH = 100
 # The largest confusion matrix that fits into a hundred columns.
 CONFUSION_CLASSES = 10
 CLASS_LETTERS = 7
@@ -40,14 +38,14 @@ def table(scores: Scores) -> RenderableType:
 
 def backtest_table(result: Backtest) -> RenderableType:
     """The folds; then, by target and horizon, the error of the model in each, its mean and deviation, and its skill."""
-    folds = _board(
+    folds = empty_table(
         f"{result.data}: {len(result.folds)} folds", ("fold", "from", "to"), ("training", "validation", "held out")
     )
     for fold in result.folds:
         counts = (str(count) for count in (fold.train_rows, fold.validation_rows, fold.scores.rows))
         folds.add_row(str(fold.number), fold.scores.start, fold.scores.end, *counts)
     named = ", ".join(sorted({MEASURES[line.measure] for line in result.lines}))
-    board = _board(
+    board = empty_table(
         f"{named} by fold, mean and standard deviation; skill against the best baseline",
         ("target", "ahead" if result.folds[0].scores.table else "measure"),
         (*(str(fold.number) for fold in result.folds[:SHOWN_FOLDS]), "mean", "skill", "won"),
@@ -80,7 +78,7 @@ def _forecast_tables(scores: Scores) -> list[Table]:
         return []
     if len(scores.table) > FORECAST_ROWS:
         return [_target_table(scores)]
-    errors = _board(
+    errors = empty_table(
         f"{scores.data}: {scores.rows} timesteps, {scores.start} to {scores.end}; mean absolute error",
         ("target", "ahead"),
         ("model", *BASELINE_NAMES.values(), "skill"),
@@ -91,6 +89,7 @@ def _forecast_tables(scores: Scores) -> list[Table]:
             *_place(score), *(_cell(error) for error in (score.model, *baselines)), f"{100 * score.skill:.1f} %"
         )
     columns = {
+        "scored": [percent(score.count / max(scores.rows, 1)) for score in scores.table],
         "RMSE": [_number(score.model.rmse) for score in scores.table],
         "MASE": [_number(score.model.mase) for score in scores.table],
         "pinball": [_number(score.model.pinball) for score in scores.table],
@@ -101,8 +100,8 @@ def _forecast_tables(scores: Scores) -> list[Table]:
         "its width": [_number(score.interval.width if score.interval else None) for score in scores.table],
     }
     shown = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
-    more = _board(
-        "other errors of the model; coverage of its quantiles and of its calibrated interval",
+    more = empty_table(
+        "share of the timesteps that is scored; other errors of the model; coverage of its quantiles and of its interval",
         ("target", "ahead"),
         (*shown,),
     )
@@ -113,7 +112,7 @@ def _forecast_tables(scores: Scores) -> list[Table]:
 
 def _target_table(scores: Scores) -> Table:
     """A line for each target: the mean over its horizons. The report has every horizon."""
-    board = _board(
+    board = empty_table(
         f"{scores.data}: {scores.rows} timesteps, {scores.start} to {scores.end}; mean absolute error, mean over the horizons",
         ("target", "ahead"),
         ("model", *BASELINE_NAMES.values(), "skill", "won", "holds"),
@@ -145,10 +144,10 @@ def _class_tables(scores: Scores) -> list[Table]:
     part = scores.classification
     if part is None:
         return []
-    errors = _board(
+    errors = empty_table(
         f"{scores.data}: {part.count} labelled timesteps of {part.recordings} recordings, {scores.start} to {scores.end}",
         ("",),
-        ("accuracy", "by recording", "macro F1", "cross-entropy", "perplexity"),
+        ("accuracy", "recordings", "macro F1", "cross-entropy", "perplexity"),
     )
     for name, error in {"model": part.model, **part.baselines}.items():
         errors.add_row(
@@ -161,7 +160,9 @@ def _class_tables(scores: Scores) -> list[Table]:
         )
     if len(part.classes) > CONFUSION_CLASSES:
         return [errors]
-    matrix = _board("share of each class (row) that is predicted as (column)", ("",), tuple(map(_short, part.classes)))
+    matrix = empty_table(
+        "share of each class (row) that is predicted as (column)", ("",), tuple(map(_short, part.classes))
+    )
     for name, row in zip(part.classes, part.confusion, strict=True):
         total = max(sum(row), 1)
         matrix.add_row(Text(name), *(f"{100 * count / total:.0f} %" if count else "" for count in row))
@@ -173,12 +174,12 @@ def _anomaly_tables(scores: Scores) -> list[Table]:
     part = scores.anomaly
     if part is None:
         return []
-    board = _board(
+    board = empty_table(
         f"{part.model.events} faults injected into {', '.join(part.columns[:MAX_NAMES])}{', ...' if len(part.columns) > MAX_NAMES else ''}",
         ("",),
         ("found", "in time", "false", "precision", "recall", "F1", "AUC-PR", "delay", "clean alarms/d"),
     )
-    kinds = _board("found, by kind of fault", ("",), tuple(kind.kind for kind in part.model.kinds))
+    kinds = empty_table("found, by kind of fault", ("",), tuple(kind.kind for kind in part.model.kinds))
     for name, detector in (("model", part.model), ("PCA (T2, Q)", part.pca)):
         if detector is not None:
             board.add_row(
@@ -203,7 +204,7 @@ def _cold_tables(scores: Scores) -> list[Table]:
     if part is None:
         return []
     title = f"error of a new stream in % above that of a long one, up to timestep ...; {part.streams} streams"
-    board = _board(title, ("target", "ahead"), (*(str(step) for step in part.steps), "settled after"))
+    board = empty_table(title, ("target", "ahead"), (*(str(step) for step in part.steps), "settled after"))
     spans = {(score.target, score.horizon): horizon_text(score) for score in scores.table}
     for start in part.table[:COLD_ROWS]:
         board.add_row(
@@ -236,16 +237,6 @@ def _stacked(boards: list[Table]) -> Group:
 
 def _place(score: Score) -> tuple[Text, str]:
     return Text(f"{score.target}, {score.unit}".removesuffix(", ")), horizon_text(score)  # Text: a name is no markup
-
-
-def _board(title: str, left: tuple[str, ...], right: tuple[str | Text, ...]) -> Table:
-    # At most eighty columns wide with short names, for a log.
-    board = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in left:
-        board.add_column(heading, no_wrap=True)
-    for number in right:
-        board.add_column(number, justify="right", no_wrap=True)
-    return board
 
 
 def _cell(error: Error | None) -> str:

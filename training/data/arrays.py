@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tidegate.training.data.series import Floats, Times
 from tidegate.training.data.table import Table
 from tidegate.training.data.times import TimeReader
 from tidegate.training.errors import InfiniteValue, TableError, TableErrors, TextColumn, UnheldNumber
+from tidegate.training.settings import as_typed
 
 # float32 holds whole numbers up to here.
 WHOLE_FLOAT32 = 1 << 24
@@ -143,8 +143,8 @@ class TableArrays:
             first = wide[np.isfinite(wide)][0]
             self._errors[name] = UnheldNumber(
                 f"{label}: column {name!r} changes by {lost:g} from row to row at {first:.15g}, which float32 cannot hold; "
-                f"learn from its difference to the first value with --offset {quote(f'{name}={first:.15g}')} (a client subtracts "
-                f"the same), or leave it out with --exclude {quote(name)}"
+                f"learn from its difference to the first value with --offset {as_typed(f'{name}={first:.15g}')} (a client subtracts "
+                f"the same), or leave it out with --exclude {as_typed(name)}"
             )
         return values
 
@@ -154,10 +154,10 @@ class TableArrays:
             sign = "comma" if numbers.decimal == "," else "point"
             advice = f"numbers with a decimal {sign}; say how they are written with --decimal and --thousands, or "
         else:
-            advice = f"numbers; if it means a missing value add --missing-values {quote(text)}, if the words are states --categories {quote(name)}, or "
+            advice = f"numbers; if it means a missing value add --missing-values {as_typed(text)}, if the words are states --categories {as_typed(name)}, or "
         return TextColumn(
             f"{self.table.name}: column {name!r} holds {text!r} in row {row}, expected {advice}leave the column out with --exclude "
-            f"{quote(name)}"
+            f"{as_typed(name)}"
         )
 
     def _codes_of_words(self, column: Any, name: str) -> Floats:

@@ -6,6 +6,7 @@ from typing import TypedDict
 from tidegate.training.data import features
 from tidegate.training.data.table import Table
 from tidegate.training.errors import GroupColumnError, LabelColumnError, MissingColumn, TimeColumnError
+from tidegate.training.settings import as_typed
 
 
 class Columns(TypedDict, total=False):
@@ -22,6 +23,7 @@ class Columns(TypedDict, total=False):
         exclude: columns to leave out.
         keep: features that stay even if they are constant or empty: targets, and the features of a model.
         derived: features to derive, unless the table has them.
+        fill_gaps: gaps of a regular series of up to so many rows become missing values.
     """
 
     time: str | None
@@ -33,6 +35,7 @@ class Columns(TypedDict, total=False):
     exclude: Sequence[str]
     keep: Sequence[str]
     derived: Sequence[str]
+    fill_gaps: int
 
 
 # What a column of Unix times or of digits is called, in lower case: numbers are times only by their name.
@@ -107,7 +110,7 @@ def time_columns(table: Table, columns: Columns, roles: dict[str, str], kinds: d
     if period_s is not None and found:
         raise TimeColumnError(
             f"{table.name}: period {period_s:g} s beside the times of column {found[0]!r}, expected one of them; "
-            f"leave --period out, or the column with --exclude {found[0]}"
+            f"leave --period out, or the column with --exclude {as_typed(found[0])}"
         )
     if not found and period_s is None and not table.times_optional:
         clocks = [column for column, kind in kinds.items() if kind == "clock"]

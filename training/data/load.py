@@ -18,6 +18,7 @@ from tidegate.training.data.cells import NumberFormat, is_missing, units_of_cell
 from tidegate.training.data.columns import Columns, feature_columns, role_columns, time_columns
 from tidegate.training.data.dialect import is_unit
 from tidegate.training.data.formats import open_table
+from tidegate.training.data.gaps import fill_gaps
 from tidegate.training.data.parse import Missing, is_text, kind_of, text_of
 from tidegate.training.data.resample import resample
 from tidegate.training.data.rows import arrange
@@ -164,7 +165,8 @@ def _build_series(
         notes=told,
         timezone="UTC" if arrays.in_utc else "",
     )
-    return features.add_derived(series, derived)
+    # Before the derived features, which depend on the times and on the rows that follow.
+    return features.add_derived(fill_gaps(series, columns.get("fill_gaps", 0)), derived)
 
 
 def _check_numbers(table: Table) -> None:

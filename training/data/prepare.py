@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tidegate.training.data import datasets, features
+from tidegate.training.data.alarm_times import alarm_times
+from tidegate.training.data.overview import overview
 from tidegate.training.data.scaler import Scaler, check_targets, fit_scaler
-from tidegate.training.data.series import Series, season_steps
-from tidegate.training.data.split import Split, split_by_group, split_by_time
+from tidegate.training.data.series import Series, count_rows, season_steps
+from tidegate.training.data.split import Split, check_labels, check_truth, split_by_group, split_by_time
 from tidegate.training.errors import SettingsError
-from tidegate.training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
+from tidegate.training.settings import AlarmTimes, Architecture, Classify, Elapsed, Forecast, Request, Source
 
 # A note is one line: it names the first few of many groups.
 MAX_NAMES = 5
@@ -32,7 +34,11 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
     Raises:
         TrainingError: the series does not fit the request.
     """
-    split = split or _split(request, series, on_note)
+    if split is None:
+        for line in (*series.notes, *overview(series)):
+            on_note(line)
+        split = _split(request, series, on_note)
+        check_scorable(request, series, split)
     scaler = fit_scaler(series, split.train)
     # Weights of an input that never moves are not trained: if it moves later, they would do anything.
     idle = [name for name in scaler.constant if not _is_needed(name, request, scaler.constant)]
@@ -40,7 +46,23 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
         on_note(f"left out, because they are constant in the training part: {', '.join(idle)}")
         series = series.select([name for name in series.names if name not in idle])
         scaler = fit_scaler(series, split.train)
-    return Prepared(series, split, scaler, _architecture(request, series, scaler))
+    return Prepared(series, split, scaler, _architecture(request, series, scaler, split))
+
+
+def check_scorable(request: Request, series: Series, split: Split) -> None:
+    """Check that each part has something to learn or to score, before a training spends time on it.
+
+    Raises:
+        TrainingError: a part has no true value of a target at a horizon, or no labelled row.
+    """
+    if request.task == "forecast":
+        check_truth(series, split, [series.column(name) for name in _targets(request)], request.horizons)
+    elif series.labels is not None:
+        check_labels(series, split)
+
+
+def _targets(request: Request) -> tuple[str, ...]:
+    return request.target or _default_targets(request.source)
 
 
 def _is_needed(name: str, request: Request, constant: Sequence[str]) -> bool:
@@ -83,13 +105,13 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
     return split
 
 
-def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
+def _architecture(request: Request, series: Series, scaler: Scaler, split: Split) -> Architecture:
     """The architecture for this series."""
     task: Forecast | Classify
     if request.task == "classify":
         task = Classify(classes=series.classes)
     else:
-        targets = request.target or _default_targets(request.source)
+        targets = _targets(request)
         check_targets(series, scaler, targets)
         _check_future(request.source, targets)
         task = Forecast(
@@ -101,9 +123,22 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             season=request.season or season_steps(series.period_s) or 0,
             coverage=request.coverage,
             alarm_rate=request.alarm_rate,
+            alarm_times=_alarm_times(request, series, split),
         )
         check_alarm(task)
     return Architecture(features=len(series.names), task=task, elapsed=_elapsed(series), **request.shape.model_dump())
+
+
+def _alarm_times(request: Request, series: Series, split: Split) -> AlarmTimes | None:
+    """The times of the alarm, if there is one."""
+    asked = {"memory": request.alarm_memory, "slow": request.alarm_slow, "warm_up": request.alarm_warm_up}
+    if request.alarm_rate is None:
+        for name, value in asked.items():
+            if value is not None:
+                option = f"alarm-{name.replace('_', '-')}"
+                raise SettingsError(f"{option}: got {value!r} without an alarm; ask for one with --alarm-rate")
+        return None
+    return alarm_times(count_rows(split.train + split.validation), series.period_s, **asked)
 
 
 def _elapsed(series: Series) -> Elapsed | None:

@@ -140,10 +140,11 @@ def _without_repeats(
         advice = "" if groups else f", or name the column that tells several series apart with --group{own}"
         if not arrays.in_utc and _is_autumn_sunday(times[at]):
             advice += ", or if a clock was set back, name its zone with --timezone"
+        zone = "Z" if arrays.in_utc else ""
         assert arrays.plan.times
         raise TimeOrderError(
-            f"{arrays.table.name}: row {_file_row(order, at)} ({iso(times[at])}) repeats the time of row {_file_row(order, at - 1)} "
-            f"({iso(times[at - 1])}){where} in column {arrays.plan.times.columns[0]!r}; expected each time once: keep one of such "
+            f"{arrays.table.name}: row {_file_row(order, at)} ({iso(times[at])}{zone}) repeats the time of row {_file_row(order, at - 1)} "
+            f"({iso(times[at - 1])}{zone}){where} in column {arrays.plan.times.columns[0]!r}; expected each time once: keep one of such "
             f"rows with --duplicates first, last or mean{advice}"
         )
     _reorder(arrays, order)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tidegate.training.data.series import Floats, Series, Spans
 from tidegate.training.errors import ConstantTarget, EmptyColumn
+from tidegate.training.settings import as_typed
 
 # float32 keeps seven digits: a standard deviation below this fraction of the mean is rounding, not signal.
 CONSTANT_SPREAD = 1e-6
@@ -56,7 +57,7 @@ def _moments(series: Series, index: int, spans: Spans) -> tuple[float, ...]:
         column = series.names[index]
         raise EmptyColumn(
             f"{series.name}: column {column!r} has no value in the training part ({len(values)} rows); "
-            f"leave it out with --exclude {column}"
+            f"leave it out with --exclude {as_typed(column)}"
         )
     steps = np.diff(values)
     # A step does not cross a gap or the end of a group.

@@ -1,11 +1,11 @@
 """Values that look like codes for "no value", such as -9999: reported, never dropped."""
 
 from collections.abc import Iterator, Sequence
-from shlex import quote
 
 import numpy as np
 
 from tidegate.training.data.series import Floats
+from tidegate.training.settings import as_typed
 
 # Between the value and all others lie so many of their ranges: no sensor jumps there and back again and again.
 DISTANCE = 3.0
@@ -26,7 +26,7 @@ def likely_sentinels(names: Sequence[str], values: Floats) -> Iterator[str]:
             rest = column[column != found]
             yield (
                 f"column {name!r} has {found:g} in {len(column) - len(rest)} rows, far from its other values "
-                f"({rest.min():g} to {rest.max():g}): if it means a missing value, add --missing-values {quote(f'{name}={found:g}')}"
+                f"({rest.min():g} to {rest.max():g}): if it means a missing value, add --missing-values {as_typed(f'{name}={found:g}')}"
             )
             column = rest
 

@@ -3,6 +3,7 @@
 This module knows no files, no network and no torch. A missing value is NaN from here to the served graph.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.training.errors import MissingColumn
+from tidegate.training.errors import MissingColumn, PeriodMismatch
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -25,6 +26,8 @@ Spans = tuple[Span, ...]
 GAP_PERIODS = 1.5
 # An irregular series has no period. Only a step much longer than the usual one is a gap.
 GAP_STEPS_IRREGULAR = 10.0
+# Steps of a regular series differ by up to a tenth from its period.
+PERIOD_TOLERANCE = 0.1
 DAY_S = 86_400
 # The label of an unlabelled row.
 UNLABELLED = -1
@@ -58,6 +61,7 @@ class Series:
         labels: (time,) an index of `classes`, `UNLABELLED` if unknown; None without a label column.
         classes: the names of the labels.
         group_column, label_column: their names in the table; empty if there are none.
+        filled: the rows, in order, that the table lacks; all their values are missing. See `gaps`.
         categories: the words of a feature that was text, by its name; a value is the place of its word.
         notes: what was understood of the table and done to it, as sentences for the user.
         timezone: "UTC" if the table told an offset or a zone; empty if its times are of an unknown clock.
@@ -75,6 +79,7 @@ class Series:
     classes: tuple[str, ...] = ()
     group_column: str = ""
     label_column: str = ""
+    filled: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     timezone: str = ""
@@ -97,6 +102,14 @@ class Series:
                     f"{self.name}: {name!r} is the {what} column, expected a feature; there are: {known}"
                 )
         raise MissingColumn(f"{self.name}: no column {name!r}; there are: {known}")
+
+    def stamp(self, time: np.datetime64) -> str:
+        """A time of the series in ISO 8601, with a Z if it is known to be UTC."""
+        return iso(time) + ("Z" if self.timezone == "UTC" else "")
+
+    def group_at(self, row: int) -> Group:
+        """The group that a row belongs to; the series has groups."""
+        return self.groups[bisect_right(self.groups, row, key=lambda group: group.first) - 1]
 
     def select(self, names: Sequence[str]) -> "Series":
         """The series with these features, in this order.
@@ -133,6 +146,11 @@ class Series:
         return float(np.median(steps_s, overwrite_input=True)) if len(steps_s) else 0.0
 
     @property
+    def is_numbered(self) -> bool:
+        """Whether the rows have only numbers: times with equal steps have a period."""
+        return self.period_s is None and len(set(group_steps_s(self.times, self.groups).tolist())) <= 1
+
+    @property
     def gap_threshold_s(self) -> float:
         """The longest step in seconds that is no gap."""
         return self.median_step_s * (GAP_STEPS_IRREGULAR if self.period_s is None else GAP_PERIODS)
@@ -147,6 +165,27 @@ class Series:
         cuts = steps_s_of(self.times) > self.gap_threshold_s
         cuts[[group.first - 1 for group in self.groups[1:]]] = True
         return np.flatnonzero(cuts) + 1
+
+
+def check_period(series: Series, period_s: float | None) -> None:
+    """Check that the rows are as far apart as those that a model was trained on, because its horizons count rows.
+
+    Rows that are only numbered have no step to compare; the model's is then taken for theirs.
+
+    Args:
+        series: with times.
+        period_s: of the model; None if it has none.
+
+    Raises:
+        PeriodMismatch: the usual step differs by more than a tenth.
+    """
+    step_s = series.median_step_s
+    if period_s is None or not step_s or series.is_numbered or abs(step_s - period_s) <= PERIOD_TOLERANCE * period_s:
+        return
+    raise PeriodMismatch(
+        f"{series.name}: a row comes every {step_s:g} s, expected {period_s:g} s as in the training: the horizons and the "
+        f"state of the model count rows; give rows that are {period_s:g} s apart, or train on these"
+    )
 
 
 def count_rows(spans: Spans) -> int:
@@ -200,6 +239,19 @@ def iso(time: np.datetime64) -> str:
     """ISO 8601, with a fraction only where there is one."""
     seconds = time.astype("datetime64[s]")
     return str(seconds if seconds == time else time)
+
+
+def time_of(text: str) -> np.datetime64:
+    """The time that `iso` or `Series.stamp` has written."""
+    return np.datetime64(text.removesuffix("Z"))
+
+
+def duration_text(seconds: float) -> str:
+    """A time span in its largest unit: `10 min`."""
+    for size_s, unit in ((DAY_S, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= size_s:
+            return f"{seconds / size_s:.4g} {unit}"
+    return f"{seconds:.4g} s"
 
 
 def season_steps(period_s: float | None) -> int | None:

@@ -55,12 +55,20 @@ def read_source(
         exclude=source.exclude,
         keep=(*keep, *source.known, *(name for name in names if not features.is_derived(name))),
         derived=[name for name in names if features.is_derived(name)],
+        # With the time since the last timestep the network is told of every gap, and resets its state by itself.
+        fill_gaps=0 if features.ELAPSED in names else source.fill_gaps,
     )
     if known is None:
-        return read(path, options=source, words=words, **columns)
-    path = datasets.fetch(source.data)
-    series = read(path, name=known.name, units=known.units, options=source, words=words, **columns)
-    return replace(series, notes=())  # nothing of it had to be guessed
+        units = source.units
+    else:
+        path = datasets.fetch(source.data)
+        units = known.units | source.units
+    series = read(path, name=known.name if known else None, units=units, options=source, words=words, **columns)
+    if known:
+        series = replace(series, notes=())  # nothing of it had to be guessed
+    for name in source.units:
+        series.column(name)  # a name that does not exist is a mistake
+    return series
 
 
 def is_table(data: str) -> bool:
@@ -101,7 +109,7 @@ def source_like(source: Source, card: dict[str, Any] | None) -> Source:
     """Other data for a model: group and label are the columns of the model's own data, if the other data has them."""
     if card is None or source.data in datasets.DATASETS:
         return source
-    original = _with_dataset_defaults(Source.model_validate(card["source"]))
+    original = _with_dataset_defaults(source_of(card))
     # What values and rows mean is the model's; how a file is written is its own.
     meant = {name: getattr(original, name) for name in _MEANING if not getattr(source, name)}
     columns = column_names(Path(source.data), source)
@@ -109,7 +117,19 @@ def source_like(source: Source, card: dict[str, Any] | None) -> Source:
         update=meant
         | {
             "period": original.period,
+            "fill_gaps": original.fill_gaps,
+            "time": source.time or (original.time if _are_in(original.time, columns) else None),
             "group": original.group if original.group in columns else None,
             "label": original.label if original.label in columns else None,
         }
     )
+
+
+def _are_in(time: str | None, columns: Sequence[str]) -> bool:
+    """Whether the time column, or all of several by commas, is there."""
+    return time is not None and all(name.strip() in columns for name in time.split(","))
+
+
+def source_of(card: dict[str, Any]) -> Source:
+    """The source in a card. A model from before gaps were filled was trained without that."""
+    return Source.model_validate({"fill_gaps": 0} | card["source"])

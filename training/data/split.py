@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tidegate.training.data.series import Group, Series, Spans
+from tidegate.training.data.series import UNLABELLED, Group, Series, Spans
 from tidegate.training.errors import SeriesTooShort, SplitError
 
 
@@ -182,18 +182,60 @@ def _min_rows(horizon: int) -> int:
 
 
 def check_parts(series: Series, split: Split, horizon: int) -> None:
-    """Check that each part holds at least one forecast and its true value.
+    """Check that each part has a stretch without a gap that holds at least one forecast and its true value.
 
     Raises:
-        SeriesTooShort: a part does not.
+        SeriesTooShort: a part has none.
     """
+    least = _min_rows(horizon)
     for part, spans in split:
-        longest = max((end - first for first, end in spans), default=0)
-        if longest < _min_rows(horizon):
-            of = f" of {len(series)}" if len(spans) == 1 else " in the longest of its groups"
-            what = (
-                f"for a horizon of {horizon} steps; give more rows or smaller --horizons" if horizon else "; give more"
-            )
+        rows = max((end - first for first, end in spans), default=0)
+        longest = max((end - first for first, end in series.segments(spans)), default=0)
+        if longest >= least:
+            continue
+        for_what = f" for a horizon of {horizon} steps" if horizon else ""
+        if rows >= least:
+            fewer = "smaller --horizons" if horizon else "more rows in a row"
             raise SeriesTooShort(
-                f"{series.name}: the {part} part has {longest}{of} rows, expected at least {_min_rows(horizon)} {what}"
+                f"{series.name}: gaps cut the {part} part into stretches of at most {longest} rows, expected one of at least "
+                f"{least}{for_what}; give {fewer}, or let --fill-gaps turn longer gaps into missing values"
+            )
+        of = f" of {len(series)}" if len(spans) == 1 else " in the longest of its groups"
+        what = "give more rows or smaller --horizons" if horizon else "give more"
+        raise SeriesTooShort(
+            f"{series.name}: the {part} part has {rows}{of} rows, expected at least {least}{for_what}; {what}"
+        )
+
+
+def check_truth(series: Series, split: Split, targets: Sequence[int], horizons: Sequence[int]) -> None:
+    """Check that each part has a true value of each target at each horizon: without one nothing is learned or scored.
+
+    Raises:
+        SeriesTooShort: a part has none.
+    """
+    known = ~np.isnan(series.values[:, list(targets)])
+    for part, spans in split:
+        segments = series.segments(spans)
+        for horizon in horizons:
+            seen = np.any([known[first + horizon : end].any(axis=0) for first, end in segments], axis=0)
+            if not seen.all():
+                name = series.names[targets[int(seen.argmin())]]
+                raise SeriesTooShort(
+                    f"{series.name}: target {name!r} has no value {horizon} steps after the start of a stretch in the {part} "
+                    f"part, expected one to forecast; give more rows, smaller --horizons, or another --target"
+                )
+
+
+def check_labels(series: Series, split: Split) -> None:
+    """Check that each part has a labelled row.
+
+    Raises:
+        SeriesTooShort: a part has none.
+    """
+    assert series.labels is not None  # the caller has checked
+    for part, spans in split:
+        if not any((series.labels[first:end] != UNLABELLED).any() for first, end in spans):
+            raise SeriesTooShort(
+                f"{series.name}: no row of the {part} part has a class in column {series.label_column!r}; label some, or "
+                f"choose other shares with --train-share and --validation-share"
             )

@@ -1,16 +1,16 @@
 """`Series` -> CSV, and a data frame -> Parquet."""
 
 import math
-from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from tidegate.training.data.series import UNLABELLED, Series, Spans, iso
+from tidegate.training.data.series import UNLABELLED, Series, Spans
 from tidegate.training.data.table import table_of_frame
 from tidegate.training.errors import UnreadableTable
+from tidegate.training.outputs import replacing
 
 
 def write_csv(series: Series, path: Path, spans: Spans) -> None:
@@ -18,16 +18,18 @@ def write_csv(series: Series, path: Path, spans: Spans) -> None:
 
     A missing value is an empty cell. Nine digits give the same float32 again, so the streamed values are those that were
     scored.
+
+    Raises:
+        OSError: the file cannot be written; an older one is as it was.
     """
     group, label = series.group_column or "group", series.label_column or "label"
     head = ["time", *([group] if series.groups else []), *([label] if series.labels is not None else [])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as file:
         file.write(",".join(_quoted(name) for name in [*head, *series.names]) + "\n")
         for first, end in spans:
             for row in range(first, end):
                 cells = ("" if math.isnan(value) else f"{value:.9g}" for value in series.values[row].tolist())
-                file.write(",".join([iso(series.times[row]), *_group_and_label(series, row), *cells]) + "\n")
+                file.write(",".join([series.stamp(series.times[row]), *_group_and_label(series, row), *cells]) + "\n")
 
 
 def write_parquet(frame: Any, path: Path) -> None:
@@ -49,8 +51,7 @@ def _group_and_label(series: Series, row: int) -> list[str]:
     """The cells of group and label of a row, if there are such columns."""
     cells = []
     if series.groups:
-        place = bisect_right(series.groups, row, key=lambda group: group.first) - 1
-        cells.append(_quoted(series.groups[place].name))
+        cells.append(_quoted(series.group_at(row).name))
     if series.labels is not None:
         label = series.labels[row]
         cells.append("" if label == UNLABELLED else _quoted(series.classes[label]))

@@ -49,6 +49,8 @@ def score_classes(
         raise SeriesTooShort(f"{series.name}: none of {len(truth)} rows has a label to score; give labelled rows")
     score = partial(_error, truth=truth[known], recording=recording[known])
     linear = fit_classifier(series, split) if split else None
+    counts = np.bincount(truth[known], minlength=len(classes))
+    learned = _label_counts(series, split.train) if split else np.ones(len(classes), np.int64)
     return ClassScores(
         classes=tuple(classes),
         count=int(known.sum()),
@@ -61,15 +63,23 @@ def score_classes(
             for row in metrics.confusion_matrix(truth[known], probability[known].argmax(axis=1), len(classes))
         ),
         confidence=_confidence(probability[known], truth[known]),
+        unlearned=tuple(
+            name for name, here, before in zip(classes, counts, learned, strict=True) if here and not before
+        ),
     )
 
 
 def _frequencies(series: Series, split: Split, spans: Spans) -> Floats:
     """(rows of the spans, classes): the frequencies of the training part, plus one of each class, so that none is zero."""
-    assert series.labels is not None  # see `labels_of`
-    labels = np.concatenate([series.labels[first:end] for first, end in split.train])
-    counts = np.bincount(labels[labels != UNLABELLED], minlength=len(series.classes)) + 1
+    counts = _label_counts(series, split.train) + 1
     return np.broadcast_to((counts / counts.sum()).astype(np.float32), (count_rows(spans), len(counts)))
+
+
+def _label_counts(series: Series, spans: Spans) -> Ints:
+    """(classes,) the labelled rows of each class in the spans."""
+    assert series.labels is not None  # see `labels_of`
+    labels = np.concatenate([series.labels[first:end] for first, end in spans])
+    return np.bincount(labels[labels != UNLABELLED], minlength=len(series.classes))
 
 
 def _error(probability: Floats, *, truth: Ints, recording: Ints) -> ClassError:
@@ -83,9 +93,22 @@ def _error(probability: Floats, *, truth: Ints, recording: Ints) -> ClassError:
         macro_f1=metrics.macro_f1(confusion),
         cross_entropy=entropy,
         perplexity=float(np.exp(entropy)),
-        recording_accuracy=_balanced((predicted == truth).astype(np.float64), recording),
+        recording_accuracy=_share_of_recordings(probability, truth, recording),
         recording_cross_entropy=_balanced(surprise, recording),
     )
+
+
+def _share_of_recordings(probability: Floats, truth: Ints, recording: Ints) -> float:
+    """The share of the recordings whose class is right.
+
+    That of the model is the class with the largest mean probability, that of the recording its most frequent label.
+    """
+    recordings, place = np.unique(recording, return_inverse=True)
+    shape = (len(recordings), probability.shape[1])
+    believed, labelled = np.zeros(shape), np.zeros(shape, np.int64)
+    np.add.at(believed, place, probability)
+    np.add.at(labelled, (place, truth), 1)
+    return float((believed.argmax(axis=1) == labelled.argmax(axis=1)).mean())
 
 
 def _balanced(values: metrics.Doubles, recording: Ints) -> float:

@@ -75,15 +75,13 @@ class FaultyReplay:
         if "alarm" not in graph.outputs:
             return None
         segments = series.segments(spans)
-        warm = [
-            int(output.warm.argmax()) for output in _detector_outputs(replay.outputs, segments) if output.warm.any()
-        ]
+        outputs = _detector_outputs(replay.outputs, segments)
         faults = inject_into_copies(
             series,
-            segments if warm else [],
+            segments if any(output.warm.any() for output in outputs) else [],
             FeatureMoments.of(series, split.train if split else spans),
             columns=[series.column(name) for name in graph.targets],
-            warm=max(warm, default=0) + REST_STEPS,
+            warm=_first_warm(outputs) + REST_STEPS,
         )
         if faults is None:
             return None
@@ -153,6 +151,69 @@ def score_anomalies(
     )
 
 
+def left_out(
+    graph: Graph, series: Series, spans: Spans, split: Split | None, replay: Replay, faulty: FaultyReplay | None
+) -> str | None:
+    """What the scores of the alarm leave out and why, in sentences; None: nothing, or there is no alarm.
+
+    The arguments are those of `score_anomalies`; `faulty` is None where no fault could be injected.
+    """
+    if "alarm" not in graph.outputs:
+        return None
+    segments = series.segments(spans)
+    clean = _detector_outputs(replay.outputs, segments)
+    if faulty is None:
+        return f"{_why_no_faults(series, segments, clean)} {_clean_share(graph, clean)}"
+    sentences = []
+    injected = {event.kind for events in faulty.faults.events for event in events}
+    missing = [kind for kind in KINDS if kind not in injected]
+    if missing:
+        longest = max(end - first for first, end in segments)
+        slow = max(FAULT_SPECS[kind].length(series.period_s) for kind in missing)
+        why = (
+            f"there is no room for them in held-out stretches of up to {longest} timesteps"
+            if slow + REST_STEPS > longest - _first_warm(clean) - REST_STEPS
+            else "no forecast column would show them"
+        )
+        sentences.append(f"Faults that were not tried, because {why}: {', '.join(missing)}.")
+    used = len(faulty.faults.series.groups) // faulty.faults.copies
+    if used < len(segments):
+        sentences.append(
+            f"{len(segments) - used} of {len(segments)} held-out stretches got no faults: they are too short, or others "
+            f"have enough."
+        )
+    if split is None:
+        sentences.append("PCA is not compared: the rows that the model learned from are not at hand.")
+    return " ".join(sentences) or None
+
+
+def _why_no_faults(series: Series, segments: Sequence[Span], clean: Sequence[DetectorOutput]) -> str:
+    longest = max(end - first for first, end in segments)
+    least = min(spec.length(series.period_s) for spec in FAULT_SPECS.values())
+    text = f"No injected faults were scored: the longest held-out stretch has {longest} timesteps"
+    if not any(output.warm.any() for output in clean):
+        return f"{text}, and the alarm is not warm by then; hold out more rows, or set --alarm-warm-up."
+    needed = _first_warm(clean) + 2 * REST_STEPS + least
+    if longest < needed:
+        return f"{text}, and a fault needs {needed} with the warm-up and the rest around it; hold out more rows."
+    return "No injected faults were scored: no forecast column would show one."
+
+
+def _first_warm(clean: Sequence[DetectorOutput]) -> int:
+    """The timesteps before the last stream is warm."""
+    return max((int(output.warm.argmax()) for output in clean if output.warm.any()), default=0)
+
+
+def _clean_share(graph: Graph, clean: Sequence[DetectorOutput]) -> str:
+    """The alarms on the clean part, where there is nothing else to tell."""
+    warm = sum(int(output.warm.sum()) for output in clean)
+    if not warm:
+        return "So the rate of its alarms is not known either."
+    share, stated = sum(int(output.alarm.sum()) for output in clean) / warm, graph.output("score").get("alarm_rate")
+    text = f"Of {warm} clean timesteps {100 * share:.2g} % have an alarm"
+    return f"{text}." if stated is None else f"{text}; {100 * stated:.2g} % was asked for."
+
+
 def inject_into_copies(
     series: Series, segments: Sequence[Span], moments: FeatureMoments, *, columns: Sequence[int], warm: int
 ) -> FaultyCopies | None:
@@ -161,8 +222,11 @@ def inject_into_copies(
     Each segment gets faults in proportion to its length after the first `warm` timesteps, which stay clean. Returns None if
     there is no room.
     """
-    mean_length = REST_STEPS + sum(spec.steps for spec in FAULT_SPECS.values()) // len(KINDS)
-    capacity = np.array([max(end - first - warm, 0) // mean_length for first, end in segments], np.int64)
+    lengths = [spec.length(series.period_s) for spec in FAULT_SPECS.values()]
+    mean_length = REST_STEPS + sum(lengths) // len(KINDS)
+    room = np.array([max(end - first - warm, 0) for first, end in segments], np.int64)
+    # Where no mean fault fits there may be room for a short one.
+    capacity = np.where(room >= REST_STEPS + min(lengths), np.maximum(room // mean_length, 1), 0)
     if not capacity.sum():
         return None
     copies = int(np.clip(-(-EVENTS // capacity.sum()), 1, MAX_COPIES))
@@ -181,6 +245,7 @@ def inject_into_copies(
                     count=int(counts[place]),
                     seed=copy * len(segments) + place,
                     warm=warm,
+                    period_s=series.period_s,
                 )
                 parts.append(values)
                 events.append(faults)

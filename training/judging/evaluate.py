@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from tidegate.training.data.gaps import absence
 from tidegate.training.data.series import Floats, Series, Spans, count_rows, future_values, season_steps
 from tidegate.training.data.split import Split
 from tidegate.training.errors import MissingColumn, SeriesTooShort
@@ -16,7 +17,7 @@ from tidegate.training.judging import metrics
 from tidegate.training.judging.baselines import persistence, residual_quantiles, seasonal_naive
 from tidegate.training.judging.classification import labels_of, score_classes
 from tidegate.training.judging.cold_start import cold_start
-from tidegate.training.judging.detection import FaultyReplay, score_anomalies
+from tidegate.training.judging.detection import FaultyReplay, left_out, score_anomalies
 from tidegate.training.judging.graph import Graph
 from tidegate.training.judging.metrics import Bools, Doubles
 from tidegate.training.judging.replay import Replay
@@ -91,13 +92,15 @@ def evaluate(
         scores = replace(
             _forecasts(graph, ordered, spans, replay, split=split, season=season, scales=scales or {}),
             anomaly=score_anomalies(graph, ordered, spans, split, replay, faulty) if faulty else None,
+            anomaly_left_out=left_out(graph, ordered, spans, split, replay, faulty),
         )
     return replace(
         scores,
         data=series.name,
-        start=str(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
-        end=str(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
+        start=series.stamp(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
+        end=series.stamp(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
         rows=count_rows(spans),
+        absent=absence(ordered, spans),
     )
 
 
@@ -131,13 +134,15 @@ def _forecasts(
     forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
     forecasts |= _baselines(series, targets, graph, spans, season, split)
     names = [(target, horizon) for target in graph.targets for horizon in horizons]
+    table = tuple(
+        _score(graph, truth, forecasts, outputs.get("interval"), target_index, horizon_index, series.name, scales)
+        for target_index in range(len(targets))
+        for horizon_index in range(len(horizons))
+    )
     return Scores(
         season=season,
-        table=tuple(
-            _score(graph, truth, forecasts, outputs.get("interval"), target_index, horizon_index, series.name, scales)
-            for target_index in range(len(targets))
-            for horizon_index in range(len(horizons))
-        ),
+        table=table,
+        missing_baselines=_missing_baselines(table, set(forecasts), split, season),
         mase_scale=scales,
         cold_start=cold_start(graph, series, spans, "forecast", truth, outputs["forecast"], names),
     )
@@ -187,6 +192,25 @@ def _baselines(
             name: residual_quantiles(forecast(split.validation), truth, levels) for name, forecast in baselines.items()
         }
     return {name: Forecasts(forecast(spans), offsets=offsets.get(name)) for name, forecast in baselines.items()}
+
+
+def _missing_baselines(
+    table: Sequence[Score], forecasting: set[str], split: Split | None, season: int | None
+) -> dict[str, str]:
+    """Why a baseline is not in every row of the table, by its name: a model that is not compared has not won."""
+    why = {
+        "seasonal_naive": None if season else "no season is known, and --season names one",
+        "ridge": None if split else "this data lacks the rows that the model was trained on",
+    }
+    missing = {}
+    for name, reason in why.items():
+        absent = sum(name not in score.baselines for score in table)
+        if not absent:
+            continue
+        dropped = f"it forecasts less than half of the timesteps in {absent} of {len(table)} forecasts"
+        no_truth = "a horizon has no true value in the training part or in the validation part"
+        missing[name] = dropped if name in forecasting else reason or no_truth
+    return missing
 
 
 def _score(

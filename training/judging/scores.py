@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tidegate.training.data.gaps import Absence
+
 # Rows of the table in the metadata of a graph, which every client of the server may request.
 SUMMARY_ROWS = 32
 # Digits of a number there.
@@ -120,7 +122,11 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class ClassError:
-    """The scores of one classifier: by timestep, and `recording_...` as the mean over recordings."""
+    """The scores of one classifier by timestep, and by recording.
+
+    `recording_accuracy` is the share of the recordings whose class is right: that with the largest mean probability.
+    `recording_cross_entropy` is the mean over recordings of their mean cross-entropy by timestep.
+    """
 
     accuracy: float
     macro_f1: float
@@ -149,7 +155,8 @@ class ClassScores:
     """Classification: the model beside its baselines, on the same `count` labelled timesteps of `recordings`.
 
     `frequencies` always predicts the class frequencies of the training part. `linear` is least squares over a window.
-    `confusion[i][j]` counts how often class i was predicted as class j.
+    `confusion[i][j]` counts how often class i was predicted as class j. The macro F1 is the mean over the classes that
+    occur or are predicted. `unlearned` are the classes that occur, but not in the training part.
     """
 
     classes: tuple[str, ...]
@@ -160,6 +167,12 @@ class ClassScores:
     linear: ClassError | None
     confusion: tuple[tuple[int, ...], ...]
     confidence: tuple[Confidence, ...]
+    unlearned: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The timesteps of each class."""
+        return tuple(sum(row) for row in self.confusion)
 
     @property
     def baselines(self) -> dict[str, ClassError]:
@@ -177,9 +190,14 @@ class ClassScores:
         )
 
     @property
+    def absent(self) -> tuple[str, ...]:
+        """The classes without a timestep: nothing is known of how the model recognises them."""
+        return tuple(name for name, count in zip(self.classes, self.counts, strict=True) if not count)
+
+    @property
     def wins(self) -> bool:
-        """Whether the model beats every baseline."""
-        return not self.lost
+        """Whether the model beats every baseline, and has learned from every class that it was asked for."""
+        return not self.lost and not self.unlearned
 
 
 @dataclass(frozen=True)
@@ -248,7 +266,10 @@ class Scores:
     """All scores; sections that do not apply are empty or None.
 
     `mase_scale` holds the divisor of the MASE by target: the mean absolute error of the naive forecast on the training
-    part, seasonal if there is a season.
+    part, seasonal if there is a season. `anomaly_left_out` says in sentences what was not measured of an alarm, and why.
+    `missing_baselines` holds, by name, why a baseline is not in every row of the table.
+    `absent` counts the rows that the scored spans lack, and `left_out` those of the data that were not scored, because the
+    model has learned from their time.
     """
 
     data: str = ""
@@ -260,7 +281,20 @@ class Scores:
     mase_scale: dict[str, float] = field(default_factory=dict)
     classification: ClassScores | None = None
     anomaly: AnomalyScores | None = None
+    anomaly_left_out: str | None = None
     cold_start: ColdStart | None = None
+    missing_baselines: dict[str, str] = field(default_factory=dict)
+    absent: Absence | None = None
+    left_out: int = 0
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The share of the timesteps that is scored at each horizon; of several targets the smallest."""
+        shares: dict[int, float] = {}
+        for score in self.table:
+            share = score.count / max(self.rows, 1)
+            shares[score.horizon] = min(share, shares.get(score.horizon, share))
+        return shares
 
     @property
     def wins(self) -> bool:
@@ -270,10 +304,14 @@ class Scores:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, for the card and for `--json`; the keys are the names of the fields."""
         full = asdict(self)
-        full["table"] = [asdict(score) | _derived_scores(score) for score in self.table]
+        full["table"] = [
+            asdict(score) | _derived_scores(score) | {"share": score.count / max(self.rows, 1)} for score in self.table
+        ]
         for name, section in (("classification", self.classification), ("anomaly", self.anomaly)):
             if section is not None:
                 full[name] |= {"beats_baselines": section.wins}
+        if self.classification:
+            full["classification"] |= {"absent": list(self.classification.absent)}
         return full | {"beats_baselines": self.wins}
 
     def summary(self) -> dict[str, Any]:
@@ -283,6 +321,8 @@ class Scores:
         small = {name: full[name] for name in ("data", "start", "end", "rows", "season")} | {"table": rows}
         if len(rows) < len(self.table):
             small["rows_left_out"] = len(self.table) - len(rows)
+        if self.anomaly_left_out:
+            small["anomaly_left_out"] = self.anomaly_left_out
         for name in ("classification", "anomaly"):
             if full[name] is not None:
                 small[name] = {

@@ -5,7 +5,6 @@ atomically: a reader finds the old one or the new one. This module does not know
 """
 
 import io
-import os
 import pickle
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tidegate.training.errors import RunError
+from tidegate.training.outputs import replace_file
 
 BEST, LAST = "best.pt", "last.pt"
 # Epochs of small series take milliseconds, and so does flushing a file to disk.
@@ -93,16 +93,6 @@ def damaged(path: Path, error: Exception) -> RunError:
     return RunError(
         f"run: {path} is damaged ({type(error).__name__}); expected what `tidegate train` wrote: train again"
     )
-
-
-def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file atomically; the new content is on disk afterwards."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _copy(value: Any) -> Any:

@@ -26,11 +26,12 @@ from tidegate.training.errors import Diverged, SettingsError
 from tidegate.training.learning import checkpoint
 from tidegate.training.learning.batches import PADDING, Plan, plan_epoch, plan_validation
 from tidegate.training.learning.checkpoint import Checkpointer
-from tidegate.training.learning.links import Given, prepare_links, set_links
+from tidegate.training.learning.links import Given, keep_corrections, prepare_links, set_links
 from tidegate.training.learning.objective import build_objective
 from tidegate.training.learning.optimizer import build_optimizer
 from tidegate.training.learning.schedule import rate
 from tidegate.training.network.cells import State
+from tidegate.training.network.heads import ForecastHead
 from tidegate.training.network.network import Network, build_network
 from tidegate.training.settings import Architecture, Fit
 
@@ -166,7 +167,10 @@ class Trainer:
         self.objective = build_objective(series, split, scaler, given.architecture, self.values)
         self.objective.set_units(self.network.head)
         set_links(self.network, given.ridge, series, split, scaler)
-        self.linear = given.ridge is not None
+        if given.weights is not None:  # after the units, to which they belong
+            self.network.load_state_dict(given.weights)
+            keep_corrections(self.network)
+        self.linear = isinstance(self.network.head, ForecastHead) and self.network.head.linear is not None
         self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         self.optimizer = build_optimizer(self.network, settings)
         self.average = deepcopy(self.network).eval()
@@ -284,7 +288,10 @@ class Trainer:
         return Epoch(number, loss, score, rate(self.settings, progress, scores), elapsed_s, progress)
 
     def train_epoch(self, plan: Plan, number: int, scores: list[float]) -> float:
-        """One optimizer step for each chunk, with the state carried along; returns the mean loss."""
+        """One optimizer step for each chunk, with the state carried along; returns the mean loss.
+
+        A time limit ends it within the epoch.
+        """
         self.network.train()
         state = self.network.initial_state(plan.batch_size)
         losses: list[Tensor] = []
@@ -306,6 +313,8 @@ class Trainer:
             losses.append(loss.detach())
             if len(losses) == 64:  # a sum after each chunk would wait for the GPU
                 losses = [_total(losses)]
+            if self.time_is_up():
+                break  # the rest of a long epoch would take longer than was asked for
         return float(_total(losses)) / max(count, 1.0) if losses else 0.0
 
     def update_average(self) -> None:
@@ -384,6 +393,11 @@ class Trainer:
         """The progress of the training, 0..1: by epochs, or by the clock where that is further."""
         clock = 0.0 if self.settings.minutes is None else elapsed_s / (60.0 * self.settings.minutes)
         return min(1.0, max(clock, epochs / self.settings.epochs))
+
+    def time_is_up(self) -> bool:
+        """Whether the training has taken as long as it may."""
+        minutes = self.settings.minutes
+        return minutes is not None and time.monotonic() - self.started >= 60.0 * minutes
 
     def set_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the optimizer."""

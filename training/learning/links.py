@@ -29,10 +29,14 @@ MIN_STEP = 1e-3
 
 @dataclass(frozen=True)
 class Given:
-    """The architecture with all sizes that depend on the data, and the regression of its linear link."""
+    """The architecture with all sizes that depend on the data, and the regression of its linear link.
+
+    `weights` are those of an earlier training, to begin with; random ones by default. They have the regression with them.
+    """
 
     architecture: Architecture
     ridge: Ridge | None
+    weights: dict[str, torch.Tensor] | None = None
 
 
 def prepare_links(
@@ -94,6 +98,22 @@ def set_links(network: Network, ridge: Ridge | None, series: Series, split: Spli
                 head.linear.set_weights(target, window[:, target], features[:, target], intercepts[:, target])
             if len(head.steps):
                 _set_quantiles(head, ridge, series, split.train)
+
+
+def keep_corrections(network: Network) -> None:
+    """Put the shares that are left of the corrections into the weights, in place, so that all of them learn again."""
+    head = network.head
+    if not (isinstance(head, ForecastHead) and head.linear):
+        return
+    with torch.no_grad():
+        kept = head.kept.flatten()
+        head.line.weight.mul_(kept.unsqueeze(1))
+        head.line.bias.mul_(kept)
+        for share in head.share.values():
+            share.mul_(head.kept)
+        if "features" in head.task.links:
+            head.skip.weight.mul_(kept.unsqueeze(1))
+        head.kept.fill_(1.0)
 
 
 def _set_quantiles(head: ForecastHead, ridge: Ridge, series: Series, spans: Spans) -> None:

@@ -15,45 +15,56 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
+from tidegate.training.data.gaps import Absence, absence
 from tidegate.training.data.scaler import Scaler
-from tidegate.training.data.series import Floats, Series, Spans, count_rows, iso
+from tidegate.training.data.series import Floats, Series, Spans, count_rows
 from tidegate.training.data.split import Split
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
-from tidegate.training.learning.checkpoint import replace_file
 from tidegate.training.learning.correction import Correction
 from tidegate.training.learning.fit import Epoch, FitResult
-from tidegate.training.network.network import Network, build_network
-from tidegate.training.settings import Architecture, Fit, Request, Settings, Source
+from tidegate.training.network.network import Network, build_network, without_monitors
+from tidegate.training.outputs import naming, replace_file
+from tidegate.training.settings import Architecture, Fit, Forecast, Request, Settings, Source, name_of
 
 RUN, _METRICS = "run.json", "metrics.jsonl"
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class Part(Settings):
-    """One part of a split: its rows, their earliest and latest time, and the values of the column to split by, if any."""
+    """One part of a split: its rows, their earliest and latest time, and the values of the column to split by, if any.
+
+    Of a table with groups `groups`, `starts` and `ends` have the name and the times of each span.
+    """
 
     spans: Spans
     rows: int
     start: str
     end: str
     wholes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, series: Series, spans: Spans) -> Self:
         """Describe a part."""
+        names = [series.group_at(first).name for first, _ in spans] if series.groups else []
         return cls(
             spans=spans,
             rows=count_rows(spans),
-            start=iso(min(series.times[first] for first, _ in spans)),
-            end=iso(max(series.times[end - 1] for _, end in spans)),
+            start=series.stamp(min(series.times[first] for first, _ in spans)),
+            end=series.stamp(max(series.times[end - 1] for _, end in spans)),
             wholes=tuple(
                 dict.fromkeys(
                     group.split_key for group in series.groups if group.split_key and (group.first, group.end) in spans
                 )
             ),
+            groups=tuple(names),
+            starts=tuple(series.stamp(series.times[first]) for first, _ in spans) if names else (),
+            ends=tuple(series.stamp(series.times[end - 1]) for _, end in spans) if names else (),
         )
 
 
@@ -72,6 +83,8 @@ class DataFacts(Settings):
     training: Part
     validation: Part
     held_out: Part
+    absent: Absence | None = None
+    group_column: str = ""
     # The words of a feature that was text, by its name.
     categories: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
@@ -91,6 +104,8 @@ class DataFacts(Settings):
             training=Part.of(series, split.train),
             validation=Part.of(series, split.validation),
             held_out=Part.of(series, split.test),
+            absent=absence(series),
+            group_column=series.group_column,
             categories=series.categories,
         )
 
@@ -178,6 +193,8 @@ def save(folder: Path, run: Run, network: Network) -> None:
 def load(folder: Path) -> tuple[Run, Network]:
     """Read the folder of a finished run and build its network, ready for the export.
 
+    Where `alarm_is_old`, the network comes without its monitors.
+
     Raises:
         RunError: the run is not finished, or a file is missing or damaged.
     """
@@ -185,13 +202,23 @@ def load(folder: Path) -> tuple[Run, Network]:
     if isinstance(run, StartedRun):
         raise RunError(f"run: {folder} is not done; go on with `tidegate train --resume {folder}`, which exports it")
     weights = checkpoint.load(folder / checkpoint.BEST)
-    network = build_network(run.architecture, _blank_scaler(run.architecture.features), seed=0)
+    architecture = run.architecture
+    if alarm_is_old(architecture):
+        architecture = without_monitors(architecture)
+        weights = {name: part for name, part in weights.items() if not name.startswith("monitors.")}
+    network = build_network(architecture, _blank_scaler(architecture.features), seed=0)
     try:
         network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         raise checkpoint.damaged(folder / checkpoint.BEST, error) from error
     network.eval()
     return run, network
+
+
+def alarm_is_old(architecture: Architecture) -> bool:
+    """Whether it has an alarm from before its times were settings: the buffers of such an alarm have to be fitted anew."""
+    task = architecture.task
+    return isinstance(task, Forecast) and task.alarm_rate is not None and task.alarm_times is None
 
 
 def read(folder: Path) -> StartedRun | Run:
@@ -202,13 +229,31 @@ def read(folder: Path) -> StartedRun | Run:
     """
     path = folder / RUN
     try:
-        return _EITHER.validate_json(path.read_bytes())
+        return _EITHER.validate_python(_with_old_defaults(json.loads(path.read_bytes())))
     except OSError as error:
         raise RunError(
             f"run: cannot read {path}: {error.strerror}; expected a folder that `tidegate train` wrote"
         ) from error
-    except ValidationError as error:
+    except ValueError as error:  # no JSON, or not what is expected
         raise checkpoint.damaged(path, error) from error
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to type after a training in this folder was stopped: by Ctrl-C, by a full disk, or by a kill."""
+    if not (folder / RUN).is_file():
+        return "nothing was saved: the same command begins anew"
+    started = read(folder)
+    if isinstance(started, StartedRun) or started.outcome.stopped == "interrupted":
+        return f"to go on: tidegate train --resume {folder}"
+    return f"it is trained; to export it: tidegate export {folder}"
+
+
+def _with_old_defaults(content: Any) -> Any:
+    """The content of `run.json`. A run from before gaps were filled was trained without that."""
+    for part in (content, content.get("request") or {}) if isinstance(content, dict) else ():
+        if isinstance(part.get("source"), dict):
+            part["source"].setdefault("fill_gaps", 0)
+    return content
 
 
 # The settings that a resumed training may change. Any other would make it another training.
@@ -234,24 +279,48 @@ def resumed(folder: Path, typed: Request) -> Request:
     return _merge_typed(request, typed, usual).model_copy(update={**parts, "out": folder, "resume": None})
 
 
-def _merge_typed(kept: SettingsT, typed: SettingsT, usual: SettingsT) -> SettingsT:
+# What a training with a warm start may differ in: where the rows are, and which of them it learns from.
+_MAY_DIFFER = {"data", "models", "version", "held_out", "train_share", "validation_share", "hold_out", "validate_on"}
+
+
+def warm_started(kept: Request, typed: Request) -> Request:
+    """The request of a run whose weights another training begins with, with the typed settings of that training.
+
+    Raises:
+        RunError: a typed setting belongs to the network or to the columns, which are fixed.
+    """
+    usual = Request(source=Source(), name=typed.name, out=typed.out)
+    parts = {
+        part: _merge_typed(getattr(kept, part), getattr(typed, part), getattr(usual, part), _MAY_DIFFER, "warm-start")
+        for part in ("source", "shape")
+    }
+    # By default the name is that of the data; then the model gets its next version.
+    name = kept.name if typed.name == name_of(typed.source.data) else typed.name
+    own = {"fit": typed.fit, "name": name, "out": typed.out, "warm_start": typed.warm_start, "resume": None}
+    return _merge_typed(kept, typed, usual, _MAY_DIFFER | {"warm_start"}, "warm-start").model_copy(update=parts | own)
+
+
+def _merge_typed(
+    kept: SettingsT, typed: SettingsT, usual: SettingsT, may_change: set[str] = _MAY_CHANGE, option: str = "resume"
+) -> SettingsT:
     """The kept settings, updated with the typed ones that may change."""
     for name in type(kept).model_fields:
         value = getattr(typed, name)
-        if isinstance(value, Settings) or name in _MAY_CHANGE | _FILLED_IN:
+        if isinstance(value, Settings) or name in may_change | _FILLED_IN:
             continue
         if value not in (getattr(usual, name), getattr(kept, name)):
             word = name.replace("_", "-")
             raise RunError(
                 f"{word}: got {value!r}, but the run was begun with {getattr(kept, name)!r}, which cannot change: "
-                f"leave --{word} out, or train anew without --resume"
+                f"leave --{word} out, or train anew without --{option}"
             )
-    return kept.model_copy(update={name: getattr(typed, name) for name in typed.model_fields_set & _MAY_CHANGE})
+    return kept.model_copy(update={name: getattr(typed, name) for name in typed.model_fields_set & may_change})
 
 
 def append_metrics(folder: Path, epoch: Epoch) -> None:
     """Append a line to `metrics.jsonl`."""
-    with (folder / _METRICS).open("a", encoding="utf-8") as file:
+    path = folder / _METRICS
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(_line(epoch))
 
 

@@ -1,7 +1,7 @@
 """Monitors: they watch the forecasts of a network while it runs. Nothing here is trained by gradient.
 
 `Intervals` puts an interval around each forecast and keeps its long-run coverage, whatever the series does.
-`Alarm` scores how unexpected a timestep is. It raises an alarm in a stated share of the timesteps of clean data.
+`alarm` has another monitor, which scores how unexpected a timestep is.
 
 Laws:
 1. A monitor knows one timestep, `step`; a sequence is a loop over it. A network in training has no monitors.
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from tidegate.training.network.cells import State
 from tidegate.training.network.heads import Outputs
-from tidegate.training.network.logarithm import logarithm
-from tidegate.training.settings import Architecture, Classify, Forecast
+from tidegate.training.settings import Forecast
 
 # How far the half-width of an interval moves after a miss, in mean absolute deviations of the scores. It is divided by the
 # root of the horizon: feedback comes so much later, and errors of neighbouring timesteps are alike. The error of the
@@ -30,30 +29,6 @@ from tidegate.training.settings import Architecture, Classify, Forecast
 INTERVAL_RATE = 0.15
 # A half-width of zero marks a forecast that a new stream has not made.
 MIN_HALF_WIDTH = 1e-6
-
-# The first timesteps of a stream raise no alarm, because neither the network nor the moments are warm. This is a day of
-# quarter-hourly values; the errors of the network settle in a quarter of that.
-WARM_UP_STEPS = 96.0
-# The mean of the errors adapts within days of 10-minute values, their variance within a week. That is slower than any
-# fault to be found, and faster than the seasons.
-MEAN_RATE = 1 / 500
-VARIANCE_RATE = 1 / 1000
-# While the alarm is on, both adapt at this fraction of their rate, so that a fault does not become normal.
-ALARM_RATE_FACTOR = 1 / 20
-# An error counts for the moments up to this many standard deviations. Otherwise one spike would blind the alarm for a week.
-CLIP = 5.0
-# The logarithm of the smallest variance: after a calm week a sensor still has half of its usual error.
-MIN_LOG_VARIANCE = math.log(0.25)
-
-# The threshold is in nats of tail probability: with one more, e times fewer timesteps of clean data exceed it. A timestep
-# with an alarm raises it by this much. At an alarm rate of 1 % it follows half of a shift in some 700 timesteps.
-THRESHOLD_RATE = 0.1
-# An alarm that lasts longer, or exceeds the threshold by more, is a fault and no false alarm. It does not move the
-# threshold: otherwise each fault that is found would hide the next.
-FALSE_ALARM_STEPS = 12.0
-FALSE_ALARM_NATS = 4.0
-# The threshold falls no lower, even if nothing unexpected ever happens.
-MIN_THRESHOLD = 0.5
 
 
 class Observation(NamedTuple):
@@ -182,153 +157,6 @@ class Intervals(Monitor):
     def unit(self, output: str, std: Tensor) -> Tensor:  # noqa: ARG002  there is one output
         """The targets' standard deviations."""
         return std[self.targets].unsqueeze(-1)
-
-
-class AlarmStatistics(NamedTuple):
-    """The statistics of a timestep that `Alarm` compares with their tails."""
-
-    parts: Tensor  # (batch, 5 * targets): jump, reversal, level, flatline, missing run
-    missing: Tensor  # (batch, 2 * targets)
-    surprise: Tensor  # (batch, targets): the jump, signed
-    deviation: Tensor  # (batch, 2 * targets): errors and levels, standardised, 0 where missing
-    mean: Tensor  # (batch, 2 * targets): their running mean
-    spread: Tensor  # (batch, 2 * targets): the logarithm of their running variance
-    clock: tuple[Tensor, ...]  # each (batch, 1): timesteps, timesteps of this alarm, shift of the threshold
-
-
-class Alarm(Monitor):
-    """How unexpected a timestep is, and whether to raise an alarm.
-
-    There are five statistics of every target. The most unexpected of all counts:
-
-    - jump: the error of the last one-step forecast, less what the errors of the other targets explain.
-    - reversal: the smaller of this jump and the last one, where they have opposite signs. Clean data often jumps and
-      stays, but seldom jumps and returns. So this statistic finds spikes best.
-    - level: the value less its linear regression on the other features. It finds drift and scale, which the one-step
-      forecast follows.
-    - flatline: the number of timesteps for which the value has not changed.
-    - missing run: the number of timesteps for which it has been missing.
-
-    Errors and levels are standardised by a slow running mean and variance. The tail of each statistic is a generalised
-    Pareto distribution (Siffer et al., Anomaly Detection in Streams with Extreme Value Theory, 2017), so all are
-    comparable, in nats: evidence r means that a share e^-r of the tail is as unexpected. The alarm is on where r is above
-    a threshold t. The threshold tracks the quantile that belongs to the alarm rate. `score` is r / (r + t): above a half
-    in an alarm, and 0 until the stream is `warm`. `surprise` is the jump of each target, in standard deviations.
-
-    State: `watch` [batch, 8 * targets + 3]. Per target: the one-step forecast, the last signed jump, the running means and
-    log variances of error and level, flatline, and missing run. Then the timesteps of the stream, the timesteps of this
-    alarm, and the threshold less its start.
-    """
-
-    outputs = ("score", "alarm", "warm", "surprise")
-    states = ("watch",)
-    mix: Tensor  # (2 * targets, targets + features), errors and features -> standardised errors and levels
-    offset: Tensor  # (2 * targets,)
-    own: Tensor  # (targets, targets), removes from each error what the others explain
-    tail: Tensor  # (3, 5 * targets): factor and summand within each logarithm, and the factor before it
-    start: Tensor  # (1,), the threshold of a new stream
-    twice: Tensor  # (2 * targets,), the targets, two times
-
-    def __init__(self, task: Forecast, features: int, alarm_rate: float) -> None:
-        super().__init__()
-        assert 1 in task.horizons  # see `prepare.check_alarm`
-        count = len(task.targets)
-        self.alarm_rate = alarm_rate
-        self.count = count
-        self.next = task.horizons.index(1)
-        self.sizes = [count, count, 2 * count, 2 * count, count, count, 1, 1, 1]
-        self.widths = (sum(self.sizes),)
-        self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
-        self.register_buffer("twice", self.targets.repeat(2), persistent=False)
-        # Before calibration: errors and levels as they are, and tails that begin at 1.
-        own = torch.cat([torch.eye(count), torch.zeros(count, features)], dim=1)
-        level = torch.cat([torch.zeros(count, count), torch.eye(features)[self.targets]], dim=1)
-        self.register_buffer("mix", torch.cat([own, level]))
-        self.register_buffer("offset", torch.zeros(2 * count))
-        self.register_buffer("own", torch.eye(count))
-        self.register_buffer("tail", torch.tensor([0.1, 0.9, 10.0])[:, None].repeat(1, 5 * count))
-        self.register_buffer("start", torch.tensor([5.0]))
-
-    def step(self, observation: Observation, head_outputs: Outputs, state: State) -> tuple[Outputs, State]:
-        """`score`, `alarm` and `warm` (batch, 1), and `surprise` (batch, targets)."""
-        return self.decide(self.measure(observation, state), head_outputs)
-
-    def measure(self, observation: Observation, state: State) -> AlarmStatistics:
-        """The statistics of a timestep, before the decision."""
-        expected, previous_surprise, mean, spread, flatline, missing_run, *clock = torch.split(
-            state[0], self.sizes, dim=-1
-        )
-        value = observation.values.index_select(-1, self.targets)
-        missing = observation.missing.index_select(-1, self.twice)
-        target_missing = missing[:, : self.count]
-        mixed = nn.functional.linear(torch.cat([value - expected, observation.values], dim=-1), self.mix, self.offset)
-        deviation = torch.where(missing, 0.0, (mixed - mean) * torch.exp(spread * -0.5))
-        jump, level = deviation.chunk(2, dim=-1)
-        surprise = torch.where(target_missing, 0.0, jump @ self.own)
-        reversal = torch.maximum(
-            torch.minimum(previous_surprise, -surprise), -torch.maximum(previous_surprise, -surprise)
-        )
-        same = value == observation.previous.index_select(-1, self.targets)
-        # A missing value neither ends nor lengthens a flatline.
-        flatline = torch.where(target_missing, flatline, torch.where(same, flatline + 1.0, 0.0))
-        missing_run = torch.where(target_missing, missing_run + 1.0, 0.0)
-        parts = torch.cat([surprise.abs(), reversal, level.abs(), flatline, missing_run], dim=-1)
-        return AlarmStatistics(parts, missing, surprise, deviation, mean, spread, tuple(clock))
-
-    def evidence(self, parts: Tensor) -> Tensor:
-        """(..., 5 * targets) -> (..., 1), in nats: how far the most unexpected statistic lies in its tail."""
-        factor, summand, before = self.tail
-        inside = torch.clamp(parts * factor + summand, min=1.0)
-        return torch.amax(logarithm(inside) * before, dim=-1, keepdim=True)
-
-    def decide(self, statistics: AlarmStatistics, head_outputs: Outputs) -> tuple[Outputs, State]:
-        """Decide whether there is an alarm, and update the state; `step` returns this."""
-        steps, alarm_steps, shift = statistics.clock
-        threshold = self.start + shift
-        evidence = self.evidence(statistics.parts)
-        warm = steps >= WARM_UP_STEPS
-        score = torch.where(warm, evidence / (evidence + threshold), 0.0)
-        alarm = self.above(score, 0.5)
-        outputs = {
-            "score": score,
-            "alarm": alarm.to(score.dtype),
-            "warm": warm.to(score.dtype),
-            "surprise": statistics.surprise,
-        }
-        # The threshold rises after a false alarm has ended, and falls a little in each timestep without an alarm.
-        finished = torch.where(alarm_steps > FALSE_ALARM_STEPS, 0.0, alarm_steps)
-        moved = torch.where(warm ^ alarm, (finished - self.alarm_rate) * THRESHOLD_RATE, 0.0)
-        shift = torch.maximum(shift + moved, MIN_THRESHOLD - self.start)
-        increment = torch.where(self.above(evidence, threshold + FALSE_ALARM_NATS), FALSE_ALARM_STEPS + 1.0, 1.0)
-        alarm_steps = torch.where(alarm, alarm_steps + increment, 0.0)
-        rate = torch.where(statistics.missing, 0.0, torch.where(alarm, ALARM_RATE_FACTOR, 1.0))
-        bounded = torch.clamp(statistics.deviation, -CLIP, CLIP)
-        mean = statistics.mean + rate * (bounded * MEAN_RATE)
-        spread = statistics.spread + rate * (bounded * bounded * VARIANCE_RATE - VARIANCE_RATE)
-        spread = torch.clamp(spread, min=MIN_LOG_VARIANCE)
-        expected = head_outputs["forecast"].select(1, self.next)
-        run_lengths = statistics.parts[:, 3 * self.count :]
-        steps = torch.clamp(steps + 1.0, max=WARM_UP_STEPS)
-        return outputs, (
-            torch.cat([expected, statistics.surprise, mean, spread, run_lengths, steps, alarm_steps, shift], dim=-1),
-        )
-
-    def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:  # noqa: ARG002  a score has no unit
-        """As they are."""
-        return outputs
-
-
-def build_monitors(architecture: Architecture) -> list[Monitor]:
-    """The monitors that the task asks for; an alarm needs a forecast of the next timestep."""
-    task = architecture.task
-    if isinstance(task, Classify):
-        return []
-    monitors: list[Monitor] = []
-    if task.coverage is not None:
-        monitors.append(Intervals(task, task.coverage))
-    if task.alarm_rate is not None:
-        monitors.append(Alarm(task, architecture.features, task.alarm_rate))
-    return monitors
 
 
 def _pair(quantiles: Sequence[float], coverage: float) -> tuple[int, int] | None:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from tidegate.training.data.scaler import Scaler
 from tidegate.training.data.series import Floats
+from tidegate.training.network.alarm import Alarm
 from tidegate.training.network.cells import CELLS, Cell, Convolution, State
 from tidegate.training.network.heads import ForecastHead, Outputs, build_head
 from tidegate.training.network.level import Level
 from tidegate.training.network.logarithm import logarithm
-from tidegate.training.network.monitors import Monitor, Observation, build_monitors
+from tidegate.training.network.monitors import Intervals, Monitor, Observation
 from tidegate.training.network.quantiles import Quantiles
 from tidegate.training.settings import Architecture, Classify
 
@@ -255,6 +256,19 @@ class Network(nn.Module):
         return torch.cat(parts, dim=-1) if len(parts) > 1 else seen
 
 
+def build_monitors(architecture: Architecture) -> list[Monitor]:
+    """The monitors that the task asks for; an alarm needs a forecast of the next timestep."""
+    task = architecture.task
+    if isinstance(task, Classify):
+        return []
+    monitors: list[Monitor] = []
+    if task.coverage is not None:
+        monitors.append(Intervals(task, task.coverage))
+    if task.alarm_rate is not None:
+        monitors.append(Alarm(task, architecture.features, task.alarm_rate))
+    return monitors
+
+
 def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Network:
     """A network with the initial weights of the seed. torch's global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -278,7 +292,7 @@ def without_monitors(architecture: Architecture) -> Architecture:
     task = architecture.task
     if isinstance(task, Classify):
         return architecture
-    bare = task.model_copy(update={"coverage": None, "alarm_rate": None, "follow": False})
+    bare = task.model_copy(update={"coverage": None, "alarm_rate": None, "alarm_times": None, "follow": False})
     return architecture.model_copy(update={"task": bare})
 
 

@@ -36,6 +36,10 @@ def training_facts(run: Run, network: Network, parity: Parity) -> Json:
     """The data, the settings, the outcome, and the versions of the libraries."""
     data_facts = run.facts
     data = {"name": data_facts.name, "sha256": data_facts.sha256, "rows": data_facts.rows, "groups": data_facts.groups}
+    data |= {
+        "absent": asdict(data_facts.absent) if data_facts.absent else None,
+        "group_column": data_facts.group_column,
+    }
     return {
         "source": run.source.model_dump(),
         "data": data | {name: part.model_dump() for name, part in data_facts.parts.items()} | _provenance(run),
@@ -53,11 +57,9 @@ def training_facts(run: Run, network: Network, parity: Parity) -> Json:
 
 def metadata_facts(facts: Json) -> Json:
     """The facts for the metadata of the graph: without long lists, and without times of the clock."""
-    parts = {"training", "validation", "held_out"}
+    parts, lists = {"training", "validation", "held_out"}, {"spans", "wholes", "groups", "starts", "ends"}
     data = {
-        key: {inner: content for inner, content in value.items() if inner not in {"spans", "wholes"}}
-        if key in parts
-        else value
+        key: {inner: content for inner, content in value.items() if inner not in lists} if key in parts else value
         for key, value in facts["data"].items()
     }
     outcome = {key: value for key, value in facts["outcome"].items() if key != "seconds"}
@@ -96,14 +98,20 @@ def make_card(  # noqa: PLR0913  a card brings everything together
     verdict: str,
     history: Sequence[Json],
     graph: bytes,
+    run: str,
 ) -> Json:
-    """The card of a version; `graph` is the content of its file, `facts` its facts, `history` has a row for each epoch."""
+    """The card of a version.
+
+    `graph` is the content of its file, `facts` its facts, `history` has a row for each epoch, and `run` is the folder that a
+    warm start finds the weights in.
+    """
     # Facts and scores have their own place in the card.
     description_part = {key: value for key, value in description.items() if key != "training"} | {"scores": {}}
     return {
         "name": name,
         "version": version,
         "created": created,
+        "run": run,
         "fingerprint": hashlib.sha256(graph).hexdigest(),
         "description": description_part,
         **facts,

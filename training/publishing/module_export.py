@@ -69,8 +69,7 @@ def export(  # noqa: PLR0913  all but the module are names
         period_s: seconds between two timesteps; None if they are irregular.
         handles_missing: whether x may hold NaN. Without it the server refuses a timestep with a missing value.
         task: what the outputs are, for people.
-        samples: (rows, features) of real timesteps, for the comparison and for the ranges of features. Without them the
-            inputs are noise.
+        samples: (rows, features) of real timesteps, for the comparison and for the ranges of features; else the inputs are noise.
         models: the folder of models.
         version: to write; by default the next free one.
 

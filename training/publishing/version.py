@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.training.errors import ModelUnreadable, VersionExists
+from tidegate.training.outputs import naming
 from tidegate.training.publishing.long_scores import FILE as SCORES
 from tidegate.training.publishing.long_scores import join_scores, split_scores
 
@@ -47,13 +48,14 @@ def write_version(
     # In the same folder, so that the rename stays within one file system. The dot marks it as no version.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
     try:
-        (scratch / "model.onnx").write_bytes(graph)
         card, scores = split_scores(card)
-        (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if scores is not None:
-            (scratch / SCORES).write_text(json.dumps(scores, ensure_ascii=False) + "\n", encoding="utf-8")
-        if report is not None:
-            (scratch / "report.html").write_text(report, encoding="utf-8")
+        with naming(folder):
+            (scratch / "model.onnx").write_bytes(graph)
+            (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if scores is not None:
+                (scratch / SCORES).write_text(json.dumps(scores, ensure_ascii=False) + "\n", encoding="utf-8")
+            if report is not None:
+                (scratch / "report.html").write_text(report, encoding="utf-8")
         scratch.chmod(0o755)  # a temporary folder is private, but a server of another user must read the model
         _rename_new(scratch, folder)
     finally:

@@ -74,7 +74,7 @@ class Callbacks:
     on_note: Callable[[str], None]
 
 
-def tune(request: Request, search: Search, callbacks: Callbacks) -> Outcome:
+def tune(request: Request, search: Search, callbacks: Callbacks, prepared: Prepared | None = None) -> Outcome:
     """Search until enough trials are done, then train in full with the best settings and export.
 
     Ctrl-C ends the search with the trials done so far.
@@ -83,6 +83,7 @@ def tune(request: Request, search: Search, callbacks: Callbacks) -> Outcome:
         request: of the training; the searched settings are replaced. `out` is the folder of the search.
         search: the space, the number of trials, and the methods.
         callbacks: called on each trial, epoch and note.
+        prepared: what `prepare` made of the request, if that is done already.
 
     Raises:
         TrainingError: a problem that the user can solve.
@@ -90,14 +91,12 @@ def tune(request: Request, search: Search, callbacks: Callbacks) -> Outcome:
     # Checked before the data is read; what the usual space holds depends on the data too.
     space = read_space(search.search, grid=search.sampler == "grid")
     apply_values(request, {name: _first_value(values) for name, values in space.items()})
-    series = read_request(request)
+    prepared = prepared or prepare(request, read_request(request), callbacks.on_note)
+    series = prepared.series
     season = request.season or season_steps(series.period_s)
     space = read_space(
         search.search, grid=search.sampler == "grid", season=bool(season), forecast=request.task == "forecast"
     )
-    for note in series.notes:
-        callbacks.on_note(note)
-    prepared = prepare(request, series, callbacks.on_note)
     request.out.mkdir(parents=True, exist_ok=True)
     with _Worker(request, search, space, series) as worker:
         try:

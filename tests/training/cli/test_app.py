@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,59 @@ def test_evaluating_on_other_data_scores_all_of_it(work: Path) -> None:
     main(["evaluate", str(work / "models/toy/1"), "--data", str(work / "held-out.csv"), "--json", str(work / "b.json")])
     result = json.loads((work / "b.json").read_text(encoding="utf-8"))
     assert result["scores"]["rows"] == 90
+
+
+def evaluated(work: Path, tmp_path: Path, lines: list[str], *options: str) -> dict[str, Any]:
+    """The scores of the model of `work` on a table with these lines."""
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    places = ["--data", str(tmp_path / "rows.csv"), "--json", str(tmp_path / "scores.json")]
+    main(["evaluate", str(work / "models/toy/1"), *places, *options])
+    return json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scores"]
+
+
+def test_of_a_file_that_has_grown_only_unlearned_rows_are_scored(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row more, and the scores are those of the training with one row more; the learned rows are counted."""
+    lines = (work / "toy.csv").read_text(encoding="utf-8").splitlines()
+    scores = evaluated(work, tmp_path, [*lines, "2024-01-26T00:00:00,21,20,19"])
+    first = json.loads((work / "result.json").read_text(encoding="utf-8"))["scores"]
+    assert (scores["rows"], scores["left_out"]) == (91, 510)
+    assert scores["table"][0]["count"] == first["table"][0]["count"] + 1
+    for name in ("model", "ridge", "seasonal_naive"):
+        assert scores["table"][0][name]["mae"] == pytest.approx(first["table"][0][name]["mae"], rel=0.05)
+    assert scores["missing_baselines"] == {}
+    assert "510 rows lie in the time that the model has learned from, and were left out" in capsys.readouterr().out
+
+
+def test_other_data_that_holds_learned_rows_is_scored_without_them(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An extract with the last learned rows: only those after them are scored, and the verdict names the lost baseline."""
+    lines = (work / "toy.csv").read_text(encoding="utf-8").splitlines()
+    scores = evaluated(work, tmp_path, [lines[0], *lines[-200:]])
+    assert (scores["rows"], scores["left_out"]) == (90, 110)
+    assert scores["table"][0]["ridge"] is None
+    assert "NOT compared with ridge (this data lacks the rows that the model was trained on)" in capsys.readouterr().out
+    everything = evaluated(work, tmp_path, [lines[0], *lines[-200:]], "--all-rows")
+    assert (everything["rows"], everything["left_out"]) == (200, 0)
+
+
+def test_learned_rows_alone_cannot_be_scored(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says what to do if they are others at the same times."""
+    lines = (work / "toy.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "rows.csv").write_text("\n".join(lines[:200]) + "\n", encoding="utf-8")
+    error = refused(capsys, "evaluate", str(work / "models/toy/1"), "--data", str(tmp_path / "rows.csv"))
+    assert "the model has learned from the time of all 199 rows" in error
+    assert "--all-rows" in error
+
+
+def test_rows_of_another_period_are_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A horizon of one row would be called an hour, and be a minute."""
+    lines = ["time,s0,s1,s2", *(f"2030-01-01T{row // 60:02}:{row % 60:02}:00,{row},1,2" for row in range(300))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    error = refused(capsys, "evaluate", str(work / "models/toy/1"), "--data", str(tmp_path / "rows.csv"))
+    assert "a row comes every 60 s, expected 3600 s as in the training" in error
 
 
 def test_exporting_a_run_writes_the_next_version(work: Path) -> None:

@@ -1,5 +1,7 @@
 """Settings as command-line options."""
 
+import inspect
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import typer
 
 from tidegate.training.cli.options import build, options_of
-from tidegate.training.settings import Fit, Shape
+from tidegate.training.settings import Fit, Format, Shape, Source, as_typed
 
 Run = Callable[..., dict[str, Any]]
 
@@ -55,3 +57,42 @@ def test_an_option_comes_from_the_environment(run: Run, monkeypatch: pytest.Monk
     """`TIDEGATE_WARM_UP` is `--warm-up`."""
     monkeypatch.setenv("TIDEGATE_WARM_UP", "0.2")
     assert build(Fit, run()).warm_up == 0.2
+
+
+def test_what_may_be_guessed_has_both_words() -> None:
+    """A flag whose field is None by default says yes, no, or nothing."""
+    told: list[dict[str, Any]] = []
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    @options_of(Format)
+    def look(**values: Any) -> None:
+        told.append(values)
+
+    for words in ([], ["--header"], ["--no-header"]):
+        app(args=words, standalone_mode=False)
+    assert [build(Format, values).header for values in told] == [None, True, False]
+
+
+def test_own_options_come_before_inherited_ones() -> None:
+    """The help of `train` begins with the data, not with what is seldom said about it."""
+
+    @options_of(Source)
+    def learn(**values: Any) -> None: ...
+
+    names = list(inspect.signature(learn).parameters)
+    assert names.index("data") < names.index("time") < names.index("delimiter")
+
+
+@pytest.mark.parametrize("name", ["flow", "flow rate", "flow, cold", '3" pipe', "it's", "$load", "a=b", "Größe"])
+def test_advice_can_be_typed_as_it_stands(name: str) -> None:
+    """Whatever a column is called, the shell and the option give its name again."""
+    (word,) = shlex.split(as_typed(name))
+    assert Source.model_validate({"exclude": word}).exclude == (name,)
+
+
+def test_units_are_pairs() -> None:
+    """A unit for each named column."""
+    assert Source.model_validate({"units": "temp=°C, load=kW"}).units == {"temp": "°C", "load": "kW"}
+    with pytest.raises(ValueError, match="NAME=TEXT, separated by commas"):
+        Source.model_validate({"units": "temp"})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tidegate.training.cli import scoreboard
+from tidegate.training.cli import scoreboard, tables
 from tidegate.training.data.series import Series
 from tidegate.training.data.split import Split
 from tidegate.training.judging.evaluate import evaluate
@@ -28,7 +28,7 @@ from tidegate.training.judging.verdict import verdict
 
 def lines(scores: Scores) -> list[str]:
     """The tables as they are printed, at their full width."""
-    console = Console(width=scoreboard.WIDTH)
+    console = Console(width=tables.WIDTH)
     with console.capture() as caught:
         console.print(scoreboard.table(scores))
     return caught.get().splitlines()
@@ -87,7 +87,7 @@ def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: floa
         replace(error, accuracy=0.5, cross_entropy=1.0),
         replace(error, accuracy=0.7, cross_entropy=0.5),
     )
-    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((9, 1), (0, 0)), ())
+    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((18, 2), (1, 3)), ())
     scores = Scores("watch", rows=10, classification=part)
     assert verdict(scores) == said
     told = lines(scores)
@@ -105,11 +105,16 @@ def test_a_detector_stands_beside_pca() -> None:
     assert (
         said
         == "It finds 8 of 10 injected faults, 6 of them before they are over, with 0.5 false alarms a day on clean data; "
-        "PCA finds 4 at that rate."
+        "0.1 % of clean timesteps have an alarm, 0.1 % was asked for; PCA finds 4 at that rate."
     )
     told = lines(scores)
     assert any(line.split() == ["model", "3/4", "5/6"] for line in told)
     assert any(line.split() == ["PCA", "(T2,", "Q)", "4/4", "0/6"] for line in told)
+
+
+def test_what_was_not_measured_is_told() -> None:
+    """The verdict says it, also where no fault was scored at all."""
+    assert verdict(Scores("x", anomaly_left_out="No injected faults were scored.")) == "No injected faults were scored."
 
 
 def test_a_cold_start_is_reported_in_percent(graph: Graph, make_series: Callable[..., Series]) -> None:

@@ -236,7 +236,7 @@ def test_an_input_that_is_constant_in_training_is_left_out() -> None:
     prepared = prepare(request, series, notes.append)
     assert prepared.series.names == ("a", "b")
     assert prepared.architecture.features == 2
-    assert notes == ["left out, because they are constant in the training part: late"]
+    assert notes[-1] == "left out, because they are constant in the training part: late"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ from sklearn import metrics as oracle
 from tidegate.training import errors
 from tidegate.training.data.series import Group, Series
 from tidegate.training.data.split import Split
+from tidegate.training.judging.classification import score_classes
 from tidegate.training.judging.evaluate import evaluate
 from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.verdict import verdict
+
+HOURS = np.datetime64("2024-01-01T00", "ns") + np.arange(100) * np.timedelta64(3600, "s")
 
 
 @pytest.fixture
@@ -48,8 +52,6 @@ def test_the_scores_are_those_of_the_replayed_probabilities(classifier: Graph, l
     np.testing.assert_array_equal(
         scores.confusion, oracle.confusion_matrix(truth[known], guess[known], labels=range(3))
     )
-    halves = [(guess == truth)[known & part].mean() for part in (np.arange(500) < 400, np.arange(500) >= 400)]
-    assert scores.model.recording_accuracy == pytest.approx(np.mean(halves))
 
 
 def test_baselines_learn_from_the_training_part(classifier: Graph, labelled: Series) -> None:
@@ -98,3 +100,45 @@ def test_rows_without_a_label_cannot_be_scored(classifier: Graph, labelled: Seri
     labelled.labels[:] = -1
     with pytest.raises(errors.SeriesTooShort, match="label"):
         evaluate(classifier, labelled)
+
+
+def test_by_recording_whole_recordings_are_counted() -> None:
+    """A recording is right if the class with the largest mean probability is its most frequent label, however long it is."""
+    split = Split(train=((0, 4),), validation=((4, 6),), test=((6, 9), (9, 10), (10, 14)))
+    labels = np.array([0, 1, 0, 1, 0, 1, *(0, 0, 1), *(1,), *(1, 1, 1, 0)])
+    probability = np.array([[0.4, 0.6], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7], *[[0.6, 0.4]] * 4], np.float32)
+    series = Series(
+        "toy", "", ("a",), ("",), np.zeros((14, 1), np.float32), HOURS[:14], 3600.0, labels=labels, classes=("x", "y")
+    )
+    series = replace(
+        series,
+        groups=tuple(Group(str(first), first, end) for first, end in (*split.train, *split.validation, *split.test)),
+    )
+    scores = score_classes(series, ("x", "y"), split.test, probability, split)
+    assert scores.recordings == 3
+    # The first is right although two of its three timesteps are wrong, the second is right, the third is wrong.
+    assert scores.model.recording_accuracy == pytest.approx(2 / 3)
+
+
+def test_a_class_that_only_the_held_out_part_has_cannot_be_known(classifier: Graph, labelled: Series) -> None:
+    """No baseline knows it either: to beat them is no victory, and the verdict says so with the share of its timesteps."""
+    labels = labelled.labels.copy()
+    labels[:300] = np.where(labels[:300] == 1, 2, labels[:300])  # another class in the training part
+    labels[300:500] = 2
+    scores = evaluate(classifier, replace(labelled, labels=labels, classes=("idle", "walk", "run")), split=SPLIT)
+    part = scores.classification
+    assert part.unlearned == ("walk",)
+    said = verdict(
+        replace(scores, classification=replace(part, model=replace(part.model, accuracy=1.0, cross_entropy=0.0)))
+    )
+    share = part.counts[part.classes.index("walk")] / part.count
+    assert f"It can NOT know class walk, {100 * share:.1f} % of the scored timesteps" in said
+    assert "beats" not in said
+    assert not replace(part, model=replace(part.model, accuracy=1.0, cross_entropy=0.0)).wins
+
+
+def test_a_class_that_the_held_out_part_lacks_is_named(classifier: Graph, labelled: Series) -> None:
+    """A macro F1 of 1 over the other classes says nothing about it."""
+    scores = evaluate(classifier, labelled, split=SPLIT)
+    assert scores.classification.absent == ("run",)
+    assert "No scored timestep is of class run: the scores, macro F1 too, say nothing about it." in verdict(scores)

@@ -62,9 +62,9 @@ def test_the_same_seed_gives_the_same_faults(clean: Series, moments: FeatureMome
 
 def test_kinds_take_turns_and_rest_lies_between(clean: Series, moments: FeatureMoments) -> None:
     """Every kind comes as often as the others, the beginning is clean, and a detector may come to rest after each."""
-    _, events = inject(clean.values, moments, columns=[0, 1, 2], count=36, seed=3, warm=200)
-    assert len(events) == 36
-    assert {kind: sum(event.kind == kind for event in events) for kind in KINDS} == dict.fromkeys(KINDS, 6)
+    _, events = inject(clean.values, moments, columns=[0, 1, 2], count=27, seed=3, warm=200)
+    assert len(events) == 27
+    assert {kind: sum(event.kind == kind for event in events) for kind in KINDS} == dict.fromkeys(KINDS, 3)
     assert events[0].first >= 200
     assert all(later.first - event.end >= REST_STEPS for event, later in pairwise(events))
     assert events[-1].end <= len(clean) - REST_STEPS
@@ -75,6 +75,22 @@ def test_there_are_no_more_faults_than_there_is_room_for(clean: Series, moments:
     _, events = inject(clean.values[:600], moments, columns=[0], count=100, seed=0)
     assert 1 < len(events) < 6
     assert inject(clean.values[:100], moments, columns=[0], count=100, seed=0)[1] == ()
+
+
+def test_a_kind_without_room_leaves_it_to_shorter_ones(clean: Series, moments: FeatureMoments) -> None:
+    """At a period of a second a leak lasts half an hour; where that is too long, spikes come all the same."""
+    _, events = inject(clean.values[:900], moments, columns=[0, 1, 2], count=100, seed=0, period_s=1.0)
+    assert {event.kind for event in events} >= {"spike", "noise", "drift"}
+    assert not {event.kind for event in events} & {"leak", "decoupled"}
+
+
+@pytest.mark.parametrize(("period_s", "steps"), [(None, 192), (600.0, 192), (1.0, 1800)])
+def test_a_slow_fault_lasts_half_an_hour(
+    clean: Series, moments: FeatureMoments, period_s: float | None, steps: int
+) -> None:
+    """Or as many timesteps as at a long period, whichever is longer."""
+    _, events = inject(clean.values, moments, columns=[0], count=1, seed=0, kinds=["leak"], period_s=period_s)
+    assert events[0].end - events[0].first == steps
 
 
 def one(clean: Series, moments: FeatureMoments, kind: Kind) -> tuple[Floats, Floats, int]:
@@ -104,6 +120,36 @@ def test_a_drift_is_a_straight_line(clean: Series, moments: FeatureMoments) -> N
     away = np.abs(after - before)
     assert away[-1] == pytest.approx(3 * moments.std[column], rel=1e-4)
     np.testing.assert_allclose(np.diff(away), away[-1] / FAULT_SPECS["drift"].steps, rtol=1e-3)
+
+
+def test_a_fixed_sensor_says_the_mean(clean: Series, moments: FeatureMoments) -> None:
+    """A plausible value: that of the training part."""
+    _, after, column = one(clean, moments, "fixed")
+    np.testing.assert_array_equal(after[1:], moments.mean[column])
+
+
+def test_a_leak_takes_away_more_and_more(clean: Series, moments: FeatureMoments) -> None:
+    """Always downwards, up to two standard deviations."""
+    before, after, column = one(clean, moments, "leak")
+    lost = (before - after)[1:].astype(np.float64)
+    assert lost[-1] == pytest.approx(2 * moments.std[column], rel=1e-4)
+    np.testing.assert_allclose(np.diff(lost), lost[-1] / FAULT_SPECS["leak"].steps, rtol=1e-2)
+
+
+def test_a_decoupled_sensor_moves_as_at_another_time(clean: Series, moments: FeatureMoments) -> None:
+    """Its steps are those of other rows, from its last value on."""
+    before, after, column = one(clean, moments, "decoupled")
+    moved, steps = (after - after[0])[1:], FAULT_SPECS["decoupled"].steps
+    values = clean.values[:, column].astype(np.float64)
+    starts = range(1, len(values) - steps)
+    nearest = min(np.abs(values[start : start + steps] - values[start - 1] - moved).max() for start in starts)
+    assert nearest < 1e-4
+    assert np.abs(after - before)[1:].mean() > 0.25 * moments.std[column]
+
+
+def test_without_another_time_no_sensor_is_decoupled(clean: Series, moments: FeatureMoments) -> None:
+    """A stretch that is hardly longer than the fault has no rows to move as."""
+    assert inject(clean.values[:400], moments, columns=[0], count=1, seed=0, kinds=["decoupled"])[1] == ()
 
 
 def test_a_dropout_is_missing(clean: Series, moments: FeatureMoments) -> None:

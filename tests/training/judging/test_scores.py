@@ -41,11 +41,11 @@ def test_json_keeps_its_shape(scores: Scores) -> None:
     whole = json.loads(json.dumps(scores.as_json()))
     assert set(whole) == {
         *("data", "start", "end", "rows", "season", "table", "mase_scale", "classification", "anomaly", "cold_start"),
-        "beats_baselines",
+        *("beats_baselines", "missing_baselines", "absent", "left_out"),
     }
     assert set(whole["table"][0]) == {
         *("target", "unit", "horizon", "horizon_s", "count", "model", "persistence", "seasonal_naive", "ridge"),
-        *("interval", "skill", "beats_baselines"),
+        *("interval", "skill", "beats_baselines", "share"),
     }
     assert set(whole["table"][0]["ridge"]) == {"mae", "rmse", "mase", "pinball", "coverage", "width", "quantiles"}
     assert [part["level"] for part in whole["table"][0]["model"]["quantiles"]] == [0.1, 0.5, 0.9]

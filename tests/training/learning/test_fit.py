@@ -164,6 +164,16 @@ def test_a_time_limit_ends_the_training(learn: Callable[..., FitResult], monkeyp
     assert fitted.epochs[-1].learning_rate == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
+def test_a_time_limit_ends_a_long_epoch(learn: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of some seventy steps ends after a few, when the time is up, and is scored."""
+    clock = iter(range(0, 100_000, 1))
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: float(next(clock)))
+    fitted = learn(Fit(epochs=10, minutes=0.2, lanes=1, chunk=4))
+    assert (fitted.stopped, len(fitted.epochs)) == ("minutes", 1)
+    assert fitted.epochs[0].score > 0
+    assert next(clock) < 20
+
+
 def test_ctrl_c_keeps_the_best_so_far(learn: Callable[..., FitResult]) -> None:
     """An interrupted training gives what it has."""
 

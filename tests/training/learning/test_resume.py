@@ -1,5 +1,6 @@
 """A training that was stopped or killed goes on as if nothing had happened."""
 
+import io
 import json
 import random
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.small_files import small_files
 from tidegate.training.cli.app import main
 from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data.scaler import fit_scaler
@@ -24,7 +27,7 @@ from tidegate.training.data.write import write_csv
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
 from tidegate.training.learning.checkpoint import Checkpointer
-from tidegate.training.learning.fit import Epoch, FitResult, fit
+from tidegate.training.learning.fit import Epoch, FitResult, Trainer, fit
 from tidegate.training.settings import Architecture, Fit, Forecast
 
 TASK = Forecast(targets=(0,), horizons=(1, 3), quantiles=(0.1, 0.9))
@@ -218,17 +221,17 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory, toy_csv: Path) -> tupl
 
 
 def run_stopped(patch: pytest.MonkeyPatch, arguments: list[str]) -> str:
-    """Run `train` and press Ctrl-C when it tells of the third epoch; returns its notes."""
-    notes = []
+    """Run `train` and press Ctrl-C when it tells of the third epoch; returns what it prints."""
+    said = io.StringIO()
 
     def press(_progress: FitProgress, epoch: Epoch, _best: Epoch) -> None:
         if epoch.number == 3:
             raise KeyboardInterrupt
 
     patch.setattr(FitProgress, "show", press)
-    patch.setattr(FitProgress, "note", lambda _progress, text: notes.append(text))
-    main(arguments)
-    return "\n".join(notes)
+    with redirect_stdout(said):
+        main(arguments)
+    return said.getvalue()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -245,11 +248,48 @@ def epochs_of(run: Path) -> list[int]:
 
 
 def test_ctrl_c_exports_and_prints_how_to_continue(stopped_run: tuple[Path, list[str], str]) -> None:
-    """The best network so far is a version, and the last note is the command that resumes."""
+    """The best network so far is a version, and the last line is the command that resumes."""
     folder, _, said = stopped_run
     assert (folder / "models" / "toy" / "1" / "model.onnx").is_file()
     assert said.splitlines()[-1] == f"to go on: tidegate train --resume {folder / 'run'}"
     assert json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))["outcome"]["stopped"] == "interrupted"
+
+
+def test_ctrl_c_in_the_first_epoch_says_how_to_go_on(
+    toy_csv: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no network yet, but the run is begun, and can be resumed."""
+
+    def press(_trainer: Trainer, _number: int) -> Epoch:
+        raise KeyboardInterrupt
+
+    places = ["--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(Trainer, "epoch", press)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--epochs", "1", *places])
+    monkeypatch.undo()
+    assert caught.value.code == 130
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"interrupted; to go on: tidegate train --resume {tmp_path / 'run'}"
+    main(["train", "--resume", str(tmp_path / "run")])
+    assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
+
+
+def test_a_full_disk_names_the_file_and_how_to_go_on(
+    toy_csv: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In one line; with more room the run goes on."""
+    places = ["--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    with small_files(20_000), pytest.raises(SystemExit) as caught:
+        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--epochs", "1", *places])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        f"error: {tmp_path / 'run' / 'best.pt'}: File too large; to go on: tidegate train --resume {tmp_path / 'run'}"
+    )
+    assert not list((tmp_path / "run").glob("*.new"))
+    main(["train", "--resume", str(tmp_path / "run")])
+    assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
 
 
 def test_a_wrong_resume_is_one_line(

@@ -37,6 +37,7 @@ class Recipe:
     coverage: float | None = None
     pair: tuple[int, int] = (0, 0)  # of the quantiles that an interval begins from
     alarm_rate: float | None = None
+    alarm_times: tuple[float, float, int] = (0.0, 0.0, 0)  # memory, slow and warm-up, in timesteps
 
 
 def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
@@ -77,7 +78,10 @@ def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles
         outputs["interval"] = interval * scale + shift
         number += 1
     if recipe.alarm_rate is not None:
-        own = {name: weights[f"monitors.{number}.{name}"] for name in ("mix", "offset", "own", "tail", "start")}
+        own = {
+            name: weights[f"monitors.{number}.{name}"]
+            for name in ("mix", "offset", "own", "white", "tail", "start", "fitted")
+        }
         steps, watch = zip(
             *[
                 alarms(recipe, own, seen[:, row], missing[:, row], head_outputs["forecast"][:, row])
@@ -285,39 +289,49 @@ def alarms(
     chosen = list(recipe.targets)
     count, rate = len(chosen), recipe.alarm_rate
     assert rate is not None  # else it is not called
+    memory, slowness, warm_up = recipe.alarm_times
     factor, summand, before = weights["tail"]
-    start = weights["start"][0]
+    start, fitted = weights["start"][0], weights["fitted"][0]
     last, expected, jumped = np.zeros(seen.shape[1]), np.zeros(count), np.zeros(count)
-    mean, spread = np.zeros(2 * count), np.zeros(2 * count)
+    mean, spread, slow = np.zeros(2 * count), np.zeros(2 * count), np.zeros(2 * count)
     still, gone = np.zeros(count), np.zeros(count)
     shift, burst, age = 0.0, 0.0, 0
+    most = max(memory, warm_up, 10 / rate)
     steps: dict[str, list[Any]] = {"score": [], "alarm": [], "warm": [], "surprise": []}
     for now, value in enumerate(seen):
         here = ~missing[now, chosen]
         both = np.tile(here, 2)
         mixed = weights["mix"] @ np.concatenate([value[chosen] - expected, value]) + weights["offset"]
         deviation = np.where(both, (mixed - mean) / np.sqrt(np.exp(spread)), 0.0)
+        bounded = np.clip(deviation, -5, 5)
+        used = np.concatenate([here & (age >= warm_up / 4), here])
+        slow = np.where(used, slow * (1 - 1 / slowness) + bounded / slowness, slow)
         jump = np.where(here, deviation[:count] @ weights["own"], 0.0)
         back = np.where(np.sign(jump) * np.sign(jumped) < 0, np.minimum(abs(jump), abs(jumped)), 0.0)
         still = np.where(here, np.where(value[chosen] == last[chosen], still + 1, 0.0), still)
         gone = np.where(here, 0.0, gone + 1)
-        parts = np.concatenate([abs(jump), back, abs(deviation[count:]), still, gone])
+        slow_jump = abs(slow[:count] @ weights["own"])
+        single = [abs(jump), back, abs(deviation[count:]), slow_jump, abs(slow[count:]), still, gone]
+        joint = [np.linalg.norm(errors[:count] @ weights["white"]) for errors in (deviation, slow)]
+        parts = np.concatenate([*single, joint])
         root = np.maximum(1.0, factor * parts + summand) ** (1 / 16)
         evidence = max(before * 32 * (root - 1) / (root + 1))  # the logarithm, nearly
         threshold = start + shift
-        warm = age >= 96
+        warm = age >= warm_up
         score = evidence / (evidence + threshold) if warm else 0.0
         alarm = score > 0.5
         for name, number in (("score", [score]), ("alarm", [alarm]), ("warm", [warm]), ("surprise", jump)):
             steps[name].append(np.array(number, np.float64))
+        counted = min(age, most)
         if warm and not alarm:
-            shift += 0.1 * ((burst if burst <= 12 else 0.0) - rate)
+            size = min(max(1 / (rate * (fitted + counted)), 0.1), 0.5)
+            shift += size * ((min(burst, 12) if burst < 2**20 else 0.0) - rate)
         shift = max(shift, 0.5 - start)
-        burst = burst + (13 if evidence > threshold + 4 else 1) if alarm else 0.0
-        pace = both * (0.05 if alarm else 1.0)
-        bounded = np.clip(deviation, -5, 5)
-        mean = mean + pace * bounded / 500
-        spread = np.maximum(spread + pace * (bounded**2 - 1) / 1000, math.log(0.25))
+        burst = (max(burst, 2**20) if evidence > threshold + 4 else burst) + 1 if alarm else 0.0
+        prior = np.repeat([64, 1], count)
+        mean = mean + used * np.maximum(1 / (counted + prior), 1 / memory) * bounded * np.exp(spread / 2)
+        pace = used * max(1 / (counted + 64), 1 / (2 * memory)) * (0.25 if alarm else 1.0)
+        spread = np.maximum(spread + pace * (bounded**2 - 1), math.log(0.25))
         expected, jumped, last, age = forecast[now, recipe.horizons.index(1)], jump, value, age + 1
-    state = [*expected, *jumped, *mean, *spread, *still, *gone, min(age, 96), burst, shift]
+    state = [*expected, *jumped, *mean, *spread, *slow, *still, *gone, min(age, most), burst, shift]
     return {name: np.stack(rows) for name, rows in steps.items()}, np.array(state)

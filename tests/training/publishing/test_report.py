@@ -83,6 +83,7 @@ def material(
         verdict=verdict(scores),
         history=HISTORY,
         graph=content,
+        run="runs/toy",
     )
     # As it is read back: lists, no tuples.
     return ReportContent(json.loads(json.dumps(made)), Replay.of(graph, series, facts.split.test))
@@ -210,6 +211,17 @@ def test_what_people_have_named_is_escaped(material: ReportContent) -> None:
     page = report.build(replace(material, card=told))
     assert "<script" not in page
     assert words(page).count(nasty) > 5
+
+
+def test_absent_rows_and_scored_shares_are_told(material: ReportContent) -> None:
+    """How many rows are absent, what became of the gaps, and what share is scored at each horizon."""
+    told = copy.deepcopy(material.card)
+    told["data"]["absent"] = {"rows": 15, "gaps": 3, "cuts": 1, "filled": 5, "stretches": 2, "longest": 140}
+    told["scores"]["table"][0]["share"] = 0.4125
+    page = words(report.build(replace(material, card=told)))
+    assert "In the series 15 rows are absent, in 3 gaps; 5 of them became missing values, 1 gap cuts the series" in page
+    assert "41.2 %" in page
+    assert "absent" not in words(report.build(material))
 
 
 def test_sections_are_there_when_their_data_is(

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from tidegate.training.data.gaps import Absence
 from tidegate.training.judging.verdict import duration, joined
 from tidegate.training.publishing import charts
 from tidegate.training.publishing.card import STOP_REASONS
 from tidegate.training.publishing.charts import Plot
 from tidegate.training.publishing.page import Html, facts, figure, grid, section, table, tag
-from tidegate.training.publishing.report.content import SHOWN, ReportContent
+from tidegate.training.publishing.report.content import SHOWN, Json, ReportContent
 from tidegate.training.publishing.report.formats import (
     RAISED,
     day,
@@ -32,6 +33,7 @@ def header(content: ReportContent) -> Html:
     wins = bool(card["scores"].get("beats_baselines"))
     rows = [
         ("data", data["name"]),
+        ("times", "UTC" if held["start"].endswith("Z") else "on the clock of the data, whose zone it does not tell"),
         ("trained on", f"{day(data['training']['start'])} to {day(data['training']['end'])}"),
         ("scored on", f"{day(held['start'])} to {day(held['end'])}, {held['rows']:,} held-out timesteps"),
         (
@@ -147,6 +149,7 @@ def data_section(content: ReportContent) -> Html:
         f"{card['data']['rows']:,} rows"
         + (f" in {groups:,} groups" if groups > 1 else "")
         + f", SHA-256 {card['data']['sha256']}."
+        + _absent(card["data"].get("absent"))
     )
     how = "The model is trained on the first part. The second selects its weights. All scores are those of the third, which it has never seen."
     return section(
@@ -161,6 +164,11 @@ def data_section(content: ReportContent) -> Html:
             "Features in the training part",
         ),
     )
+
+
+def _absent(absent: Json | None) -> str:
+    """The absent rows in a sentence; empty without a gap, and for a card from before they were counted."""
+    return f" In the series {Absence(**absent).text}." if absent and absent["gaps"] else ""
 
 
 def settings_section(content: ReportContent) -> Html:

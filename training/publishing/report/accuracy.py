@@ -12,7 +12,7 @@ from tidegate.training.publishing.report.formats import digits, percent, stacked
 def against_baselines(content: ReportContent) -> Html:
     """Errors and skill of each target and horizon, beside the baselines."""
     baselines = [name for name in BASELINE_NAMES if any(row.get(name) for row in content.table)]
-    headings = ["ahead", "model", "skill", *(BASELINE_NAMES[name] for name in baselines), "MASE"]
+    headings = ["ahead", "model", "skill", *(BASELINE_NAMES[name] for name in baselines), "MASE", "scored"]
     parts = [
         table(
             headings,
@@ -24,7 +24,8 @@ def against_baselines(content: ReportContent) -> Html:
     how = (
         "Mean absolute error on the held-out part, and below it the root mean squared error: lower is better. Skill is the "
         "reduction of the error of the best baseline: 0 is no better, 100 % is perfect. MASE is the error divided by that "
-        "of the naive forecast on the training part. In red: a baseline that the model does not beat."
+        "of the naive forecast on the training part. In red: a baseline that the model does not beat. Scored is the share of the "
+        "held-out timesteps whose true value is known, and that every baseline forecasts."
     )
     return section("Against the baselines", how, *parts)
 
@@ -34,7 +35,7 @@ def _error_row(content: ReportContent, row: Json, baselines: Sequence[str]) -> l
     cells = [content.horizon_text(row["horizon"]), _errors(row["model"], "best" if row["beats_baselines"] else "")]
     cells.append(tag("span", percent(row["skill"]), kind="lost" if row["skill"] <= 0 else "best"))
     cells += [_errors(row.get(name), "lost" if _unbeaten(row, name) else "") for name in baselines]
-    return [*cells, digits(row["model"].get("mase"), 3)]
+    return [*cells, digits(row["model"].get("mase"), 3), percent(row.get("share"))]
 
 
 def intervals(content: ReportContent) -> Html:

@@ -22,7 +22,7 @@ def classes(content: ReportContent) -> Html:
         ("macro F1", "macro_f1", number),
         ("cross-entropy", "cross_entropy", number),
         ("perplexity", "perplexity", number),
-        ("accuracy, mean of recordings", "recording_accuracy", percent),
+        ("recordings whose class is right", "recording_accuracy", percent),
         ("cross-entropy, mean of recordings", "recording_cross_entropy", number),
     )
     columns = [("model", "model"), ("frequencies", "class frequencies"), ("linear", "linear classifier")]

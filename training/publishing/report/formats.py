@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tidegate.training.data.series import time_of
 from tidegate.training.judging.replay import Numbers
 from tidegate.training.publishing import charts
 from tidegate.training.publishing.page import Html, tag
@@ -65,7 +66,7 @@ def missing_percent(share: float) -> str:
 
 def day(time: str) -> str:
     """A date without its time of day."""
-    date = np.datetime64(time, "s").item()
+    date = time_of(time).astype("datetime64[s]").item()
     return f"{date.day} {charts.MONTHS[date.month - 1]} {date.year}"
 
 

@@ -1,0 +1,119 @@
+"""What a table holds, column by column, without a training: types, ranges, missing values, and what looks wrong."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.training.data.gaps import Absence, absence
+from tidegate.training.data.overview import overview
+from tidegate.training.data.series import Floats, Series, Span, steps_s_of
+
+# A sensor that repeats a value for so many rows, and for this share of all rows, may be stuck.
+STUCK_ROWS, STUCK_SHARE = 100, 0.05
+# So many times the distance of the middle half of the values from their median, a value is told: of a normal sensor one in
+# a million lies at seven times.
+FAR = 20.0
+# The longest gaps are listed, no more than these.
+MAX_GAPS = 5
+
+
+@dataclass(frozen=True)
+class Column:
+    """One feature: its kind, its range, its share of missing values, and what looks wrong, in words."""
+
+    name: str
+    unit: str
+    kind: str
+    missing: float
+    low: float
+    mean: float
+    high: float
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A gap: the times of the rows before and after it, and its group, if any."""
+
+    start: str
+    end: str
+    seconds: float
+    group: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a table holds: sentences about it, its columns, its absent rows, and its longest gaps that cut."""
+
+    lines: tuple[str, ...]
+    columns: tuple[Column, ...]
+    absent: Absence
+    gaps: tuple[Gap, ...]
+
+    @classmethod
+    def of(cls, series: Series) -> "Inspection":
+        """Inspect a series."""
+        return cls(
+            (*series.notes, *overview(series)),
+            tuple(_column(series, index) for index in range(len(series.names))),
+            absence(series),
+            tuple(_longest_gaps(series)),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON; the keys are the names of the fields."""
+        return asdict(self)
+
+
+def _column(series: Series, index: int) -> Column:
+    name, values = series.names[index], series.values[:, index]
+    known = values[~np.isnan(values)].astype(np.float64)
+    present = len(series) - len(series.filled)
+    kind = "category" if name in series.categories else "whole numbers" if (known == known.round()).all() else "numbers"
+    return Column(
+        name=name,
+        unit=series.units[index],
+        kind=kind,
+        missing=1.0 - len(known) / present,
+        low=float(known.min()),
+        mean=float(known.mean()),
+        high=float(known.max()),
+        remarks=tuple(_remarks(series, values, known)),
+    )
+
+
+def _remarks(series: Series, values: Floats, known: npt.NDArray[np.float64]) -> Iterator[str]:
+    """What looks wrong: a value that is repeated for long, and values far from all others."""
+    if known.min() == known.max():
+        yield f"always {known[0]:g}"
+        return
+    first, end = max((_longest_run(values, span) for span in series.spans), key=lambda run: run[1] - run[0])
+    if end - first >= max(STUCK_ROWS, STUCK_SHARE * len(known)):
+        yield f"stuck at {values[first]:g} for {end - first:,} rows from {series.stamp(series.times[first])}"
+    low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
+    spread = max(high - middle, middle - low)
+    far = np.abs(values - middle) > FAR * spread if spread > 0 else np.zeros(len(values), np.bool_)
+    if far.any():
+        row = int(np.nanargmax(np.abs(values - middle)))
+        yield f"{int(far.sum()):,} values far from the others, such as {values[row]:g} at {series.stamp(series.times[row])}"
+
+
+def _longest_run(values: Floats, span: Span) -> Span:
+    """The longest run of rows with the same value within the span; a missing value ends it."""
+    first, end = span
+    part = values[first:end]
+    begins = np.concatenate([[0], np.flatnonzero(part[1:] != part[:-1]) + 1, [len(part)]])
+    place = int(np.diff(begins).argmax())
+    return first + int(begins[place]), first + int(begins[place + 1])
+
+
+def _longest_gaps(series: Series) -> Iterator[Gap]:
+    """The longest gaps that cut the series."""
+    steps_s = steps_s_of(series.times)
+    ends = [end - 1 for span in series.spans for _, end in series.segments((span,))[:-1]]
+    for row in sorted(ends, key=lambda row: -steps_s[row])[:MAX_GAPS]:
+        group = series.group_at(row).name if series.groups else ""
+        yield Gap(series.stamp(series.times[row]), series.stamp(series.times[row + 1]), float(steps_s[row]), group)
