@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tidegate.training.judging.scores import Score, Scores
-from tidegate.training.judging.verdict import BASELINE_NAMES, horizon_text, percent
+from tidegate.training.judging.verdict import BASELINE_NAMES, as_good_as_ridge, horizon_text, percent
 
 # A held-out part of some hundred timesteps misses its nominal coverage by as much through chance alone.
 COVERAGE_MARGIN = 0.05
@@ -26,7 +26,11 @@ def next_step(scores: Scores) -> str | None:
 def _lost(table: Sequence[Score]) -> str | None:
     """The baseline that wins most often, where it wins, and what helps."""
     lost = {
-        name: [score for score in table if name in score.baselines and score.model.mae >= score.baselines[name].mae]
+        name: [
+            score
+            for score in table
+            if name in score.baselines and score.model.mae >= score.baselines[name].mae and not as_good_as_ridge(score)
+        ]
         for name in BASELINE_NAMES
     }
     name, rows = max(lost.items(), key=lambda pair: len(pair[1]))

@@ -168,7 +168,10 @@ class Trainer:
         self.objective.set_units(self.network.head)
         set_links(self.network, given.ridge, series, split, scaler)
         if given.weights is not None:  # after the units, to which they belong
-            self.network.load_state_dict(given.weights)
+            # Those of the monitors are not trained.
+            self.network.load_state_dict(
+                {name: part for name, part in given.weights.items() if not name.startswith("monitors.")}
+            )
             keep_corrections(self.network)
         self.linear = isinstance(self.network.head, ForecastHead) and self.network.head.linear is not None
         self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
