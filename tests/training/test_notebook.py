@@ -49,11 +49,14 @@ def test_a_frame_becomes_a_version(trained: Training) -> None:
 
 
 def test_it_says_how_it_goes(trained: Training, lines: list[str]) -> None:
-    """What was understood of the data, an epoch, why it stopped, and the verdict."""
+    """What was understood of the data, an epoch, why it stopped, and the verdict, before what to try next."""
     assert lines[0].startswith("model.parquet: time = ")
-    assert any(line.startswith("epoch 1: loss ") for line in lines)
-    assert "stopped after epoch 2" in lines[-2]
-    assert lines[-1] == trained.verdict
+    told = [
+        next(at for at, line in enumerate(lines) if words in line)
+        for words in ("epoch 1: loss ", "stopped after epoch 2")
+    ]
+    assert told == sorted(told)
+    assert told[-1] < lines.index(trained.verdict)
 
 
 def test_the_commands_find_the_rows(trained: Training) -> None:
