@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py                       # all, five seeds; about an hour on one core
     python benchmarks/accuracy.py --only weather --seeds 2
+    python benchmarks/accuracy.py --only defaults --more one.csv:column,other.csv:column
     python benchmarks/accuracy.py --quick               # one seed and few epochs: only check that it runs
 
 A recipe has the arguments of `tidegate train`. `--write` writes `benchmarks/accuracy.md`.
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import Ridge
 
 from tidegate.training.data.series import Series
 from tidegate.training.data.source import read_source
@@ -30,6 +32,16 @@ from tidegate.training.settings import Source
 
 HERE = Path(__file__).parent
 TIDEGATE = str(Path(sys.executable).with_name("tidegate"))
+
+# With default settings: the data, and the horizons.
+DEFAULTS = {"appliances": "--data appliances", "weather": "--data weather --horizons 1,3,6,12,24"}
+# Of drifting series.
+LEADS = (1, 6, 24, 48, 96)
+# No horizon may be worse than ridge by more.
+TOLERATED = 0.01
+DRIFTING_ROWS, DRIFTING_SERIES = 8000, 3
+# A line on so many last values less the last one, which a drifting series is measured against.
+LAGS, RIDGE_PENALTIES = 336, (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 # Found with `tidegate tune` on the validation parts, see accuracy.md.
 FORECASTS = {
@@ -82,11 +94,16 @@ def main() -> int:
     """Run the selected sections. Returns 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", default="appliances,weather,watch,anomaly")
+    parser.add_argument("--only", default="defaults,drifting,appliances,weather,watch,anomaly")
+    parser.add_argument("--more", default="", help="hourly CSV files for the defaults, as FILE:TARGET by commas")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/accuracy.md")
     given = parser.parse_args()
     seeds = range(1 if given.quick else given.seeds)
+    for part in given.more.split(",") if given.more else ():
+        file, _, target = part.rpartition(":")
+        leads = ",".join(map(str, LEADS))
+        DEFAULTS[Path(file).stem] = f"--data {file} --target {target} --horizons {leads}"
     missed = []
     sections = []
     for name in given.only.split(","):
@@ -164,6 +181,121 @@ def forecast(name: str) -> Section:
     return section
 
 
+def defaults(train: Train, seeds: Sequence[int]) -> Result:
+    """Default settings against ridge at every horizon, and against the baselines that are not fitted."""
+    result = Result(
+        "default settings", [f"`tidegate train` and the data, nothing else, seeds 0 to {len(seeds) - 1}.", ""]
+    )
+    result.lines += [
+        "| data | ahead | MAE | ridge | worse than ridge by | persistence | seasonal-naive | 80 % quantiles hold |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, recipe in DEFAULTS.items():
+        tables = [train(recipe, "--seed", str(seed))["scores"]["table"] for seed in seeds]
+        against_ridge(result, name, tables)
+    return result
+
+
+def against_ridge(result: Result, name: str, tables: Sequence[list[dict[str, Any]]]) -> None:
+    """Adds the lines of one series, by horizon, and the goals that it misses."""
+    mean = []
+    for rows in zip(*tables, strict=True):
+        maes = [row["model"]["mae"] for row in rows]
+        ridge = rows[0]["ridge"]["mae"]
+        others = [rows[0][rival]["mae"] if rows[0][rival] else float("inf") for rival in RIVALS[:2]]
+        worse = statistics.mean(maes) / ridge - 1.0
+        covered = 100 * statistics.mean(row["model"]["coverage"] for row in rows)
+        ahead = rows[0]["horizon"]
+        mean.append(worse)
+        shown = " | ".join(f"{other:.4g}" for other in others)
+        result.lines.append(
+            f"| {name} | {ahead} | {spread(maes)} | {ridge:.4g} | {100 * worse:+.1f} % | {shown} | {covered:.1f} % |"
+        )
+        if worse > TOLERATED:
+            result.missed.append(f"{name}, {ahead} ahead: not worse than ridge by more than 1 %")
+        if statistics.mean(maes) >= min(others):
+            result.missed.append(f"{name}, {ahead} ahead: below persistence and seasonal-naive")
+        if not 75 <= covered <= 85:
+            result.missed.append(f"{name}, {ahead} ahead: the 80 % quantiles hold 75 to 85 %")
+    if statistics.mean(mean) > 0:
+        result.missed.append(f"{name}: better than ridge on the mean over the horizons")
+
+
+def drifting(train: Train, seeds: Sequence[int]) -> Result:
+    """Default settings on series whose level walks, against a line on many last values less the last one."""
+    result = Result(
+        "series that drift",
+        [
+            f"A daily wave of changing height on a level that walks, with two more columns: {DRIFTING_ROWS} hourly rows. `tidegate train` with",
+            f"default settings, one training a series, against a ridge regression on the last {LAGS} values less the last one.",
+            "",
+            "| series | ahead | MAE | line | worse by | 80 % quantiles hold |",
+            "|---|---|---|---|---|---|",
+        ],
+    )
+    leads = ",".join(map(str, LEADS))
+    for number in range(1 if len(seeds) == 1 else DRIFTING_SERIES):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "drifting.csv"
+            columns = drifting_series(number)
+            header = ",".join(["time", *(f"s{index}" for index in range(columns.shape[1]))])
+            times = np.datetime64("2024-01-01T00") + np.arange(len(columns)) * np.timedelta64(1, "h")
+            rows = [
+                f"{time}:00," + ",".join(f"{value:.5f}" for value in row)
+                for time, row in zip(times, columns, strict=True)
+            ]
+            path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+            answer = train(f"--data {path} --target s0 --horizons {leads}", "--seed", "0")
+        line = line_errors(columns[:, 0])
+        for row, error in zip(answer["scores"]["table"], line, strict=True):
+            mae, covered = row["model"]["mae"], 100 * row["model"]["coverage"]
+            result.lines.append(
+                f"| {number} | {row['horizon']} | {mae:.4g} | {error:.4g} | {100 * (mae / error - 1):+.1f} % | {covered:.1f} % |"
+            )
+            if mae > 1.02 * error:
+                result.missed.append(f"drifting {number}, {row['horizon']} ahead: within 2 % of the line")
+            if not 75 <= covered <= 85:
+                result.missed.append(f"drifting {number}, {row['horizon']} ahead: the 80 % quantiles hold 75 to 85 %")
+    return result
+
+
+def drifting_series(seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(rows, 3): a seasonal sensor on a level that walks, one that is coupled to it, and one that only walks."""
+    rng = np.random.default_rng(seed)
+    hours = np.arange(DRIFTING_ROWS)
+    day, week = 2 * np.pi * hours / 24, 2 * np.pi * hours / 168
+    slow, other, third = (np.cumsum(rng.normal(0, size, len(hours))) for size in (0.06, 0.05, 0.03))
+    fast = np.zeros(len(hours))
+    for hour in range(1, len(hours)):
+        fast[hour] = 0.8 * fast[hour - 1] + rng.normal(0, 0.25)
+    sensor = 10 + slow + (1 + 0.3 * np.sin(week)) * np.sin(day) + 0.4 * np.sin(2 * day + 1) + fast
+    coupled = 5 + other + 0.7 * np.sin(day + 0.8) + 0.3 * np.roll(fast, 2) + rng.normal(0, 0.2, len(hours))
+    return np.stack([sensor, coupled, rng.normal(0, 1, len(hours)) + third], axis=1)
+
+
+def line_errors(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    """The MAE of the line on the held-out part at each lead, its penalty chosen on the validation part."""
+    first, second = int(len(values) * 0.7), int(len(values) * (0.7 + 0.15))
+    rows = np.arange(LAGS - 1, len(values))
+    past = values[rows[:, None] - np.arange(LAGS)] - values[rows, None]
+    errors = []
+    for lead in LEADS:
+        known = rows + lead < len(values)
+        change = np.full(len(rows), np.nan)
+        change[known] = values[rows[known] + lead] - values[rows[known]]
+        part = [
+            (rows + lead < first),
+            (rows >= first) & (rows + lead < second),
+            (rows >= second) & known,
+        ]
+        tried = []
+        for penalty in RIDGE_PENALTIES:
+            line = Ridge(alpha=penalty * part[0].sum()).fit(past[part[0]], change[part[0]])
+            tried.append([float(np.abs(line.predict(past[own]) - change[own]).mean()) for own in part[1:]])
+        errors.append(min(tried)[1])
+    return errors
+
+
 def watch(train: Train, seeds: Sequence[int]) -> Result:
     """Accuracy on unseen people by fold, beside a random forest on windows."""
     series = read_source(Source(data="watch"))
@@ -231,6 +363,8 @@ def anomaly(train: Train, seeds: Sequence[int]) -> Result:
 
 RIVALS = ("persistence", "seasonal_naive", "ridge")
 SECTIONS: dict[str, Section] = {
+    "defaults": defaults,
+    "drifting": drifting,
     "appliances": forecast("appliances"),
     "weather": forecast("weather"),
     "watch": watch,

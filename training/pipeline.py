@@ -29,14 +29,17 @@ from tidegate.training.judging.verdict import verdict
 from tidegate.training.learning import run
 from tidegate.training.learning.calibration import calibrate
 from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.choice import after_trials, choose_level, needs_trials
+from tidegate.training.learning.correction import Correction, settle
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
+from tidegate.training.learning.links import Given, prepare_links
 from tidegate.training.learning.parting import parting
 from tidegate.training.learning.warm_start import WarmStart
 from tidegate.training.network.network import Network, add_monitors, without_monitors
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
 from tidegate.training.publishing.version import free_version, read_card, write_version
-from tidegate.training.settings import Request, Source, name_of
+from tidegate.training.settings import Architecture, Request, Source, name_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def train(
         checkpointer = Checkpointer(request.out)
         if begun:
             _resume(begun, request, checkpointer)
-        record, network = _train(request, prepared, on_epoch, on_note, checkpointer, start)
+        chosen = begun.architecture if begun else None
+        record, network = _train(request, prepared, on_epoch, on_note, checkpointer, start, chosen)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -367,43 +371,94 @@ def _train(
     on_note: Callable[[str], None],
     checkpointer: Checkpointer | None = None,
     start: WarmStart | None = None,
+    chosen: Architecture | None = None,
 ) -> tuple[run.Run, Network]:
-    """Fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed."""
+    """Fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed; `chosen` is what was resumed."""
     series = prepared.series
     facts = run.DataFacts.of(series, prepared.split, prepared.scaler)
+    started = run.StartedRun(request=request, facts=facts, architecture=chosen)
     if checkpointer:
-        run.save_started(request.out, run.StartedRun(request=request, facts=facts))
+        run.save_started(request.out, started)
 
     def record_epoch(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    bare = without_monitors(prepared.architecture)
+    # A warm start has the regression of the earlier run, whose units its weights have.
+    given = (
+        Given(prepared.architecture, None, start.weights) if start else _complete(request, prepared, on_note, chosen)
+    )
+    if checkpointer:
+        run.save_started(request.out, started.model_copy(update={"architecture": given.architecture}))
+    bare = replace(given, architecture=without_monitors(given.architecture))
+    tried = prepared.architecture.level == "auto" and not chosen and not start and needs_trials(given)
+    settings = after_trials(request.fit) if tried else request.fit
     result = fit(
         series,
         prepared.split,
         prepared.scaler,
-        bare,
-        request.fit,
+        bare.architecture,
+        settings,
         record_epoch,
         checkpointer=checkpointer,
-        weights=start.weights if start else None,
+        given=bare,
     )
     run.write_metrics(request.out, result.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_stop_note(result, request.fit.keep))
     if told := parting(result.epochs, result.best):
         on_note(told)
-    network = add_monitors(result.network, prepared.architecture)
+    correction = settle(result.network, series, prepared.split)
+    if correction:
+        on_note(_correction_note(correction))
+    network = add_monitors(result.network, given.architecture)
     calibrate(network, series, prepared.split)
     record = run.Run(
         source=request.source,
         facts=facts,
-        architecture=prepared.architecture,
+        architecture=given.architecture,
         fit=request.fit,
-        outcome=run.outcome(result),
+        outcome=run.outcome(result, correction),
         request=request if checkpointer else None,  # a request does not describe a given split
     )
     return record, network
+
+
+def _complete(
+    request: Request, prepared: Prepared, on_note: Callable[[str], None], chosen: Architecture | None
+) -> Given:
+    """The architecture with all that depends on the data: the linear link, and whether there is a level, unless `chosen` says so."""
+    architecture = prepared.architecture
+    if chosen:
+        architecture = architecture.model_copy(update={"level": chosen.level, "level_steps": chosen.level_steps})
+    given = prepare_links(prepared.series, prepared.split, prepared.scaler, architecture)
+    if "linear" in request.links and request.task == "forecast" and given.ridge is None:
+        on_note("links: a horizon has too few true values for a regression; the network corrects the last value")
+    if given.architecture.level != "auto" or request.task == "classify":
+        return given
+    bare = replace(given, architecture=without_monitors(given.architecture))
+    bare = choose_level(prepared.series, prepared.split, prepared.scaler, bare, request.fit)
+    level = {name: getattr(bare.architecture, name) for name in ("level", "level_steps")}
+    given = replace(given, architecture=given.architecture.model_copy(update=level))
+    on_note(_level_note(given.architecture))
+    return given
+
+
+def _level_note(architecture: Architecture) -> str:
+    """What was chosen, in words."""
+    if architecture.level_steps is None:
+        return "level: off, which scores better on the validation part; the network sees values as they are"
+    return f"level: on, a running mean over some {architecture.level_steps} timesteps; the network sees values relative to it"
+
+
+def _correction_note(correction: Correction) -> str:
+    """What the network adds to the linear link on the validation part, in words."""
+    kept = int((correction.kept > 0).sum())
+    if not kept:
+        return "the network adds nothing to the regression on the validation part: the regression forecasts alone"
+    return (
+        f"the network lowers the error of the regression on the validation part by {100 * correction.gain:.1f} %; its "
+        f"correction is kept for {kept} of {correction.kept.size} forecasts"
+    )
 
 
 def _words(model_card: dict[str, Any] | None) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FILL_GAPS = 12
 
 Steps = Annotated[int, Field(ge=1)]
-Link = Literal["last", "season", "features"]
+Link = Literal["linear", "last", "season", "features"]
 
 
 def _split(value: Any) -> Any:
@@ -198,6 +198,10 @@ class Shape(Settings):
     changes: bool = Field(
         default=True, description="The cells also get the change of each feature since the last timestep."
     )
+    level: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="on: the cells get the measured features relative to a running mean; auto: by the validation part.",
+    )
     bidirectional: bool = Field(default=False, description="Refused: a stream has no future.")
 
     @field_validator("bidirectional")
@@ -220,7 +224,8 @@ class Forecast(Settings):
     """A forecast: `targets` are indices of features, `horizons` count timesteps.
 
     The forecast is a correction of the `links`: the last observed value of the target, its value one `season` of timesteps
-    before the forecast time, each with a trained share, or a linear regression on all features.
+    before the forecast time, each with a trained share, or a linear regression on all features. With the link `linear` it
+    is a correction of a frozen regression on the last timesteps, up to the last of `lags`.
     """
 
     kind: Literal["forecast"] = "forecast"
@@ -229,6 +234,8 @@ class Forecast(Settings):
     quantiles: Quantiles = ()
     links: Links = ("last",)
     season: int = Field(default=0, ge=0)
+    lags: tuple[Steps, ...] = (1,)  # rising from 1
+    follow: bool = False
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
     alarm_times: AlarmTimes | None = None
@@ -260,6 +267,7 @@ class Architecture(Shape):
 
     features: Steps
     elapsed: Elapsed | None = None
+    level_steps: int | None = Field(default=None, ge=1)  # its time constant; None: the layers see values as they are
     task: Annotated[Forecast | Classify, Field(discriminator="kind")]
 
 
@@ -310,7 +318,7 @@ class Fit(Settings):
         description="Keep the weights of the best epoch by validation score, or of the last; last for short validation parts.",
     )
     patience: int = Field(
-        default=20,
+        default=15,
         ge=1,
         description="Stop after so many epochs without a better validation score; with --keep last, never.",
     )
@@ -341,8 +349,10 @@ class Request(Settings):
     quantiles: Quantiles = Field(
         default=(0.1, 0.5, 0.9), description="Quantiles of each forecast, separated by commas."
     )
+    follow: bool = Field(default=True, description="The quantiles follow the errors of the forecasts in service.")
     links: Links = Field(
-        default=("last",), description="What a forecast corrects: last, season or features; separated by commas."
+        default=("linear",),
+        description="What a forecast corrects: linear, last, season or features; separated by commas.",
     )
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="Add calibrated intervals with this long-run coverage."

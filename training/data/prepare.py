@@ -118,6 +118,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler, split: Split
             targets=tuple(series.column(target) for target in targets),
             horizons=request.horizons,
             quantiles=request.quantiles,
+            follow=request.follow and any(quantile != 0.5 for quantile in request.quantiles),
             links=request.links,
             season=request.season or season_steps(series.period_s) or 0,
             coverage=request.coverage,

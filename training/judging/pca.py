@@ -14,8 +14,8 @@ import numpy as np
 from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import Floats, Ints, Series, Spans
 from tidegate.training.data.split import Split
+from tidegate.training.judging.least_squares import Inputs, linear_inputs, row_indices, subsample
 from tidegate.training.judging.metrics import Doubles
-from tidegate.training.judging.ridge import Inputs, linear_inputs, row_indices, subsample
 
 # A timestep and the one before it.
 LAGS = 2

@@ -1,5 +1,7 @@
 """The held-out part, replayed once through the exported graph. Its outputs serve the scores, the curves and the report."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +13,9 @@ from tidegate.training.judging.graph import Graph
 
 Numbers = npt.NDArray[np.float64]
 
+# Rows before a span that warm up the state. In service a stream has run for long, and the baselines read the past too. The
+# longest window and the slowest usual level lie within.
+WARM_UP_ROWS = 2048
 # The outputs that are scored or drawn.
 REPLAYED = ("forecast", "quantiles", "interval", "probability", "score", "alarm", "warm")
 
@@ -35,7 +40,10 @@ class Replay:
 
     @classmethod
     def of(cls, graph: Graph, series: Series, spans: Spans) -> Self:
-        """Replay each segment of the spans as a new stream; the series has the features of the graph in its order."""
+        """Replay each segment of the spans as a stream; the series has the features of the graph in its order.
+
+        A stream begins up to `WARM_UP_ROWS` before its segment, unless there is a time gap; those rows are not kept.
+        """
         assert tuple(graph.features) == series.names
         rows = np.concatenate([np.arange(first, end) for first, end in spans])
         targets = [series.column(name) for name in graph.targets] if "forecast" in graph.outputs else []
@@ -43,7 +51,7 @@ class Replay:
             times=series.times[rows],
             truth=series.values[:, targets][rows].astype(np.float64),
             segments=tuple((offset, offset + end - first) for offset, first, end in segment_offsets(series, spans)),
-            outputs=graph.replay_segments(series.values, series.segments(spans), keep=REPLAYED),
+            outputs=_warm_replay(graph, series, series.segments(spans)),
             horizons=tuple(graph.horizons),
         )
 
@@ -58,3 +66,14 @@ class Replay:
     def errors(self, index: int) -> Numbers:
         """(rows, targets): forecast minus true value at one horizon, at the time of the true value."""
         return self.shifted("forecast", index) - self.truth
+
+
+def _warm_replay(graph: Graph, series: Series, segments: Sequence[Span]) -> dict[str, Floats]:
+    """The outputs of the segments, each (rows, ...), after streams that began before them."""
+    begins = sorted(first for first, _ in series.segments())
+    streams = [
+        (max(begins[bisect_right(begins, first) - 1], first - WARM_UP_ROWS), first, end) for first, end in segments
+    ]
+    outputs = graph.replay_segments(series.values, [(begin, end) for begin, _, end in streams], keep=REPLAYED)
+    kept = np.concatenate([np.arange(begin, end) >= first for begin, first, end in streams])
+    return {name: rows[kept] for name, rows in outputs.items()}

@@ -5,13 +5,12 @@ part alone. The validation part selects the number of lags and the ridge penalty
 value is replaced by the last observed one, and by the training mean before the first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from tidegate.training.data.features import ELAPSED
 from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import (
     UNLABELLED,
@@ -20,213 +19,307 @@ from tidegate.training.data.series import (
     Series,
     Spans,
     count_rows,
-    forward_fill,
     future_values,
 )
 from tidegate.training.data.split import Split
+from tidegate.training.judging.least_squares import (
+    BLOCK,
+    PENALTIES,
+    Inputs,
+    NormalEquations,
+    blocks,
+    linear_inputs,
+    row_indices,
+    subsample,
+)
 from tidegate.training.judging.metrics import Doubles, surprise
 
-# The candidate numbers of lags. A season and one more is another, which sees the same time of the last season.
-LAGS = (1, 6, 24, 72)
-# More lags cost more time and improve no forecast.
-MAX_LAGS = 300
+# The candidate numbers of lags, the present value among them: up to four days of hourly values, and two weeks. One season
+# and two are others, which see the same time of the last season.
+LAGS = (1, 8, 96, 336)
+# All windows of a stream together: more than some ten kilobytes of state are felt with thousands of streams.
+MAX_WINDOWS = 2700
+# More lags cost more time, in each step of a served stream too, and improve no forecast.
+MAX_LAGS = 340
+# A regression with fewer rows for each lag follows the noise.
+ROWS_PER_LAG = 8
+# So many rows, evenly chosen, tell the candidates apart.
+JUDGED_ROWS = 2048
+# Candidates are also fitted on this first share of the training part and judged on the rest of it. One validation part
+# alone is often too short to tell whether a series returns to its mean or drifts.
+EARLY_SHARE = 0.6
+KINDS = 4  # of lines, see `Ridge`
+LEVELLED = 2  # from this kind on a line knows the level
+# A kind of line that knows more must be better by so much.
+BETTER = 0.99
 CLASSIFIER_LAGS = (1, 8, 25)
 CLASSIFIER_COLUMNS = 600
-# In units of the mean square of a scaled column, which is about 1. The largest leaves little but a constant, the median of
-# the validation part. That is best for a target that no feature predicts.
-RIDGE_PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# Enough rows for a few hundred weights. Of a longer part every second row is taken, or every third, and so on.
-MAX_ROWS = 100_000
-# Rows of a design matrix at a time: 40 MB for 300 columns.
-BLOCK = 16_384
 # All horizons share one matrix if this share of the rows that any horizon can use serves all.
 SHARED_ROWS = 0.8
 # Least squares to 0 and 1 gives no probabilities. A softmax of it times one of these does; the validation part selects which.
 SHARPNESSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
-Number = TypeVar("Number", np.float32, np.int64)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs of the linear models.
-
-    Attributes:
-        values: (time, features) scaled, without missing values.
-        begins: (time,) the first row of the segment of each row; lags before it repeat its value.
-    """
-
-    values: Floats
-    begins: Ints
-
-    def windows(self, rows: Ints, lagged: Sequence[int], lags: int, others: Sequence[int]) -> Doubles:
-        """(rows, lagged * lags + others): the lags of the lagged columns, the latest first, and the last value of others."""
-        back = np.maximum(rows[:, None] - np.arange(lags), self.begins[rows][:, None])  # (rows, lags)
-        own = self.values[back][..., list(lagged)] if len(lagged) > 1 else self.values[back, lagged[0]]
-        return np.concatenate(
-            [own.reshape(len(rows), -1), self.values[rows][:, list(others)]], axis=1, dtype=np.float64
-        )
-
-
 @dataclass(frozen=True)
 class Line:
-    """A fitted regression for one target and horizon, in the unit of the target."""
+    """A fitted regression for one target and horizon, in scaled units; it forecasts the change from the present value."""
 
     lags: int
     penalty: float
-    weights: Doubles  # (lags + features - 1,)
+    window: Doubles  # (lags - 1,), of the values before the present one less that one, the latest first
+    features: Doubles  # (features,), all zero for a line that holds at every level
     intercept: float
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """Direct ridge autoregression: a regression for each target and horizon, on its own lags and on the other features.
+    """Direct ridge autoregression: a regression for each target and horizon.
 
-    It minimises squared errors, but is also scored by absolute ones. So the median of its errors on the validation part is
+    There are four kinds. The first knows the past of the target less its present value, and forecasts the change: it holds
+    at every level. The second has an intercept as well, so it may go on with a trend. The third knows the level too, and the
+    fourth all features; their penalty draws them to a constant.
+
+    It minimises squared errors, but is also scored by absolute ones. So the median of its errors on the training part is
     added; without it, on a spiky target, it would be worse than a constant.
+
+    A new stream has no long past. So there are lines for each number of lags, and those with the most that are there
+    forecast.
     """
 
     targets: tuple[int, ...]
-    lines: tuple[tuple[Line, ...], ...]  # (targets, horizons)
+    lags: tuple[int, ...]  # rising from 1
+    lines: tuple[tuple[tuple[Line, ...], ...], ...]  # (lags, targets, horizons)
     mean: Floats
     std: Floats
 
+    @property
+    def level_share(self) -> float:
+        """The share of the lines with the most lags that know a level."""
+        lines = [line for target in self.lines[-1] for line in target]
+        return sum(bool(line.features.any()) for line in lines) / len(lines)
+
+    def weights(self) -> tuple[Doubles, Doubles, Doubles]:
+        """Window (lags, targets, most lags - 1, horizons), features (lags, targets, features, horizons) and intercepts (lags, targets, horizons)."""
+        window, features = (
+            np.array([[[part(line) for line in lines] for lines in lag] for lag in self.lines]).swapaxes(2, 3)
+            for part in (lambda line: np.pad(line.window, (0, self.lags[-1] - line.lags)), lambda line: line.features)
+        )
+        return window, features, np.array([[[line.intercept for line in lines] for lines in lag] for lag in self.lines])
+
     def forecast(self, series: Series, spans: Spans) -> Floats:
         """(rows of the spans, horizons, targets). It reads rows before a span too."""
-        inputs = linear_inputs(series, self.mean, self.std)
-        rows = row_indices(spans)
-        forecast = np.empty((len(rows), len(self.lines[0]), len(self.targets)), np.float32)
-        for place, (target, lines) in enumerate(zip(self.targets, self.lines, strict=True)):
-            others = _other_columns(inputs, target)
-            longest = max(line.lags for line in lines)
+        return self._forecast(linear_inputs(series, self.mean, self.std), row_indices(spans))
+
+    def errors(self, series: Series, horizons: Sequence[int], spans: Spans) -> Floats:
+        """True value less forecast (rows, horizons, targets) on evenly chosen rows, in scaled units; NaN where unknown."""
+        forecast = self._forecast(linear_inputs(series, self.mean, self.std), subsample(row_indices(spans)))
+        errors: Floats = (_truth(series, self.targets, horizons, spans) - forecast) / self.std[list(self.targets)]
+        return errors
+
+    def _forecast(self, inputs: Inputs, rows: Ints) -> Floats:
+        """(rows, horizons, targets)."""
+        everything = range(inputs.values.shape[1])
+        window, features, intercepts = self.weights()
+        weights = np.concatenate([window, features], axis=2)
+        # The most lags that the segment of a row has.
+        usable = np.searchsorted(self.lags, rows - inputs.begins[rows] + 1, side="right") - 1
+        forecast = np.empty((len(rows), len(self.lines[0][0]), len(self.targets)), np.float32)
+        for place, target in enumerate(self.targets):
             for low in range(0, len(rows), BLOCK):
-                block = inputs.windows(rows[low : low + BLOCK], [target], longest, others)
-                for index, line in enumerate(lines):
-                    prediction = block[:, _columns(line.lags, longest, len(others))] @ line.weights + line.intercept
-                    forecast[low : low + BLOCK, index, place] = prediction
+                block = slice(low, low + BLOCK)
+                design = inputs.centred(rows[block], target, self.lags[-1], everything)
+                scaled = np.empty((len(design), forecast.shape[1]))
+                for lags in np.unique(usable[block]):
+                    own = usable[block] == lags
+                    scaled[own] = design[own] @ weights[lags, place] + intercepts[lags, place]
+                scaled += inputs.values[rows[block], target].astype(np.float64)[:, None]
+                forecast[block, :, place] = scaled * float(self.std[target]) + float(self.mean[target])
         return forecast
 
 
 def fit_ridge(
     series: Series, split: Split, targets: Sequence[int], horizons: Sequence[int], *, season: int | None
 ) -> Ridge | None:
-    """Fit on the training part and select on the validation part; None if a horizon has no true value in one of them."""
+    """Fit on the training part, and select lags, kind and penalty on the rows that follow.
+
+    Args:
+        series: to forecast; the held-out part is not read.
+        split: of the series.
+        targets: features.
+        horizons: in timesteps.
+        season: in timesteps, if known.
+
+    Returns:
+        None if a horizon has no true value in the training or the validation part.
+    """
     scaler = fit_scaler(series, split.train)
     inputs = linear_inputs(series, scaler.mean, scaler.std)
-    train_rows, validation_rows = subsample(row_indices(split.train)), subsample(row_indices(split.validation))
-    train_truth, validation_truth = (
-        _truth(series, targets, horizons, spans) for spans in (split.train, split.validation)
-    )
-    if not (_known_everywhere(train_truth) and _known_everywhere(validation_truth)):
+    early, late = _cut(split.train)
+    parts = [
+        (rows, (truth - scaler.mean[list(targets)]) / scaler.std[list(targets)])
+        for spans in (early, late, split.train, split.validation)
+        for rows, truth in [(subsample(row_indices(spans)), _truth(series, targets, horizons, spans))]
+    ]
+    if not (_known_everywhere(parts[2][1]) and _known_everywhere(parts[3][1])):
         return None
-    lags = sorted({*LAGS, *((season + 1,) if season and season < MAX_LAGS else ())})
-    lines = tuple(
+    folds = [parts[:2], parts[2:]] if all(_known_everywhere(truth) for _, truth in parts[:2]) else [parts[2:]]
+    # The network takes the logarithm of elapsed time, so a line on it would not be the same there.
+    others = [column for column, name in enumerate(series.names) if name != ELAPSED]
+    candidates = _candidates(season, len(folds[0][0][0]), MAX_WINDOWS // len(targets))
+    fitted = [
         _fit_target(
-            inputs, target, lags, (train_rows, train_truth[..., place]), (validation_rows, validation_truth[..., place])
+            inputs, target, candidates, others, [[(rows, truth[..., place]) for rows, truth in fold] for fold in folds]
         )
         for place, target in enumerate(targets)
-    )
-    return Ridge(tuple(targets), lines, scaler.mean, scaler.std)
+    ]
+    lines = tuple(zip(*fitted, strict=True))  # (lags, targets, horizons)
+    most = max(line.lags for target in lines[-1] for line in target)
+    kept = candidates.index(most) + 1
+    return Ridge(tuple(targets), tuple(candidates[:kept]), lines[:kept], scaler.mean, scaler.std)
+
+
+def _cut(spans: Spans) -> tuple[Spans, Spans]:
+    """The first rows of each span, and the others."""
+    cuts = [(first, first + int((end - first) * EARLY_SHARE), end) for first, end in spans]
+    return tuple((first, cut) for first, cut, _ in cuts), tuple((cut, end) for _, cut, end in cuts)
+
+
+def _candidates(season: int | None, rows: int, longest: int) -> list[int]:
+    """The numbers of lags to try, rising."""
+    seasonal = (season + 1, 2 * season) if season else ()
+    most = min(MAX_LAGS, max(min(rows // ROWS_PER_LAG, longest), 1))
+    return sorted({lags for lags in (*LAGS, *seasonal) if lags <= most})
+
+
+# Rows (n,) and true values (n, horizons) in scaled units, NaN where unknown.
+_Part = tuple[Ints, Floats]
 
 
 def _fit_target(
-    inputs: Inputs, target: int, lags: Sequence[int], train: tuple[Ints, Floats], validation: tuple[Ints, Floats]
-) -> tuple[Line, ...]:
-    """The regressions of one target, one for each horizon; `train` and `validation` are rows (n,) and truth (n, horizons)."""
-    others = _other_columns(inputs, target)
-    rows, truth = train
+    inputs: Inputs, target: int, candidates: Sequence[int], others: Sequence[int], folds: Sequence[Sequence[_Part]]
+) -> tuple[tuple[Line, ...], ...]:
+    """The lines (lags, horizons) of one target, by their mean error over the folds; the last fold is that of the lines.
+
+    A fold has a part to fit on, and one to judge on.
+    """
+    (_, truth), _ = folds[-1]
     known = ~np.isnan(truth)
-    complete = known.all(axis=1)
-    shared = complete.sum() >= SHARED_ROWS * known.any(axis=1).sum()
     horizons = range(truth.shape[1])
-    lines = []
-    moments = _NormalEquations.of(inputs, rows[complete], truth[complete], target, lags[-1], others) if shared else None
-    for index in horizons:
-        known_rows = known[:, index]
-        part = (moments.only(index) if moments else
-                _NormalEquations.of(inputs, rows[known_rows], truth[known_rows][:, [index]], target, lags[-1], others))  # fmt: skip
-        validation_known = ~np.isnan(validation[1][:, index])
-        lines.append(
-            _choose(
-                inputs,
-                part,
-                target,
-                lags,
-                others,
-                (validation[0][validation_known], validation[1][validation_known, index]),
-            )
-        )
-    return tuple(lines)
+    shared = known.all(axis=1).sum() >= SHARED_ROWS * known.any(axis=1).sum()
+    lines: list[list[Line]] = [[] for _ in candidates]
+    for chosen in [list(horizons)] if shared else [[index] for index in horizons]:
+        fits = [
+            _Fits.of(inputs, target, candidates, others, *[(rows, truth[:, chosen]) for rows, truth in fold])
+            for fold in folds
+        ]
+        errors = np.array([fit.errors for fit in fits])  # (folds, candidates, penalties, outputs)
+        for most, own in enumerate(lines, 1):
+            own += [
+                _mean_line([fits[-1].line(*place, output) for place in _choose(errors[:, : most * KINDS, :, output])])
+                for output in range(len(chosen))
+            ]
+    return tuple(tuple(own) for own in lines)
 
 
-def _choose(
-    inputs: Inputs,
-    moments: "_NormalEquations",
-    target: int,
-    lags: Sequence[int],
-    others: Sequence[int],
-    validation: tuple[Ints, Floats],
-) -> Line:
-    """The regression with the smallest mean absolute error on the validation rows."""
-    rows, truth = validation
-    design = inputs.windows(rows, [target], lags[-1], others)
-    best: tuple[float, Line] | None = None
-    for count in lags:
-        columns = _columns(count, lags[-1], len(others))
-        weights, intercepts = moments.solve(columns)  # (columns, shrinkages, 1), (shrinkages, 1)
-        residuals = truth[:, None] - design[:, columns] @ weights[..., 0] - intercepts[:, 0]  # (rows, shrinkages)
-        offset = np.median(residuals, axis=0)
-        errors = np.abs(residuals - offset).mean(axis=0)
-        place = int(errors.argmin())
-        if best is None or errors[place] < best[0]:
-            line = Line(
-                count, RIDGE_PENALTIES[place], weights[:, place, 0], float(intercepts[place, 0] + offset[place])
-            )
-            best = float(errors[place]), line
-    assert best is not None  # there is always a lag to try
-    return best[1]
+def _choose(errors: Doubles) -> list[tuple[int, int]]:
+    """Candidate and penalty of the lines to take the mean of; `errors` are (folds, candidates, penalties).
+
+    The kinds of lines alternate along the candidates. A kind that knows more replaces those before where it is better in
+    every fold. Where the folds differ, a level that drifts away may mislead it, so it gets only a share.
+    """
+    best: list[tuple[int, int]] = []
+    for kind in range(KINDS):
+        own = errors[:, kind::KINDS]
+        number, penalty = np.unravel_index(own.mean(axis=0).argmin(), own.shape[1:])
+        found = int(number) * KINDS + kind, int(penalty)
+        ratio = errors[:, *found] / np.mean([errors[:, *place] for place in best], axis=0) if best else np.zeros(1)
+        if (ratio < BETTER).all():
+            best = [found]
+        elif ratio.mean() < BETTER:
+            best.append(found)
+    return best
+
+
+def _mean_line(lines: list[Line]) -> Line:
+    """The line whose forecast is the mean of theirs."""
+    lags = max(line.lags for line in lines)
+    windows = [np.pad(line.window, (0, lags - line.lags)) for line in lines]
+    return Line(
+        lags,
+        lines[-1].penalty,
+        np.mean(windows, axis=0),
+        np.mean([line.features for line in lines], axis=0),
+        float(np.mean([line.intercept for line in lines])),
+    )
 
 
 @dataclass(frozen=True)
-class _NormalEquations:
-    """The moments of the design x (columns) and the truth y (outputs) that the normal equations need."""
+class _Fits:
+    """All candidates, fitted on one part and judged on another: each with its lags, its columns, and its kind."""
 
-    x: Doubles  # (columns,) mean
-    y: Doubles  # (outputs,) mean
-    xx: Doubles  # (columns, columns) covariance
-    xy: Doubles  # (columns, outputs) covariance
+    target: int
+    features: int
+    others: Sequence[int]
+    candidates: list[tuple[int, Ints, int]]
+    solutions: list[tuple[Doubles, Doubles]]  # weights (columns, penalties, outputs), intercepts (penalties, outputs)
+    errors: Doubles  # (candidates, penalties, outputs)
 
     @classmethod
     def of(
-        cls, inputs: Inputs, rows: Ints, truth: Floats, target: int, lags: int, others: Sequence[int]
-    ) -> "_NormalEquations":
-        """The moments of the rows, in one pass over blocks of them."""
-        return cls.over((inputs.windows(part, [target], lags, others), known) for part, known in _blocks(rows, truth))
+        cls, inputs: Inputs, target: int, lags: Sequence[int], others: Sequence[int], train: _Part, judged: _Part
+    ) -> "_Fits":
+        """Fit and judge."""
+        longest = lags[-1] - 1
+        own = longest + list(others).index(target)  # the column of the present value
+        complete = ~np.isnan(train[1]).any(axis=1)
+        moments = NormalEquations.over(
+            (inputs.centred(rows, target, lags[-1], others), truth)
+            for rows, truth in blocks(train[0][complete], train[1][complete])
+        )
+        changes = moments.less(own)
+        everything = longest + np.arange(len(others))
+        candidates = [
+            (count, np.concatenate([np.arange(count - 1), level]).astype(np.int64), kind)
+            for count in lags
+            for kind, level in enumerate((np.empty(0), np.empty(0), np.array([own]), everything))
+        ]
+        samples = [
+            (inputs.centred(rows, target, lags[-1], others), truth) for rows, truth in map(_sample, (train, judged))
+        ]
+        solutions, errors = [], []
+        for _, columns, kind in candidates:
+            change = kind < LEVELLED
+            weights, intercepts = (changes.through_zero() if kind == 0 else changes if change else moments).solve(
+                columns
+            )
+            fitted, missed = (
+                (truth - design[:, [own]] * change)[:, None] - np.tensordot(design[:, columns], weights, 1) - intercepts
+                for design, truth in samples
+            )
+            offset = np.nanmedian(fitted, axis=0) * (kind > 0)
+            solutions.append((weights, intercepts + offset))
+            errors.append(np.nanmean(np.abs(missed - offset), axis=0))
+        return cls(target, inputs.values.shape[1], others, candidates, solutions, np.array(errors))
 
-    @classmethod
-    def over(cls, blocks: Iterator[tuple[Doubles, npt.NDArray[np.floating]]]) -> "_NormalEquations":
-        """The moments of blocks of x (rows, columns) and y (rows, outputs). Columns are about 1, so sums lose no digits."""
-        count, x, y, xx, xy = 0, np.zeros(()), np.zeros(()), np.zeros(()), np.zeros(())
-        for design, truth in blocks:
-            count += len(design)
-            x, y = x + design.sum(axis=0), y + truth.sum(axis=0)
-            xx, xy = xx + design.T @ design, xy + design.T @ truth
-        x, y = x / count, y / count
-        return cls(x, y, xx / count - np.outer(x, x), xy / count - np.outer(x, y))
+    def line(self, candidate: int, penalty: int, output: int) -> Line:
+        """One line."""
+        lags, _, kind = self.candidates[candidate]
+        weights, intercepts = self.solutions[candidate]
+        features = np.zeros(self.features)
+        if kind >= LEVELLED:
+            level = weights[lags - 1 :, penalty, output]
+            features[self.others if len(level) > 1 else [self.target]] = level
+            features[self.target] -= 1.0
+        window = weights[: lags - 1, penalty, output]
+        return Line(lags, PENALTIES[penalty], window, features, float(intercepts[penalty, output]))
 
-    def only(self, output: int) -> "_NormalEquations":
-        """The moments of one output."""
-        return _NormalEquations(self.x, self.y[[output]], self.xx, self.xy[:, [output]])
 
-    def solve(self, columns: Ints) -> tuple[Doubles, Doubles]:
-        """Weights (columns, shrinkages, outputs) and intercepts (shrinkages, outputs) of the line over some columns."""
-        values, vectors = np.linalg.eigh(self.xx[np.ix_(columns, columns)])
-        turned = vectors.T @ self.xy[columns]  # (columns, outputs)
-        # A constant column has an eigenvalue of zero, which rounding may make negative.
-        shrunk = np.maximum(values, 0.0)[:, None] + np.asarray(RIDGE_PENALTIES)  # (columns, shrinkages)
-        weights = np.einsum("ij,jso->iso", vectors, turned[:, None, :] / shrunk[..., None])
-        return weights, self.y - np.einsum("i,iso->so", self.x[columns], weights)
+def _sample(part: _Part) -> _Part:
+    """Evenly chosen rows of those with any true value."""
+    rows, truth = part
+    places = np.flatnonzero(~np.isnan(truth).all(axis=1))
+    places = places[:: max(-(-len(places) // JUDGED_ROWS), 1)]
+    return rows[places], truth[places]
 
 
 @dataclass(frozen=True)
@@ -270,13 +363,13 @@ def fit_classifier(series: Series, split: Split) -> LinearClassifier | None:
     for lags in CLASSIFIER_LAGS:
         if lags > 1 and lags * len(everything) > CLASSIFIER_COLUMNS:
             break
-        moments = _NormalEquations.over(
+        moments = NormalEquations.over(
             (inputs.windows(part, everything, lags, ()), one_hot[known])
-            for part, known in _blocks(train_rows, series.labels[train_rows])
+            for part, known in blocks(train_rows, series.labels[train_rows])
         )
         weights, intercepts = moments.solve(np.arange(lags * len(everything)))
         design = inputs.windows(validation_rows, everything, lags, ())
-        for place, penalty in enumerate(RIDGE_PENALTIES):
+        for place, penalty in enumerate(PENALTIES):
             scores = design @ weights[:, place] + intercepts[place]
             for sharpness in SHARPNESSES:
                 loss = float(surprise(_softmax(sharpness * scores), series.labels[validation_rows]).mean())
@@ -289,36 +382,6 @@ def fit_classifier(series: Series, split: Split) -> LinearClassifier | None:
     return best[1]
 
 
-def linear_inputs(series: Series, mean: Floats, std: Floats) -> Inputs:
-    """The series as input of the linear models; `mean` and `std` (features,) are those of the training part."""
-    begins = np.zeros(len(series), np.int64)
-    for first, end in series.segments():
-        begins[first:end] = first
-    filled = (series.values - mean) / std
-    for first, end in series.spans:
-        filled[first:end] = forward_fill(filled[first:end])
-    return Inputs(np.nan_to_num(filled, copy=False), begins)
-
-
-def _other_columns(inputs: Inputs, target: int) -> list[int]:
-    return [column for column in range(inputs.values.shape[1]) if column != target]
-
-
-def _columns(lags: int, longest: int, others: int) -> Ints:
-    """The columns of a design with fewer lags within that with the most."""
-    return np.concatenate([np.arange(lags), longest + np.arange(others)])
-
-
-def row_indices(spans: Spans) -> Ints:
-    """The indices of all rows of the spans."""
-    return np.concatenate([np.arange(first, end, dtype=np.int64) for first, end in spans])
-
-
-def subsample(rows: Ints) -> Ints:
-    """At most `MAX_ROWS`, evenly chosen."""
-    return rows[:: max(-(-len(rows) // MAX_ROWS), 1)]
-
-
 def _truth(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
     """The true values of the rows that `subsample` takes: (rows, horizons, targets), by horizon to save memory."""
     places = subsample(np.arange(count_rows(spans)))
@@ -327,11 +390,6 @@ def _truth(series: Series, targets: Sequence[int], horizons: Sequence[int], span
 
 def _known_everywhere(truth: Floats) -> bool:
     return bool((~np.isnan(truth)).any(axis=0).all())
-
-
-def _blocks(rows: Ints, truth: npt.NDArray[Number]) -> Iterator[tuple[Ints, npt.NDArray[Number]]]:
-    for low in range(0, len(rows), BLOCK):
-        yield rows[low : low + BLOCK], truth[low : low + BLOCK]
 
 
 def _softmax(scores: Doubles) -> Floats:

@@ -9,6 +9,8 @@ BASELINE_NAMES = {"persistence": "persistence", "seasonal_naive": "seasonal-naiv
 CLASS_BASELINE_NAMES = {"frequencies": "the class frequencies", "linear": "a linear classifier"}
 # The verdict names the first few forecasts that do not beat the baselines.
 MAX_NAMES = 4
+# A model whose error is within this share of the ridge's is the ridge, for all that can be told.
+AS_GOOD = 0.01
 # A smaller share of scored timesteps is told: the scores may be of a special part of them.
 FEW_SCORED = 0.8
 
@@ -49,7 +51,12 @@ def _what_was_scored(scores: Scores) -> list[str]:
 
 
 def _forecast_verdict(scores: Scores) -> str:
-    lost = [f"{score.target} {horizon_text(score)} ahead" for score in scores.table if not score.wins]
+    as_good = [score for score in scores.table if as_good_as_ridge(score)]
+    lost = [
+        f"{score.target} {horizon_text(score)} ahead"
+        for score in scores.table
+        if not score.wins and score not in as_good
+    ]
     if lost:
         more = f" and {len(lost) - MAX_NAMES} more of {len(scores.table)}" if len(lost) > MAX_NAMES else ""
         return (
@@ -57,9 +64,27 @@ def _forecast_verdict(scores: Scores) -> str:
             f"{_not_compared(scores)}"
         )
     named = [
-        name for baseline, name in BASELINE_NAMES.items() if any(baseline in score.baselines for score in scores.table)
+        name
+        for baseline, name in BASELINE_NAMES.items()
+        if any(baseline in score.baselines for score in scores.table) and not (as_good and baseline == "ridge")
     ]
-    return f"The model beats {joined(named)} at every horizon.{_not_compared(scores)}"
+    beats = f"The model beats {joined(named)} at every horizon."
+    if as_good:
+        every = len(as_good) == len(scores.table)
+        where = "everywhere" if every else f"for {len(as_good)} of {len(scores.table)} forecasts"
+        beats += (
+            f" It is as good as ridge, within {100 * AS_GOOD:g} %, {where}: "
+            f"there the network adds nothing to a straight line."
+        )
+    return beats + _not_compared(scores)
+
+
+def as_good_as_ridge(score: Score) -> bool:
+    """Whether the model beats all other baselines, and is neither better nor worse than ridge."""
+    if score.ridge is None or score.ridge.mae == 0:
+        return False
+    others = [baseline.mae for name, baseline in score.baselines.items() if name != "ridge"]
+    return abs(score.model.mae / score.ridge.mae - 1.0) <= AS_GOOD and all(score.model.mae < mae for mae in others)
 
 
 def _not_compared(scores: Scores) -> str:

@@ -8,13 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tidegate.training.data.series import Series, Spans
+from tidegate.training.data.series import Series, Spans, count_rows
 from tidegate.training.data.split import Split
 from tidegate.training.learning.alarm_fit import fit_alarm
 from tidegate.training.learning.chunks import replay_chunks
 from tidegate.training.network.alarm import Alarm
-from tidegate.training.network.monitors import MIN_HALF_WIDTH, Intervals
+from tidegate.training.network.monitors import MIN_HALF_WIDTH, Intervals, Observation
 from tidegate.training.network.network import Network
+from tidegate.training.network.quantiles import Quantiles
+
+# The quantiles are fitted on the latest rows of the validation part, step by step.
+QUANTILE_ROWS = 4096
 
 
 def calibrate(network: Network, series: Series, split: Split) -> None:
@@ -30,6 +34,8 @@ def calibrate(network: Network, series: Series, split: Split) -> None:
         for monitor in network.monitors:
             if isinstance(monitor, Intervals):
                 _fit_intervals(monitor, network, series, split.validation)
+            elif isinstance(monitor, Quantiles):
+                _fit_quantiles(monitor, network, series, split.validation)
             elif isinstance(monitor, Alarm):
                 fit_alarm(monitor, network, series, split)
 
@@ -59,3 +65,32 @@ def _fit_intervals(monitor: Intervals, network: Network, series: Series, spans: 
             start[index, target] = float(middle)
             # Never zero: a series with perfect forecasts may change.
             scale[index, target] = max(float(np.abs(score - middle).mean()), MIN_HALF_WIDTH)
+
+
+def _fit_quantiles(monitor: Quantiles, network: Network, series: Series, spans: Spans) -> None:
+    """Fit the factors of a new stream: the mean of those that the monitor itself comes to on the latest rows.
+
+    None is below 1: a calm validation part says little about the next months.
+    """
+    monitor.start.fill_(1.0)
+    total, count = torch.zeros_like(monitor.start), 0
+    for chunk in replay_chunks(network, series, _latest(spans, QUANTILE_ROWS)):
+        state = monitor.initial_state(1)
+        for row, values in enumerate(chunk.values):
+            observation = Observation(values[None], values[None], chunk.missing[row][None])
+            head_outputs = {name: part[row][None] for name, part in chunk.head_outputs.items()}
+            _, state = monitor.step(observation, head_outputs, state)
+            if row >= len(chunk) // 4:  # it begins at 1, and moves slowly at long horizons
+                total += state[0][0, -monitor.start.numel() :].view(monitor.shape)
+                count += 1
+    monitor.start += (total / max(count, 1)).clamp(min=0.0)
+
+
+def _latest(spans: Spans, most: int) -> Spans:
+    """The last `most` rows of the spans."""
+    kept: list[tuple[int, int]] = []
+    for first, end in reversed(spans):
+        left = most - count_rows(tuple(kept))
+        if left > 0:
+            kept.append((max(first, end - left), end))
+    return tuple(reversed(kept))

@@ -1,6 +1,7 @@
 """The training loop: truncated back-propagation through time with carried state, in plain PyTorch.
 
-`objective` defines the targets, the loss, and the unit of losses and scores.
+`objective` defines the targets, the loss, and the unit of losses and scores. A network with a linear link is a candidate
+before its first epoch already: that is epoch 0, the regression alone.
 
 On a CPU the same seed, data and number of threads give the same weights, bit for bit, unless a time limit ends the training.
 """
@@ -25,10 +26,12 @@ from tidegate.training.errors import Diverged, SettingsError
 from tidegate.training.learning import checkpoint
 from tidegate.training.learning.batches import PADDING, Plan, plan_epoch, plan_validation
 from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.links import Given, keep_corrections, prepare_links, set_links
 from tidegate.training.learning.objective import build_objective
 from tidegate.training.learning.optimizer import build_optimizer
 from tidegate.training.learning.schedule import rate
 from tidegate.training.network.cells import State
+from tidegate.training.network.heads import ForecastHead
 from tidegate.training.network.network import Network, build_network
 from tidegate.training.settings import Architecture, Fit
 
@@ -82,6 +85,7 @@ class Batch:
     targets: Tensor  # (time, batch, ...)
     known: float  # how many targets count
     reset: Tensor | None  # (batch,) whether the state is set to zero before the chunk; None where none is
+    warm: tuple[tuple[int, dict[str, Tensor]], ...]  # states [1, n] of elements that know the past before the chunk
 
 
 def fit(
@@ -93,7 +97,7 @@ def fit(
     on_epoch: Callable[[Epoch, Epoch], None] = lambda _epoch, _best: None,
     *,
     checkpointer: Checkpointer | None = None,
-    weights: dict[str, Tensor] | None = None,
+    given: Given | None = None,
 ) -> FitResult:
     """Train a network and keep the weights with the best validation score, or the last ones.
 
@@ -108,7 +112,7 @@ def fit(
         settings: of the training.
         on_epoch: called after each epoch with that epoch and the best one so far.
         checkpointer: saves the state of the training, which resumes from the last one if there is one. None saves nothing.
-        weights: to begin with, of a network of this architecture; random ones by default.
+        given: what `prepare_links` makes of the architecture, if that is done already.
 
     Raises:
         Diverged: the loss was NaN or infinite before the first epoch ended.
@@ -116,7 +120,8 @@ def fit(
         RunError: the checkpoint does not fit this training.
     """
     with _isolated_generator(settings.seed):
-        return Trainer(series, split, scaler, architecture, settings, checkpointer, weights).run(on_epoch)
+        given = given or prepare_links(series, split, scaler, architecture)
+        return Trainer(series, split, scaler, given, settings, checkpointer).run(on_epoch)
 
 
 def reason_to_stop(settings: Fit, epoch: Epoch, best: Epoch) -> Stop | None:
@@ -131,7 +136,7 @@ def reason_to_stop(settings: Fit, epoch: Epoch, best: Epoch) -> Stop | None:
 def history(state: checkpoint.State) -> tuple[list[Epoch], Epoch]:
     """The epochs of a checkpoint, and the best of them."""
     epochs = [Epoch(**epoch) for epoch in state["epochs"]]
-    return epochs, epochs[state["best_epoch"] - 1]
+    return epochs, epochs[state["best_epoch"] - 1] if state["best_epoch"] else Epoch(**state["begin"])
 
 
 class Trainer:
@@ -142,35 +147,40 @@ class Trainer:
         series: Series,
         split: Split,
         scaler: Scaler,
-        architecture: Architecture,
+        given: Given,
         settings: Fit,
         checkpointer: Checkpointer | None = None,
-        weights: dict[str, Tensor] | None = None,
     ) -> None:
         self.settings = settings
         self.checkpointer = checkpointer
         self.device = _device(settings)
         # Built on the CPU, so that a seed gives the same weights everywhere.
-        self.network = build_network(architecture, scaler, settings.seed).to(self.device)
+        self.network = build_network(given.architecture, scaler, settings.seed).to(self.device)
         self.steps = 0
         self.rng = np.random.default_rng(settings.seed)
         self.segments = series.segments(split.train)
+        # The first rows of all segments of the series, in order: the past of a row goes back to the one before it.
+        self.begins = np.array(sorted(first for first, _ in series.segments()))
         self.validation_plan = plan_validation(series.segments(split.validation))
         # (time, features); on a CPU the series' own memory
         self.values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
-        self.objective = build_objective(series, split, scaler, architecture, self.values)
+        self.objective = build_objective(series, split, scaler, given.architecture, self.values)
         self.objective.set_units(self.network.head)
-        if weights is not None:  # after the units, to which they belong
-            self.network.load_state_dict(weights)
-        self.weights = list(self.network.parameters())
+        set_links(self.network, given.ridge, series, split, scaler)
+        if given.weights is not None:  # after the units, to which they belong
+            self.network.load_state_dict(given.weights)
+            keep_corrections(self.network)
+        self.linear = isinstance(self.network.head, ForecastHead) and self.network.head.linear is not None
+        self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         self.optimizer = build_optimizer(self.network, settings)
         self.average = deepcopy(self.network).eval()
-        self.averages = list(self.average.parameters())
+        self.averages = [weight for weight in self.average.parameters() if weight.requires_grad]
         small = (
             self.validation_plan.chunks * self.validation_plan.chunk * self.validation_plan.batch_size <= CACHED_ROWS
         )
         self.validation = list(self.batches(self.validation_plan)) if small else None
         self.epochs: list[Epoch] = []
+        self.begin: Epoch | None = None  # epoch 0, of a network that forecasts before it learns
         self.best: Epoch | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.started = time.monotonic()
@@ -182,6 +192,9 @@ class Trainer:
             self.restore(state)
         stopped = reason_to_stop(self.settings, self.epochs[-1], self.best) if self.best else None
         try:
+            if self.linear and not self.epochs and self.settings.keep == "best":
+                self.begin = self.best = self.epoch_zero()
+                self.best_weights = _copy(self.average)
             while stopped is None:
                 epoch = self.epoch(len(self.epochs) + 1)
                 self.epochs.append(epoch)
@@ -192,7 +205,7 @@ class Trainer:
                 on_epoch(epoch, self.best)
                 stopped = reason_to_stop(self.settings, epoch, self.best)
         except (KeyboardInterrupt, Diverged) as error:
-            if self.best is None:
+            if not self.epochs:
                 raise
             stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "diverged"
         if self.checkpointer:
@@ -207,6 +220,7 @@ class Trainer:
         return {
             "epochs": tuple(vars(epoch) for epoch in self.epochs),
             "best_epoch": self.best.number,
+            "begin": vars(self.begin) if self.begin else None,
             "best": self.best_weights,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -224,6 +238,7 @@ class Trainer:
         """
         try:
             self.epochs, self.best = history(state)
+            self.begin = Epoch(**state["begin"]) if state["begin"] else None
             self.best_weights = state["best"]
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
@@ -235,6 +250,17 @@ class Trainer:
             assert self.checkpointer is not None  # that is where the state comes from
             raise checkpoint.damaged(self.checkpointer.folder / checkpoint.LAST, error) from error
         self.started = time.monotonic() - self.epochs[-1].elapsed_s
+
+    def epoch_zero(self) -> Epoch:
+        """The score of the regression alone; its loss on the training part is not measured.
+
+        Raises:
+            Diverged: the score is not a number.
+        """
+        score = self.score()
+        if not math.isfinite(score):
+            raise Diverged(f"epoch 0: score {score}; expected a number: leave out --links linear")
+        return Epoch(0, score, score, 0.0, time.monotonic() - self.started, 0.0)
 
     def epoch(self, number: int) -> Epoch:
         """Train on all rows once, then score the network on the validation part.
@@ -271,7 +297,7 @@ class Trainer:
         losses: list[Tensor] = []
         count = 0.0
         for index, batch in enumerate(self.batches(plan, hide=self.settings.hide)):
-            outputs, next_state = self.network.scaled_sequence(batch.x, _reset_rows(state, batch.reset))
+            outputs, next_state = self.network.scaled_sequence(batch.x, self.state_before(batch, state))
             state = tuple(part.detach() for part in next_state)  # carried on without its gradient
             if batch.known == 0:
                 continue  # only burn-in and padding
@@ -317,7 +343,40 @@ class Trainer:
             known = self.objective.count_known(targets).tolist()
             reset = torch.from_numpy(plan.reset[part]).to(self.device)
             for index, begins in enumerate(plan.reset[part]):
-                yield Batch(x[index], targets[index], known[index], reset[index] if begins.any() else None)
+                warm = self.warm_states(plan, first + index) if begins.any() else ()
+                yield Batch(x[index], targets[index], known[index], reset[index] if begins.any() else None, warm)
+
+    def warm_states(self, plan: Plan, chunk: int) -> tuple[tuple[int, dict[str, Tensor]], ...]:
+        """The states that hold past values alone, of the elements where a sequence begins in the chunk.
+
+        A training sequence is a small piece of a stream that has run for long, and its window is full. One that counts from
+        its first row is a new stream. In the validation part a window goes on from the training part.
+        """
+        if self.network.memory == 0:
+            return ()
+        warm = plan.reset[chunk] & (plan.first[chunk] > 0)
+        if plan is not self.validation_plan and self.settings.burn_in:
+            warm &= plan.burn_in[chunk] > 0
+        states = []
+        for element in np.flatnonzero(warm).tolist():
+            row = int(plan.first[chunk, element])
+            begin = max(
+                int(self.begins[np.searchsorted(self.begins, row, side="right") - 1]), row - self.network.memory
+            )
+            if begin < row:
+                states.append((element, self.network.warm(self.values[begin:row])))
+        return tuple(states)
+
+    def state_before(self, batch: Batch, state: State) -> State:
+        """The state before a batch: zero where a sequence begins, but for the past values that it knows."""
+        state = _reset_rows(state, batch.reset)
+        if not batch.warm:
+            return state
+        parts = dict(zip(self.network.state_names, state, strict=True))
+        for element, warm in batch.warm:
+            for name, part in warm.items():
+                parts[name][element] = part[0]  # a copy already, for the reset has made one
+        return tuple(parts.values())
 
     @torch.no_grad()
     def score(self) -> float:
@@ -325,7 +384,7 @@ class Trainer:
         state = self.average.initial_state(self.validation_plan.batch_size)
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         for batch in self.validation or self.batches(self.validation_plan):
-            outputs, state = self.average.scaled_sequence(batch.x, _reset_rows(state, batch.reset))
+            outputs, state = self.average.scaled_sequence(batch.x, self.state_before(batch, state))
             total += self.objective.loss(outputs, batch.targets)
             count += batch.known
         return float(total) / max(count, 1.0)

@@ -23,6 +23,7 @@ from tidegate.training.data.series import Floats, Series, Spans, count_rows
 from tidegate.training.data.split import Split
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
+from tidegate.training.learning.correction import Correction
 from tidegate.training.learning.fit import Epoch, FitResult
 from tidegate.training.network.network import Network, build_network, without_monitors
 from tidegate.training.outputs import naming, replace_file
@@ -120,7 +121,10 @@ class DataFacts(Settings):
 
 
 class Outcome(Settings):
-    """The outcome of a training. `best_score` is in the unit of the objective, see `objective`."""
+    """The outcome of a training. `best_score` is in the unit of the objective, see `objective`.
+
+    `gain` is what the network adds to its linear link, see `correction`, and `corrections_kept` for how many forecasts.
+    """
 
     epochs: int
     best_epoch: int
@@ -130,14 +134,17 @@ class Outcome(Settings):
     threads: int
     torch: str
     device: str = "cpu"
+    gain: float | None = None
+    corrections_kept: int | None = None
 
 
 class StartedRun(Settings):
-    """A training that has not ended: it runs, or it was killed."""
+    """A training that has not ended: it runs, or it was killed. `architecture` is None until all of it is chosen."""
 
     state: Literal["running"] = "running"
     request: Request
     facts: DataFacts
+    architecture: Architecture | None = None
 
 
 class Run(Settings):
@@ -155,7 +162,7 @@ class Run(Settings):
 _EITHER: TypeAdapter[StartedRun | Run] = TypeAdapter(Annotated[StartedRun | Run, Field(discriminator="state")])
 
 
-def outcome(result: FitResult) -> Outcome:
+def outcome(result: FitResult, correction: Correction | None = None) -> Outcome:
     """The outcome of a training."""
     return Outcome(
         epochs=len(result.epochs),
@@ -166,6 +173,8 @@ def outcome(result: FitResult) -> Outcome:
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         device=result.device,
+        gain=round(correction.gain, 6) if correction else None,
+        corrections_kept=int((correction.kept > 0).sum()) if correction else None,
     )
 
 

@@ -5,12 +5,12 @@ A head may have state. The batch is the last axis but one of every state tensor.
 
 import math
 from abc import ABC, abstractmethod
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from tidegate.training.network.cells import State
+from tidegate.training.network.linear import LinearLink
 from tidegate.training.settings import Architecture, Classify, Forecast
 
 Outputs = dict[str, Tensor]
@@ -26,14 +26,17 @@ class Head(nn.Module, ABC):
     outputs: tuple[str, ...]
 
     @abstractmethod
-    def sequence(self, y: Tensor, values: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
+    def sequence(
+        self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State
+    ) -> tuple[Outputs, State]:
         """(time, batch, hidden), (time, batch, features) scaled and (time, batch, inputs) -> outputs, and the next state.
 
-        `inputs` are those of the first layer. The outputs are in scaled units.
+        `missing` tells which of the values are filled in. `inputs` are those of the first layer. The outputs are in scaled
+        units.
         """
 
     @abstractmethod
-    def step(self, y: Tensor, values: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
+    def step(self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
         """(batch, hidden), (batch, features) scaled and (batch, inputs) -> outputs in scaled units, and the next state."""
 
     @abstractmethod
@@ -59,6 +62,9 @@ class ForecastHead(Head):
     Patterns with Deep Neural Networks, SIGIR 2018). Each other quantile is the median plus or minus a sum of steps. No step
     is negative, so quantiles cannot cross.
 
+    The first link may also be a frozen linear regression. Then the correction starts from exactly zero, and `kept` says how
+    much of it is left after the training: 0 where the regression alone is better.
+
     Corrections and steps are in units of the error of persistence, for each target and horizon. For a slow sensor that is
     a hundredth of its standard deviation, and the steps of an optimizer would be too coarse for it.
     """
@@ -66,65 +72,81 @@ class ForecastHead(Head):
     targets: Tensor  # (targets,)
     naive: Tensor  # (horizons, targets), mean absolute error of persistence on the training part, in scaled units
     steps: Tensor  # (steps, quantiles), 1 or -1 where a step lies between the median and the quantile
+    kept: Tensor  # (horizons, targets), the share of the correction that is left; only with the link `linear`
 
-    def __init__(self, hidden: int, inputs: int, task: Forecast) -> None:
+    def __init__(self, hidden: int, inputs: int, features: int, task: Forecast) -> None:
         super().__init__()
         self.task = task
         self.shape = (len(task.horizons), len(task.targets))
-        steps = _steps(task.quantiles)
+        steps = quantile_steps(task.quantiles)
         self.line = nn.Linear(hidden, math.prod(self.shape))
         if len(steps):
             self.spread = nn.Linear(hidden, math.prod(self.shape) * len(steps))
-        shared = [link for link in task.links if link != "features"]
+        shared = [link for link in task.links if link not in ("features", "linear")]
         self.share = nn.ParameterDict({link: torch.zeros(self.shape) for link in shared})
         # Not the first of the dictionary, because torch sorts it.
-        self.base = shared[0] if shared else None
+        self.base = "linear" if "linear" in task.links else shared[0] if shared else None
+        self.linear = LinearLink(features, task) if "linear" in task.links else None
+        if self.linear:
+            nn.init.zeros_(self.line.weight)
+            nn.init.zeros_(self.line.bias)
+            self.register_buffer("kept", torch.ones(self.shape))
         if "features" in task.links:
             self.skip = nn.Linear(inputs, math.prod(self.shape), bias=False)
             nn.init.zeros_(self.skip.weight)
         self.register_buffer("naive", torch.ones(self.shape))
         self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
         self.register_buffer("steps", steps, persistent=False)
-        self.states = ("season",) if "season" in task.links else ()
-        self.outputs = ("forecast", "quantiles") if task.quantiles else ("forecast",)
+        self.seasonal = "season" in task.links
+        self.states = (*(self.linear.states if self.linear else ()), *(("season",) if self.seasonal else ()))
+        # Quantiles that follow the errors are served by a monitor.
+        self.outputs = ("forecast", "quantiles") if task.quantiles and not task.follow else ("forecast",)
 
     def initial_state(self, batch: int) -> State:
-        """`season` [batch, (season - 1) * targets]: the last values of the targets, the oldest first."""
+        """`window` of the linear link; `season` [batch, (season - 1) * targets]: the last values of the targets, the oldest first."""
         width = (self.task.season - 1) * self.shape[1]
-        return (torch.zeros(batch, width, device=self.steps.device),) if self.states else ()
+        window = self.linear.initial_state(batch) if self.linear else ()
+        return (*window, *((torch.zeros(batch, width, device=self.steps.device),) if self.seasonal else ()))
 
-    def sequence(self, y: Tensor, values: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
+    def sequence(
+        self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State
+    ) -> tuple[Outputs, State]:
         """`forecast` (time, batch, horizons, targets) and `quantiles` (time, batch, horizons, targets, quantiles)."""
         target_values = values.index_select(-1, self.targets)  # (time, batch, targets)
-        if not self.states:
-            return self._outputs(y, target_values, inputs, None), state
+        links, window = {"last": target_values.unsqueeze(-2)}, state[: len(state) - self.seasonal]
+        if self.linear:
+            links["linear"], window = self.linear.sequence(values, missing, window)
+        if not self.seasonal:
+            return self._outputs(y, links, inputs), window
         past = (
-            state[0].reshape(target_values.shape[1], -1, target_values.shape[2]).transpose(0, 1)
+            state[-1].reshape(target_values.shape[1], -1, target_values.shape[2]).transpose(0, 1)
         )  # (season - 1, batch, targets)
         history = torch.cat([past, target_values])
-        seasonal = torch.stack(
+        links["season"] = torch.stack(
             [history[first : first + len(target_values)] for first in self._season_offsets()], dim=-2
         )
-        return self._outputs(y, target_values, inputs, seasonal), (
-            history[len(target_values) :].transpose(0, 1).flatten(1),
-        )
+        season = history[len(target_values) :].transpose(0, 1).flatten(1)
+        return self._outputs(y, links, inputs), (*window, season)
 
-    def step(self, y: Tensor, values: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
+    def step(self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
         """`forecast` (batch, horizons, targets) and `quantiles` (batch, horizons, targets, quantiles)."""
         target_values = values.index_select(-1, self.targets)  # (batch, targets)
-        if not self.states:
-            return self._outputs(y, target_values, inputs, None), state
-        history = torch.cat([state[0], target_values], dim=-1)  # (batch, season * targets)
-        seasonal = torch.unflatten(history, -1, (self.task.season, target_values.shape[1])).index_select(
+        links, window = {"last": target_values.unsqueeze(-2)}, state[: len(state) - self.seasonal]
+        if self.linear:
+            links["linear"], window = self.linear.step(values, missing, window)
+        if not self.seasonal:
+            return self._outputs(y, links, inputs), window
+        history = torch.cat([state[-1], target_values], dim=-1)  # (batch, season * targets)
+        links["season"] = torch.unflatten(history, -1, (self.task.season, target_values.shape[1])).index_select(
             1, torch.tensor(self._season_offsets())
         )
-        return self._outputs(y, target_values, inputs, seasonal), (history[:, target_values.shape[1] :],)
+        return self._outputs(y, links, inputs), (*window, history[:, target_values.shape[1] :])
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:
         """The outputs in the units of the targets."""
         mean, std = mean[self.targets], std[self.targets]
         served = {"forecast": outputs["forecast"] * std + mean}
-        if "quantiles" in outputs:
+        if "quantiles" in self.outputs:
             served["quantiles"] = outputs["quantiles"] * std.unsqueeze(-1) + mean.unsqueeze(-1)
         return served
 
@@ -138,16 +160,15 @@ class ForecastHead(Head):
         # The present value is the last, season - 1; h - season * ceil(h / season) timesteps lie between.
         return [season - 1 + horizon - season * -(-horizon // season) for horizon in self.task.horizons]
 
-    def _outputs(self, y: Tensor, target_values: Tensor, inputs: Tensor, seasonal: Tensor | None) -> Outputs:
-        """(..., hidden), (..., targets), (..., inputs) and (..., horizons, targets) -> the outputs in scaled units."""
+    def _outputs(self, y: Tensor, links: dict[str, Tensor], inputs: Tensor) -> Outputs:
+        """(..., hidden), each link (..., horizons, targets), and (..., inputs) -> the outputs in scaled units."""
         flat = self.line(y) + self.skip(inputs) if "features" in self.task.links else self.line(y)
         correction = flat.unflatten(-1, self.shape)
-        links = {"last": target_values.unsqueeze(-2), "season": seasonal}
         for link, share in self.share.items():
-            correction = correction + share * cast(Tensor, links[link])
-        median = correction * self.naive
+            correction = correction + share * links[link]
+        median = correction * (self.naive * self.kept if self.linear else self.naive)
         if self.base:
-            median = median + cast(Tensor, links[self.base])
+            median = median + links[self.base]
         outputs: Outputs = {"forecast": median}
         if len(self.steps):
             # ELU + 1, which is positive and smooth. onnxruntime's Elu would round by the position of a row in its batch.
@@ -159,7 +180,7 @@ class ForecastHead(Head):
         return outputs
 
 
-def _steps(quantiles: tuple[float, ...]) -> Tensor:
+def quantile_steps(quantiles: tuple[float, ...]) -> Tensor:
     """(steps, quantiles): one step for each quantile but the median. A quantile is the sum of the steps up to it."""
     others = [quantile for quantile in quantiles if quantile != 0.5]
     rows = [
@@ -178,11 +199,25 @@ class ClassifyHead(Head):
         super().__init__()
         self.line = nn.Linear(hidden, len(task.classes))
 
-    def sequence(self, y: Tensor, values: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
+    def sequence(
+        self,
+        y: Tensor,
+        values: Tensor,  # noqa: ARG002  no last value
+        missing: Tensor,  # noqa: ARG002
+        inputs: Tensor,  # noqa: ARG002
+        state: State,
+    ) -> tuple[Outputs, State]:
         """`logits` (time, batch, classes)."""
         return {"logits": self.line(y)}, state
 
-    def step(self, y: Tensor, values: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
+    def step(
+        self,
+        y: Tensor,
+        values: Tensor,  # noqa: ARG002  no last value
+        missing: Tensor,  # noqa: ARG002
+        inputs: Tensor,  # noqa: ARG002
+        state: State,
+    ) -> tuple[Outputs, State]:
         """`logits` (batch, classes)."""
         return {"logits": self.line(y)}, state
 
@@ -195,7 +230,7 @@ def build_head(architecture: Architecture, inputs: int) -> Head:
     """The head of the task; `inputs` is the width of the inputs of the first layer."""
     task = architecture.task
     return (
-        ForecastHead(architecture.hidden, inputs, task)
+        ForecastHead(architecture.hidden, inputs, architecture.features, task)
         if task.kind == "forecast"
         else ClassifyHead(architecture.hidden, task)
     )

@@ -1,4 +1,4 @@
-"""The network, written once: guard -> scaler -> convolution -> cells -> head -> monitors.
+"""The network, written once: guard -> scaler -> level -> convolution -> cells -> head -> monitors.
 
 `sequence()` trains it. `step()` is what is exported.
 
@@ -17,14 +17,18 @@ from tidegate.training.data.scaler import Scaler
 from tidegate.training.data.series import Floats
 from tidegate.training.network.alarm import Alarm
 from tidegate.training.network.cells import CELLS, Cell, Convolution, State
-from tidegate.training.network.heads import Outputs, build_head
+from tidegate.training.network.heads import ForecastHead, Outputs, build_head
+from tidegate.training.network.level import Level
 from tidegate.training.network.logarithm import logarithm
 from tidegate.training.network.monitors import Intervals, Monitor, Observation
+from tidegate.training.network.quantiles import Quantiles
 from tidegate.training.settings import Architecture, Classify
 
 # In usual steps of a feature. The first timestep of a stream differs from the training mean and may be hundreds of a slow
 # sensor's steps away. The cells must not see such a number.
 MAX_CHANGE = 5.0
+# In time constants. What a level was before counts by e^-5, less than a hundredth.
+LEVEL_MEMORY = 5
 
 
 class Network(nn.Module):
@@ -32,6 +36,7 @@ class Network(nn.Module):
 
     The state, in order:
         `last` [batch, features]: the last observed value of each feature, in scaled units.
+        `level` [batch, 2 * features]: of the running level, if there is one.
         `past` [kernel - 1, batch, inputs]: of the convolution, if there is one.
         The states of each layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden].
         The states of the head, then those of the monitors.
@@ -49,6 +54,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.from_numpy(scaler.mean))
         self.register_buffer("std", torch.from_numpy(scaler.std))
         self.register_buffer("pace", torch.from_numpy(scaler.step / scaler.std))
+        self.level = Level(architecture.features, architecture.level_steps) if architecture.level_steps else None
         # Each feature, its change, and whether it is missing. The mask tells a fresh value from one that is an hour old.
         # The change makes the movement of a slow sensor visible, which its value hides.
         width = (1 + architecture.changes + (architecture.missing == "mask")) * architecture.features
@@ -63,7 +69,7 @@ class Network(nn.Module):
                 layer.init_long_memory(architecture.memory)
         self.dropout = nn.Dropout(architecture.dropout)
         self.head = build_head(architecture, width)
-        self.monitors = cast(list[Monitor], nn.ModuleList(build_monitors(architecture)))
+        self.monitors = cast(list[Monitor], nn.ModuleList(_monitors(architecture)))
 
     @property
     def layers(self) -> list[Cell]:
@@ -73,7 +79,7 @@ class Network(nn.Module):
     @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the state inputs, in order. The output that replaces one is called `<name>_next_trial`."""
-        front = self.front.states if self.front else ()
+        front = (*(self.level.states if self.level else ()), *(self.front.states if self.front else ()))
         cells = (f"{name}{index}" for index, layer in enumerate(self.cells) for name in layer.states)
         monitors = (name for monitor in self.monitors for name in monitor.states)
         return ("last", *front, *cells, *self.head.states, *monitors)
@@ -98,7 +104,8 @@ class Network(nn.Module):
         last = torch.zeros(batch, self.architecture.features, device=self.mean.device)
         layers = (part for layer in self.layers for part in layer.initial_state(batch))
         monitors = (part for monitor in self.monitors for part in monitor.initial_state(batch))
-        return (last, *layers, *self.head.initial_state(batch), *monitors)
+        level = self.level.initial_state(batch) if self.level else ()
+        return (last, *level, *layers, *self.head.initial_state(batch), *monitors)
 
     def sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """(time, batch, features) in raw units -> the served outputs (time, batch, ...) and the last state."""
@@ -137,17 +144,43 @@ class Network(nn.Module):
     def _unbroken_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         missing = torch.isnan(x)
         values = fill_forward(self.scaled(x), missing, state[0])
-        inputs = self._cell_inputs(values, torch.cat([state[0].unsqueeze(0), values[:-1]]), missing)
-        y = inputs
         parts = iter(state[1:])
         next_state: list[Tensor] = [values[-1]]
+        seen = values
+        if self.level:
+            seen, after = self.level.sequence(values, missing, (next(parts),))
+            next_state.extend(after)
+        inputs = y = self._cell_inputs(seen, values, torch.cat([state[0].unsqueeze(0), values[:-1]]), missing)
         for index, layer in enumerate(self.layers):
             layer_state = tuple(islice(parts, len(layer.states)))
             y, after = layer.sequence(y if index == 0 else self.dropout(y), layer_state)
             next_state.extend(after)
         head_state = tuple(islice(parts, len(self.head.states)))
-        outputs, after = self.head.sequence(self.dropout(y), values, inputs, head_state)
+        outputs, after = self.head.sequence(self.dropout(y), values, missing, inputs, head_state)
         return outputs, (*next_state, *after, *parts)
+
+    @property
+    def memory(self) -> int:
+        """The timesteps that `warm` looks back; 0 if there is nothing to warm up but the last value."""
+        linear = self.head.linear if isinstance(self.head, ForecastHead) else None
+        level = LEVEL_MEMORY * self.architecture.level_steps if self.architecture.level_steps else 0
+        return max(level, linear.window if linear else 0)
+
+    def warm(self, history: Tensor) -> dict[str, Tensor]:
+        """The states that only hold past values, after a history (time, features) in raw units of one stream: [1, n] by name.
+
+        The others, of the layers and the monitors, need the whole network to run.
+        """
+        x, zero = history.unsqueeze(1), dict(zip(self.state_names, self.initial_state(1), strict=True))
+        missing = torch.isnan(x)
+        values = fill_forward(self.scaled(x), missing, zero["last"])
+        warmed = {"last": values[-1]}
+        if self.level:
+            _, (warmed["level"],) = self.level.sequence(values, missing, (zero["level"],))
+        linear = self.head.linear if isinstance(self.head, ForecastHead) else None
+        if linear:
+            (warmed["window"],) = linear.advance(values, missing, (zero["window"],))
+        return warmed
 
     def step(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """(batch, features) in raw units -> the served outputs (batch, ...) and the next state."""
@@ -155,15 +188,18 @@ class Network(nn.Module):
         if resets is not None:
             state = _reset_rows(state, resets)
         observation = self._observe(x, state[0])
-        inputs = self._cell_inputs(observation.values, observation.previous, observation.missing)
-        y = inputs
         parts = iter(state[1:])
         next_state: list[Tensor] = [observation.values]
+        seen = observation.values
+        if self.level:
+            seen, after = self.level.step(observation.values, observation.missing, (next(parts),))
+            next_state.extend(after)
+        inputs = y = self._cell_inputs(seen, observation.values, observation.previous, observation.missing)
         for layer in self.layers:
             y, after = layer.step(y, tuple(islice(parts, len(layer.states))))
             next_state.extend(after)
         head_state = tuple(islice(parts, len(self.head.states)))
-        head_outputs, after = self.head.step(y, observation.values, inputs, head_state)
+        head_outputs, after = self.head.step(y, observation.values, observation.missing, inputs, head_state)
         monitor_outputs, monitor_state = self._run_monitors(observation, head_outputs, tuple(parts))
         outputs = self.head.raw(head_outputs, self.mean, self.std) | monitor_outputs
         return outputs, (*next_state, *after, *monitor_state)
@@ -210,14 +246,14 @@ class Network(nn.Module):
         column = torch.arange(x.shape[-1], device=x.device) == elapsed.feature
         return torch.where(column, steps.unsqueeze(-1), scaled)
 
-    def _cell_inputs(self, values: Tensor, previous: Tensor, missing: Tensor) -> Tensor:
-        """The inputs of the first layer: (..., inputs)."""
-        parts = [values]
+    def _cell_inputs(self, seen: Tensor, values: Tensor, previous: Tensor, missing: Tensor) -> Tensor:
+        """The inputs of the first layer: (..., inputs). `seen` are the values, or the same relative to their level."""
+        parts = [seen]
         if self.architecture.changes:
             parts.append(((values - previous) / self.pace).clamp(-MAX_CHANGE, MAX_CHANGE))
         if self.architecture.missing == "mask":
             parts.append(missing.to(values.dtype))
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else values
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else seen
 
 
 def build_monitors(architecture: Architecture) -> list[Monitor]:
@@ -240,6 +276,12 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
         return Network(architecture, scaler)
 
 
+def _monitors(architecture: Architecture) -> list[Monitor]:
+    task = architecture.task
+    quantiles: list[Monitor] = [Quantiles(task)] if not isinstance(task, Classify) and task.follow else []
+    return [*quantiles, *build_monitors(architecture)]
+
+
 def _reset_rows(state: State, resets: Tensor) -> State:
     """The state, zero in the rows where `resets` (batch,) is true."""
     return tuple(part.masked_fill(resets.unsqueeze(-1), 0) for part in state)
@@ -250,7 +292,7 @@ def without_monitors(architecture: Architecture) -> Architecture:
     task = architecture.task
     if isinstance(task, Classify):
         return architecture
-    bare = task.model_copy(update={"coverage": None, "alarm_rate": None, "alarm_times": None})
+    bare = task.model_copy(update={"coverage": None, "alarm_rate": None, "alarm_times": None, "follow": False})
     return architecture.model_copy(update={"task": bare})
 
 

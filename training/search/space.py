@@ -1,6 +1,7 @@
 """The search space: the settings to try, and the values of each.
 
-A choice is `hidden=32,64,128`, a range `learning_rate=1e-3..1e-2`; a file holds the same as TOML or JSON.
+A choice is `hidden=32,64,128`, a range `learning_rate=1e-3..1e-2`; a file holds the same as TOML or JSON. Links and calendar
+are joined by a plus: `links=linear,last+season;calendar=none,day+week`.
 """
 
 import json
@@ -12,15 +13,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tidegate.training.errors import SettingsError
-from tidegate.training.settings import OPTIMIZER_DEFAULTS, Fit, Request, Shape
+from tidegate.training.settings import OPTIMIZER_DEFAULTS, Calendar, Fit, Links, Request, Shape
 
 Value = str | int | float | bool
 
 # The settings that usually matter, around their defaults. The learning rate suits adamw and adam; sgd needs another space.
 DEFAULT_SPACE: dict[str, Any] = {
+    "links": ["linear", "linear+season", "last"],
+    "level": ["on", "off"],
+    "calendar": ["none", "day"],
+    "kernel": [1, 6],
     "hidden": [32, 64, 128],
     "layers": [1, 2],
     "learning_rate": "1e-3..1e-2",
@@ -33,6 +38,9 @@ DEFAULT_GRID: dict[str, Any] = {"hidden": [32, 64, 128], "learning_rate": [2e-3,
 
 # A range whose ends differ by at least this factor is searched on a logarithmic scale.
 DECADE = 10.0
+# Settings of several words, and how they are read. No word at all is `none`.
+_WORDS: dict[str, TypeAdapter[Any]] = {"links": TypeAdapter(Links), "calendar": TypeAdapter(Calendar)}
+NONE = "none"
 # These belong to the search itself, or do not change the model.
 _NOT_SEARCHABLE = {"epochs", "minutes", "device", "bidirectional"}
 
@@ -61,13 +69,15 @@ class Range:
 Space = dict[str, Choice | Range]
 
 
-def read_space(text: str, *, grid: bool) -> Space:
+def read_space(text: str, *, grid: bool, season: bool = True, forecast: bool = True) -> Space:
     """The space of a text or a file; the default space if the text is empty.
+
+    The default space has links for a forecast alone, and nothing that needs a season of a day where there is none.
 
     Raises:
         SettingsError: it cannot be read, a setting is unknown, or a value is not allowed.
     """
-    given: Mapping[str, Any] = DEFAULT_GRID if grid else DEFAULT_SPACE
+    given: Mapping[str, Any] = DEFAULT_GRID if grid else _usual_space(season=season, forecast=forecast)
     if text.endswith((".toml", ".json")):
         given = _read_file(Path(text))
     elif text:
@@ -77,6 +87,16 @@ def read_space(text: str, *, grid: bool) -> Space:
         for name, values in space.items():
             if isinstance(values, Range):
                 raise SettingsError(f"search: {name} is a range, which has no grid; list values, or use --sampler tpe")
+    return space
+
+
+def _usual_space(*, season: bool, forecast: bool) -> dict[str, Any]:
+    space = dict(DEFAULT_SPACE)
+    if not season:
+        space["links"] = [links for links in space["links"] if "season" not in links]
+        del space["calendar"]
+    if not forecast:
+        del space["links"]
     return space
 
 
@@ -98,7 +118,17 @@ def apply_values(request: Request, values: Mapping[str, Value]) -> Request:
         fit = {name: value for name, value in fit.items() if name not in own or own[name] != value}
     shape |= {name: values[name] for name in values if name in shape}
     fit |= {name: values[name] for name in values if name in Fit.model_fields}
-    return request.model_copy(update={"shape": Shape.model_validate(shape), "fit": Fit.model_validate(fit)})
+    more: dict[str, Any] = {"shape": Shape.model_validate(shape), "fit": Fit.model_validate(fit)}
+    if "links" in values:
+        more["links"] = _words(values["links"])
+    if "calendar" in values:
+        more["source"] = request.source.model_copy(update={"calendar": _words(values["calendar"])})
+    return request.model_copy(update=more)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """The words that a plus joins."""
+    return () if value == NONE else tuple(word.strip() for word in str(value).split("+"))
 
 
 def as_text(space: Space) -> str:
@@ -133,7 +163,7 @@ def _pair(part: str) -> tuple[str, str]:
 
 def _values(name: str, value: Any) -> Choice | Range:
     """The values of one setting, each validated by its field."""
-    fields = {**Shape.model_fields, **Fit.model_fields}
+    fields = {**Shape.model_fields, **Fit.model_fields, **dict.fromkeys(_WORDS)}
     if name not in fields or name in _NOT_SEARCHABLE:
         known = ", ".join(field for field in fields if field not in _NOT_SEARCHABLE)
         raise SettingsError(f"search: no setting {name!r} can be searched; there are: {known}")
@@ -163,6 +193,9 @@ def _checked(name: str, value: Any) -> Value:
     """
     settings_class = Shape if name in Shape.model_fields else Fit
     try:
+        if name in _WORDS:
+            _WORDS[name].validate_python(_words(value))
+            return str(value)
         checked: Value = getattr(settings_class.model_validate({name: value}), name)
     except ValidationError as error:
         mistake = error.errors()[0]["msg"].removeprefix("Input should be ")

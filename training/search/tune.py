@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,13 +30,15 @@ from pydantic import ValidationError
 
 from tidegate.training import pipeline
 from tidegate.training.data.prepare import Prepared, prepare
-from tidegate.training.data.series import Series
+from tidegate.training.data.series import Series, season_steps
 from tidegate.training.data.source import read_request
 from tidegate.training.errors import Diverged, RunError, SettingsError
+from tidegate.training.judging.ridge import Ridge
 from tidegate.training.learning import run
 from tidegate.training.learning.fit import Epoch, fit
+from tidegate.training.learning.links import Given, prepare_links
 from tidegate.training.search.space import Range, Space, Value, apply_values, as_text, grid_points, read_space
-from tidegate.training.settings import Request, Search
+from tidegate.training.settings import Calendar, Classify, Forecast, Request, Search
 
 JOURNAL, DECISIONS, WORKERS = "journal.log", "decisions.lock", "workers"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -86,10 +88,15 @@ def tune(request: Request, search: Search, callbacks: Callbacks, prepared: Prepa
     Raises:
         TrainingError: a problem that the user can solve.
     """
+    # Checked before the data is read; what the usual space holds depends on the data too.
     space = read_space(search.search, grid=search.sampler == "grid")
     apply_values(request, {name: _first_value(values) for name, values in space.items()})
     prepared = prepared or prepare(request, read_request(request), callbacks.on_note)
     series = prepared.series
+    season = request.season or season_steps(series.period_s)
+    space = read_space(
+        search.search, grid=search.sampler == "grid", season=bool(season), forecast=request.task == "forecast"
+    )
     request.out.mkdir(parents=True, exist_ok=True)
     with _Worker(request, search, space, series) as worker:
         try:
@@ -108,6 +115,8 @@ class TrialRunner:
     request: Request
     search: Search
     prepared: Prepared
+    # What was prepared, and the regression of the linear link, by the calendar.
+    kept: dict[Calendar, tuple[Prepared, Ridge | None]] = field(default_factory=dict)
 
     def score(self, trial: optuna.Trial) -> float:
         """The best validation score of the settings of a trial.
@@ -123,18 +132,47 @@ class TrialRunner:
             if epoch.number < self.search.trial_epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
-        prepared = self.prepared
         try:
             request = apply_values(self.request, trial.params)
             settings = request.fit.model_copy(update={"epochs": self.search.trial_epochs, "minutes": None})
-            architecture = prepared.architecture.model_copy(update=request.shape.model_dump())
-            result = fit(prepared.series, prepared.split, prepared.scaler, architecture, settings, report_epoch)
+            prepared, given = self.prepare(request)
+            result = fit(
+                prepared.series,
+                prepared.split,
+                prepared.scaler,
+                given.architecture,
+                settings,
+                report_epoch,
+                given=given,
+            )
         except (Diverged, ValidationError, SettingsError) as error:
             trial.set_user_attr("why", " ".join(str(error).split()))
             raise optuna.TrialPruned from error
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         return result.best.score
+
+    def prepare(self, request: Request) -> tuple[Prepared, Given]:
+        """The input of a trial: the series with the calendar of its request, and the architecture."""
+        calendar = request.source.calendar
+        if calendar not in self.kept:
+            same = calendar == self.request.source.calendar
+            self.kept[calendar] = self.prepared if same else prepare(request, read_request(request), _no_note), None
+        prepared, ridge = self.kept[calendar]
+        architecture = prepared.architecture.model_copy(update=request.shape.model_dump())
+        task = architecture.task
+        if not isinstance(task, Classify):
+            # Validated: a link may need a season that there is none of.
+            task = Forecast.model_validate(task.model_dump() | {"links": request.links})
+            architecture = architecture.model_copy(update={"task": task})
+        given = prepare_links(prepared.series, prepared.split, prepared.scaler, architecture, ridge=ridge)
+        if given.ridge:
+            self.kept[calendar] = prepared, given.ridge
+        return prepared, given
+
+
+def _no_note(_note: str) -> None:
+    """The notes on the data were given before the first trial."""
 
 
 class _Worker:

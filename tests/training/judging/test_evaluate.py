@@ -23,13 +23,13 @@ from tidegate.training.network.network import Network
 def test_the_replay_is_the_network_s_own(
     exported: tuple[Network, onnx.ModelProto], graph: Graph, make_series: Callable[..., Series]
 ) -> None:
-    """The scored errors are those of the forecasts that the network gives for the same rows from the initial state."""
+    """The scored errors are those of the forecasts that the network gives for the same rows, after those before them."""
     network, _ = exported
     series = make_series(300)
     scores = evaluate(graph, series, ((200, 300),))
-    x = torch.from_numpy(series.values[200:, None])
+    x = torch.from_numpy(series.values[:, None])
     with torch.no_grad():
-        forecasts = network.sequence(x, network.initial_state(1))[0]["forecast"][:, 0].numpy()
+        forecasts = network.sequence(x, network.initial_state(1))[0]["forecast"][200:, 0].numpy()
     score = next(score for score in scores.table if (score.target, score.horizon) == ("s2", 3))
     errors_now = forecasts[:-3, 1, 1] - series.values[203:, 2]
     assert score.count == 97
@@ -150,7 +150,7 @@ def test_quantiles_are_scored(graph: Graph, make_series: Callable[..., Series]) 
     series = make_series(600)
     score = evaluate(graph, series, split=SPLIT).table[2]
     assert (score.target, score.horizon) == ("s2", 1)
-    said = graph.replay(series.values[450:, None])[0]["quantiles"][:-1, 0, 0, 1].astype(np.float64)
+    said = graph.replay(series.values[:, None])[0]["quantiles"][450:-1, 0, 0, 1].astype(np.float64)
     truth = series.values[451:, 2].astype(np.float64)
     for place, level in enumerate((0.1, 0.5, 0.9)):
         quantile = score.model.quantiles[place]

@@ -9,8 +9,8 @@ from sklearn.decomposition import PCA
 from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import Series
 from tidegate.training.data.split import Split
+from tidegate.training.judging.least_squares import linear_inputs, row_indices
 from tidegate.training.judging.pca import EXPLAINED, fit_pca
-from tidegate.training.judging.ridge import linear_inputs, row_indices
 
 SPLIT = Split(((0, 350),), ((350, 450),), ((450, 600),))
 

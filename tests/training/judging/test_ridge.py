@@ -12,7 +12,8 @@ from tidegate.training.data.series import Group, Series, future_values
 from tidegate.training.data.split import Split, split_by_time
 from tidegate.training.judging import ridge
 from tidegate.training.judging.baselines import persistence
-from tidegate.training.judging.ridge import fit_classifier, fit_ridge, linear_inputs
+from tidegate.training.judging.least_squares import PENALTIES, linear_inputs
+from tidegate.training.judging.ridge import fit_classifier, fit_ridge
 
 
 @pytest.fixture
@@ -21,46 +22,72 @@ def split() -> Split:
     return Split(((0, 400),), ((400, 500),), ((500, 600),))
 
 
-def test_a_line_is_that_of_another_library(make_series: Callable[..., Series], split: Split) -> None:
-    """For the chosen lags and penalty, on the training rows, with the validation part's median error added."""
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+def test_a_line_is_that_of_another_library(
+    make_series: Callable[..., Series], split: Split, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    """On the training rows, with their median error added; through zero, with the past alone, with the level, and with all features."""
+    penalty = 3
+    monkeypatch.setattr(ridge, "_choose", lambda errors: [(errors.shape[1] - ridge.KINDS + kind, penalty)])
     series = make_series(600)
     fitted = fit_ridge(series, split, [1], [3], season=24)
     assert fitted is not None
-    line = fitted.lines[0][0]
+    line = fitted.lines[-1][0][0]
+    assert line.lags == 25
     scaler = fit_scaler(series, split.train)
     scaled = ((series.values - scaler.mean) / scaler.std).astype(np.float64)
 
     def design(first: int, end: int) -> np.ndarray:
-        own = np.stack([scaled[np.maximum(np.arange(first, end) - lag, 0), 1] for lag in range(line.lags)], axis=1)
-        return np.concatenate([own, scaled[first:end][:, [0, 2]]], axis=1)
+        now = scaled[first:end, [1]]
+        own = [scaled[np.maximum(np.arange(first, end) - lag, 0), 1] for lag in range(1, line.lags)]
+        return np.concatenate([np.stack(own, axis=1) - now, *[[], [], [now], [scaled[first:end]]][kind]], axis=1)
 
-    oracle = Oracle(alpha=line.penalty * 397, solver="svd").fit(design(0, 397), series.values[3:400, 1])
-    shift = np.median(series.values[403:500, 1] - oracle.predict(design(400, 497)))
-    wanted = oracle.predict(design(500, 600)) + shift
+    def base(first: int, end: int) -> np.ndarray:
+        return scaled[first:end, 1] if kind < 2 else np.zeros(end - first)
+
+    truth = scaled[3:400, 1] - base(0, 397)
+    oracle = Oracle(alpha=PENALTIES[penalty] * 397, solver="svd", fit_intercept=kind > 0).fit(design(0, 397), truth)
+    shift = np.median(truth - oracle.predict(design(0, 397))) if kind else 0.0
+    wanted = (oracle.predict(design(500, 600)) + base(500, 600) + shift) * scaler.std[1] + scaler.mean[1]
     np.testing.assert_allclose(fitted.forecast(series, split.test)[:, 0, 0], wanted, rtol=1e-4)
 
 
-def test_lags_and_penalty_are_those_that_validate_best(
-    make_series: Callable[..., Series], split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No single choice does better on the validation part than what was chosen from all of them."""
+def test_a_kind_that_knows_more_must_be_better_in_every_fold() -> None:
+    """Better in both replaces, better on the mean alone joins, and worse is left out."""
+    errors = np.full((2, ridge.KINDS, 1), 1.0)  # (folds, kinds, penalties)
+    errors[:, 1] = 0.8
+    assert ridge._choose(errors) == [(1, 0)]
+    errors[:, 1, 0] = 0.5, 1.1
+    assert ridge._choose(errors) == [(0, 0), (1, 0)]
+    errors[:, 1, 0] = 0.9, 1.3
+    assert ridge._choose(errors) == [(0, 0)]
+
+
+def test_a_line_on_a_random_walk_holds_at_every_level(make_series: Callable[..., Series], split: Split) -> None:
+    """It hardly knows a level; so what stands twenty standard deviations higher is forecast as much higher."""
     series = make_series(600)
-    truth = future_values(series, [0], [1], split.validation)
+    walk = np.cumsum(np.random.default_rng(1).normal(0, 1, 600))[:, None]
+    series = replace(series, values=(series.values + walk).astype(np.float32))
+    fitted = fit_ridge(series, split, [0], [6], season=24)
+    assert fitted is not None
+    moved = replace(series, values=series.values + np.float32(100))
+    np.testing.assert_allclose(
+        fitted.forecast(moved, split.test), fitted.forecast(series, split.test) + 100, rtol=0, atol=3
+    )
 
-    def error() -> float:
-        fitted = fit_ridge(series, split, [0], [1], season=None)
-        assert fitted is not None
-        return float(np.nanmean(np.abs(fitted.forecast(series, split.validation) - truth)))
 
-    chosen = error()
-    singles = []
-    for lags in ridge.LAGS:
-        for penalty in ridge.RIDGE_PENALTIES:
-            with monkeypatch.context() as patch:
-                patch.setattr(ridge, "LAGS", (lags,))
-                patch.setattr(ridge, "RIDGE_PENALTIES", (penalty,))
-                singles.append(error())
-    assert chosen == pytest.approx(min(singles), rel=1e-6)
+def test_a_short_past_has_lines_of_its_own(make_series: Callable[..., Series], split: Split) -> None:
+    """The first row of a group is forecast from its value alone, whatever the other lines say of a past that is not there."""
+    series = make_series(600)
+    fitted = fit_ridge(series, split, [0], [6], season=24)
+    assert fitted is not None
+    assert fitted.lags[0] == 1
+    assert fitted.lags[-1] > 8
+    others = replace(fitted, lines=(fitted.lines[0], *[fitted.lines[-1]] * (len(fitted.lags) - 1)))
+    first, later = ((0, 1),), ((100, 200),)
+    np.testing.assert_array_equal(fitted.forecast(series, first), others.forecast(series, first))
+    np.testing.assert_array_equal(fitted.forecast(series, later), others.forecast(series, later))
+    assert not np.array_equal(fitted.forecast(series, ((8, 20),)), others.forecast(series, ((8, 20),)))
 
 
 def test_it_forecasts_what_a_line_can(make_series: Callable[..., Series], split: Split) -> None:
@@ -82,7 +109,7 @@ def test_the_held_out_part_teaches_nothing(make_series: Callable[..., Series], s
     first, second = (fit_ridge(each, split, [0], [1], season=24) for each in (series, changed))
     assert first is not None
     assert second is not None
-    np.testing.assert_array_equal(first.lines[0][0].weights, second.lines[0][0].weights)
+    np.testing.assert_array_equal(first.lines[-1][0][0].window, second.lines[-1][0][0].window)
 
 
 def test_a_forecast_does_not_know_the_future(make_series: Callable[..., Series], split: Split) -> None:
@@ -126,7 +153,7 @@ def test_without_truth_there_is_no_line(make_series: Callable[..., Series], spli
 def test_lags_end_at_a_gap(make_series: Callable[..., Series]) -> None:
     """The first timestep after a gap is repeated, because the rows before it are of another time."""
     series = make_series(600, gap_at=550)
-    inputs = ridge.linear_inputs(series, np.zeros(3, np.float32), np.ones(3, np.float32))
+    inputs = linear_inputs(series, np.zeros(3, np.float32), np.ones(3, np.float32))
     window = inputs.windows(np.array([551]), [0], 4, [2])
     np.testing.assert_array_equal(window[0], series.values[[551, 550, 550, 550, 551], [0, 0, 0, 0, 2]])
 

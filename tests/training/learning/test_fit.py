@@ -17,6 +17,7 @@ from tidegate.training.learning import batches
 from tidegate.training.learning import fit as fitting
 from tidegate.training.learning.batches import Plan, Sequences
 from tidegate.training.learning.fit import Epoch, FitResult, fit
+from tidegate.training.learning.links import Given
 from tidegate.training.learning.schedule import FINAL_RATE
 from tidegate.training.settings import Architecture, Fit, Forecast
 
@@ -36,7 +37,7 @@ def learn(make_series: Callable[..., Series]) -> Callable[..., FitResult]:
     ) -> FitResult:
         series = series if series is not None else make_series(400)
         split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
-        architecture = Architecture(features=len(series.names), task=TASK, hidden=8, **shape)
+        architecture = Architecture(features=len(series.names), **{"task": TASK, "hidden": 8} | shape)
         return fit(series, split, fit_scaler(series, split.train), architecture, settings, on_epoch)
 
     return run
@@ -88,6 +89,29 @@ def test_it_learns(learn: Callable[..., FitResult]) -> None:
     """On two waves, thirty epochs take half of persistence's error away."""
     fitted = learn(Fit(epochs=30, lanes=8, chunk=16, burn_in=8, learning_rate=0.02))
     assert fitted.best.score < 0.5
+
+
+def test_a_regression_is_better_than_bad_training(
+    learn: Callable[..., FitResult], make_series: Callable[..., Series]
+) -> None:
+    """With the link `linear`, epoch 0 is a candidate: after a training that only harms, the regression comes back."""
+    task = TASK.model_copy(update={"links": ("linear",)})
+    fitted = learn(QUICK.model_copy(update={"learning_rate": 3.0, "average": 0.0}), task=task)
+    assert (fitted.best.number, len(fitted.epochs)) == (0, 3)
+    assert fitted.best.score < min(epoch.score for epoch in fitted.epochs)
+    head = fitted.network.head
+    assert not head.line.weight.any()
+    assert not head.line.bias.any()
+
+
+def test_the_regression_is_not_trained(learn: Callable[..., FitResult]) -> None:
+    """Whatever the network learns, the weights of the linear link stay what the solver gave."""
+    task = TASK.model_copy(update={"links": ("linear",)})
+    one, other = (weights(learn(QUICK.model_copy(update={"seed": seed}), task=task)) for seed in (1, 2))
+    names = [name for name in one if "linear" in name]
+    assert names
+    assert all(np.array_equal(one[name], other[name]) for name in names)
+    assert not same(one, other)
 
 
 def test_the_best_weights_are_kept(learn: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +235,7 @@ def test_persistence_scores_one(learn: Callable[..., FitResult], make_series: Ca
     task = TASK.model_copy(update={"quantiles": ()})
     architecture = Architecture(features=3, task=task, hidden=8)
     settings = Fit(epochs=1, lanes=1, chunk=280, burn_in=0, learning_rate=1e-12, hide=0.0)
-    training = fitting.Trainer(series, split, fit_scaler(series, split.train), architecture, settings)
+    training = fitting.Trainer(series, split, fit_scaler(series, split.train), Given(architecture, None), settings)
     with torch.no_grad():
         training.network.head.line.weight.zero_()
         training.network.head.line.bias.zero_()
@@ -227,7 +251,7 @@ def test_the_score_is_that_of_a_server(
     series = make_series(1000, gap_at=720, missing=0.1)
     split = split_by_time(series, train=0.6, validation=0.3, horizon=3)
     architecture = Architecture(features=3, task=TASK, hidden=8)
-    training = fitting.Trainer(series, split, fit_scaler(series, split.train), architecture, QUICK)
+    training = fitting.Trainer(series, split, fit_scaler(series, split.train), Given(architecture, None), QUICK)
     training.epoch(1)
     total, count = 0.0, 0
     for first, end in series.segments(split.validation):
@@ -246,7 +270,7 @@ def test_pieces_of_a_long_segment_score_what_the_whole_scores(make_series: Calla
     series = make_series(30_000)
     split = split_by_time(series, train=0.05, validation=0.9, horizon=3)
     architecture = Architecture(features=3, task=TASK, hidden=8)
-    training = fitting.Trainer(series, split, fit_scaler(series, split.train), architecture, QUICK)
+    training = fitting.Trainer(series, split, fit_scaler(series, split.train), Given(architecture, None), QUICK)
     training.epoch(1)
     assert training.validation_plan.batch_size > 1
     pieces = training.score()

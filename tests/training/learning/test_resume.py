@@ -356,3 +356,27 @@ def test_a_run_that_is_not_done_is_not_exported(toy_csv: Path, tmp_path: Path, m
     runs.save_started(tmp_path, runs.StartedRun(request=request, facts=make_facts(3)))
     with pytest.raises(RunError, match=r"is not done; go on with `tidegate train --resume"):
         runs.load(tmp_path)
+
+
+def test_a_training_with_a_regression_goes_on_bit_for_bit(make_series: Callable[..., Series], tmp_path: Path) -> None:
+    """Epoch 0, the frozen regression and the level are restored too, also while epoch 0 is the best."""
+    series = make_series(400)
+    split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
+    task = TASK.model_copy(update={"links": ("linear",)})
+    architecture = Architecture(features=3, task=task, hidden=8, level="on")
+    settings = QUICK.model_copy(update={"learning_rate": 1.0})
+
+    def run(folder: Path | None = None, stop_after: int = 0) -> FitResult:
+        def interrupt(epoch: Epoch, _best: Epoch) -> None:
+            if epoch.number == stop_after:
+                raise KeyboardInterrupt
+
+        checkpointer = Checkpointer(folder) if folder else None
+        scaler = fit_scaler(series, split.train)
+        return fit(series, split, scaler, architecture, settings, interrupt, checkpointer=checkpointer)
+
+    begun = run(tmp_path, stop_after=2)
+    assert begun.best.number == 0
+    done, whole = run(tmp_path), run()
+    assert same(done, whole)
+    assert (done.best.number, done.best.score) == (whole.best.number, whole.best.score)

@@ -31,6 +31,9 @@ class Recipe:
     quantiles: tuple[float, ...] = ()
     links: tuple[str, ...] = ("last",)
     season: int = 0
+    lags: tuple[int, ...] = (1,)  # of the link `linear`
+    level_steps: int | None = None
+    follow: bool = False
     coverage: float | None = None
     pair: tuple[int, int] = (0, 0)  # of the quantiles that an interval begins from
     alarm_rate: float | None = None
@@ -43,8 +46,11 @@ def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles
     missing = np.isnan(x)
     seen = held((x - mean) / std)
     state = {"last": seen[-1]}
+    relative = seen
+    if recipe.level_steps is not None:
+        relative, state["level"] = relative_to_level(recipe.level_steps, weights["level.spread"], seen, missing)
     moved = np.clip(np.diff(seen, axis=0, prepend=0 * seen[:1]) / weights["pace"], -5, 5)
-    inputs = y = np.concatenate([seen, *[moved] * recipe.changes, *[missing] * recipe.masked], axis=-1)
+    inputs = y = np.concatenate([relative, *[moved] * recipe.changes, *[missing] * recipe.masked], axis=-1)
     if recipe.kernel > 1:
         past = np.zeros((recipe.kernel - 1, *y.shape[1:]))
         y, state["past"] = oracle.convolution(y, weights["front.weight"], weights["front.bias"], past)
@@ -55,18 +61,22 @@ def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles
         logits = y @ weights["head.line.weight"].T + weights["head.line.bias"]
         odds = np.exp(logits)
         return {"probability": odds / odds.sum(-1, keepdims=True)}, state
-    head_outputs, after = forecasts(recipe, weights, y, seen, inputs)
+    head_outputs, after = forecasts(recipe, weights, y, seen, missing, inputs)
     state |= after
     outputs = {"forecast": head_outputs["forecast"] * std[list(recipe.targets)] + mean[list(recipe.targets)]}
+    number = 0
+    quantiles = head_outputs["quantiles"]
+    if recipe.follow:
+        quantiles, state["spread"] = followed(recipe, weights["monitors.0.start"], seen, missing, head_outputs)
+        number = 1
     if recipe.quantiles:
         scale, shift = (part[list(recipe.targets), None] for part in (std, mean))
-        outputs["quantiles"] = head_outputs["quantiles"] * scale + shift
-    number = 0
+        outputs["quantiles"] = quantiles * scale + shift
     if recipe.coverage is not None:
-        interval, state["intervals"] = intervals(recipe, weights, seen, missing, head_outputs)
+        interval, state["intervals"] = intervals(recipe, weights, number, seen, missing, head_outputs)
         scale, shift = (part[list(recipe.targets), None] for part in (std, mean))
         outputs["interval"] = interval * scale + shift
-        number = 1
+        number += 1
     if recipe.alarm_rate is not None:
         own = {
             name: weights[f"monitors.{number}.{name}"]
@@ -113,9 +123,9 @@ def run_layer(recipe: Recipe, weights: Weights, index: int, y: Doubles) -> tuple
 
 
 def forecasts(
-    recipe: Recipe, weights: Weights, y: Doubles, seen: Doubles, inputs: Doubles
+    recipe: Recipe, weights: Weights, y: Doubles, seen: Doubles, missing: Any, inputs: Doubles
 ) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
-    """In scaled units, (time, batch, horizons, targets) and with quantiles as a further axis; the state `season`."""
+    """In scaled units, (time, batch, horizons, targets) and with quantiles as a further axis; `window` and `season`."""
     steps, batch = y.shape[:2]
     own = seen[..., list(recipe.targets)]
     shape = (steps, batch, len(recipe.horizons), len(recipe.targets))
@@ -125,12 +135,17 @@ def forecasts(
         correction = correction + (inputs @ weights["head.skip.weight"].T).reshape(shape)
     links = {"last": np.repeat(own[:, :, None], len(recipe.horizons), axis=2)}
     state: dict[str, Doubles] = {}
+    if "linear" in recipe.links:
+        links["linear"], state["window"] = linear(recipe, weights, seen, missing)
+        naive = naive * weights["head.kept"]
     if "season" in recipe.links:
         links["season"], state["season"] = seasons(recipe, own)
-    shared = [link for link in recipe.links if link != "features"]
+    shared = [link for link in recipe.links if link not in ("features", "linear")]
     for link in shared:
         correction = correction + weights[f"head.share.{link}"] * links[link]
-    median = links[shared[0]] + correction * naive if shared else correction * naive
+    base = "linear" if "linear" in recipe.links else shared[0] if shared else None
+    median = links[base] + correction * naive if base else correction * naive
+    naive = weights["head.naive"]
     others = [quantile for quantile in recipe.quantiles if quantile != 0.5]
     quantiles = np.repeat(median[..., None], len(recipe.quantiles), axis=-1)
     if others:
@@ -143,6 +158,83 @@ def forecasts(
                 if 0.5 < other <= quantile:
                     quantiles[..., place] += size[..., number]
     return {"forecast": median, "quantiles": quantiles}, state
+
+
+def relative_to_level(steps: int, spread: Doubles, seen: Doubles, missing: Any) -> tuple[Doubles, Doubles]:
+    """The values less their exponential mean since the first, in units of `spread`; the state `level`."""
+    relative = seen.copy()
+    sums = np.zeros((2, *seen.shape[1:]))
+    for now, value in enumerate(seen):
+        known = ~missing[: now + 1].all(axis=0)
+        sums += (np.stack([value, known]) - sums) / steps
+        level = np.divide(sums[0], sums[1], out=np.zeros_like(value), where=known)
+        relative[now] = np.where(spread > 0, (value - level) / np.where(spread > 0, spread, 1), value)
+    return relative, np.concatenate(list(sums), axis=-1)
+
+
+def linear(recipe: Recipe, weights: Weights, seen: Doubles, missing: Any) -> tuple[Doubles, Doubles]:
+    """The regression on the past less the present value (time, batch, horizons, targets), and the state `window`."""
+    steps, batch, _ = seen.shape
+    window = max(recipe.lags[-1], 2)
+    forecast = np.zeros((steps, batch, len(recipe.horizons), len(recipe.targets)))
+    state = np.zeros((batch, len(recipe.targets), window))
+    for row, place in np.ndindex(batch, len(recipe.targets)):
+        own = seen[:, row, recipe.targets[place]]
+        lines = (weights[f"head.linear.lines.{place}.{name}"] for name in ("weight", "bias"))
+        weight, bias = (part.reshape(len(recipe.lags), len(recipe.horizons), -1) for part in lines)
+        first = next((now for now in range(steps) if not missing[now, row, recipe.targets[place]]), steps)
+        for now in range(steps):
+            age = max(now + 1 - first, 0)
+            past = np.array([own[max(now - lag, min(first, now))] for lag in range(window - 1, 0, -1)])
+            chosen = max(index for index, lags in enumerate(recipe.lags) if lags <= max(age, 1))
+            x = np.concatenate([past - own[now], seen[now, row]])
+            forecast[now, row, :, place] = weight[chosen] @ x + bias[chosen, :, 0] + own[now]
+            state[row, place] = [*past[1:], own[now], min(age, window)]
+    return forecast, state.reshape(batch, -1)
+
+
+def followed(
+    recipe: Recipe, start: Doubles, seen: Doubles, missing: Any, head_outputs: dict[str, Doubles]
+) -> tuple[Doubles, Doubles]:
+    """`quantiles` that follow the errors, scaled, and the state `spread` (batch, n)."""
+    steps, batch, horizons, targets = head_outputs["forecast"].shape
+    watched = [0]
+    for index in range(1, horizons):
+        if recipe.horizons[index] >= 2 * recipe.horizons[watched[-1]]:
+            watched.append(index)
+    levels = recipe.quantiles
+    others = [level for level in levels if level != 0.5]
+    factor = np.broadcast_to(start, (batch, *start.shape)).copy()
+    median = head_outputs["forecast"]
+    served = np.zeros_like(head_outputs["quantiles"])
+    for now in range(steps):
+        for row, place, target, number in np.ndindex(batch, len(watched), targets, len(others)):
+            horizon, level, feature = recipe.horizons[watched[place]], others[number], recipe.targets[target]
+            made = now - horizon
+            if made >= 0 and not missing[now, row, feature]:
+                edge = served[made, row, watched[place], target, levels.index(level)]
+                beyond = seen[now, row, feature] > edge if level > 0.5 else seen[now, row, feature] < edge
+                outside = min(level, 1 - level)
+                moved = 0.2 / math.sqrt(horizon) * (beyond - outside)
+                factor[row, place, target, number] = np.clip(factor[row, place, target, number] + moved, 0.25, 8)
+        for row, index, target in np.ndindex(batch, horizons, targets):
+            own = max(place for place, of in enumerate(watched) if recipe.horizons[of] <= recipe.horizons[index])
+            before = head_outputs["quantiles"][now, row, index, target]
+            middle = median[now, row, index, target]
+            for quantile in levels:
+                between = [level for level in others if quantile <= level < 0.5 or 0.5 < level <= quantile]
+                edges = dict(zip(levels, before, strict=True)) | {0.5: middle}
+                total = middle
+                for level in between:
+                    rising = sorted(edges)
+                    inner = rising[rising.index(level) + (1 if level < 0.5 else -1)]
+                    total += factor[row, own, target, others.index(level)] * (edges[level] - edges[inner])
+                served[now, row, index, target, levels.index(quantile)] = total
+    waiting = []
+    for index in watched:
+        pending = np.concatenate([median[..., None], served[..., [levels.index(level) for level in others]]], axis=-1)
+        waiting.append(pending[-recipe.horizons[index] :, :, index].swapaxes(0, 1).reshape(batch, -1))
+    return served, np.concatenate([*waiting, (factor - start).reshape(batch, -1)], axis=-1)
 
 
 def seasons(recipe: Recipe, own: Doubles) -> tuple[Doubles, Doubles]:
@@ -159,13 +251,13 @@ def seasons(recipe: Recipe, own: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def intervals(
-    recipe: Recipe, weights: Weights, seen: Doubles, missing: Any, head_outputs: dict[str, Doubles]
+    recipe: Recipe, weights: Weights, number: int, seen: Doubles, missing: Any, head_outputs: dict[str, Doubles]
 ) -> tuple[Doubles, Doubles]:
     """`interval` (time, batch, horizons, targets, 2), scaled, and the state `intervals` (batch, n)."""
     coverage = recipe.coverage
     assert coverage is not None  # else it is not called
     steps, batch, horizons, targets = head_outputs["forecast"].shape
-    start, scale = (weights[f"monitors.0.{name}"].reshape(horizons, targets) for name in ("start", "scale"))
+    start, scale = (weights[f"monitors.{number}.{name}"].reshape(horizons, targets) for name in ("start", "scale"))
     centre, width = head_outputs["forecast"], np.zeros_like(head_outputs["forecast"])
     if recipe.pair[0] < recipe.pair[1]:
         low, high = (head_outputs["quantiles"][..., place] for place in recipe.pair)

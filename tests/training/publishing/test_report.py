@@ -374,3 +374,18 @@ def test_nothing_is_wider_than_a_phone(
     title = re.search(r"<title>([^<]*)</title>", done.stdout)
     assert title is not None
     assert title.group(1) == "360,360,360"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        ({"best_epoch": 0, "gain": 0.0, "corrections_kept": 0}, ["kept: epoch 0", "The network adds nothing to the"]),
+        ({"best_epoch": 2, "gain": 0.0312, "corrections_kept": 3}, ["kept: epoch 2", "by 3.1 %; its", "for 3 of the"]),
+    ],
+)
+def test_it_says_what_the_network_adds(material: ReportContent, outcome: dict[str, Any], words: list[str]) -> None:
+    """To the regression that it corrects; epoch 0 is that regression alone, and lies within the picture."""
+    told = copy.deepcopy(material.card)
+    told["outcome"] |= outcome
+    page = report.build(ReportContent(told, material.replay))
+    assert all(part in page for part in words)

@@ -86,3 +86,24 @@ def test_another_optimiser_has_its_own_usual_rate() -> None:
     asked = request.model_copy(update={"fit": Fit(learning_rate=0.01)})
     assert apply_values(asked, {"optimizer": "sgd"}).fit.learning_rate == 0.01
     assert apply_values(request, {"layers": 2}).shape == Shape(hidden=8, layers=2)
+
+
+def test_links_and_calendar_are_joined_by_a_plus() -> None:
+    """Several words are one value; none is none at all."""
+    space = read_space("links=linear,last+season;calendar=none,day+week", grid=False)
+    assert space == {"links": Choice(("linear", "last+season")), "calendar": Choice(("none", "day+week"))}
+    request = Request(source=Source(), name="x", out=Path("x"))
+    changed = apply_values(request, {"links": "last+season", "calendar": "day+week"})
+    assert (changed.links, changed.source.calendar) == (("last", "season"), ("day", "week"))
+    assert apply_values(changed, {"calendar": "none"}).source.calendar == ()
+    with pytest.raises(SettingsError, match=r"search: links: got 'first'"):
+        read_space("links=first", grid=False)
+
+
+def test_the_usual_space_fits_the_data() -> None:
+    """Without a season there is no link to it and no calendar; a classification has no links."""
+    assert read_space("", grid=False)["links"] == Choice(("linear", "linear+season", "last"))
+    without = read_space("", grid=False, season=False)
+    assert without["links"] == Choice(("linear", "last"))
+    assert "calendar" not in without
+    assert "links" not in read_space("", grid=False, forecast=False)

@@ -1,6 +1,7 @@
 """Sections of the report: what the model is, how it was trained, on what data, and how to serve it."""
 
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -77,13 +78,16 @@ def learning(content: ReportContent) -> Html:
     if not history:
         return Html()
     epochs = [row["epoch"] for row in history]
-    across = charts.Scale(min(epochs), max(*epochs, min(epochs) + 1), whole_ticks(min(epochs), max(epochs)), "epoch")
+    first = min(best, *epochs)  # epoch 0 is the regression alone
+    across = charts.Scale(first, max(*epochs, first + 1), whole_ticks(first, max(epochs)), "epoch")
     loss, score = [row["loss"] for row in history], [row["score"] for row in history]
     plot = Plot("loss by epoch", across, charts.linear([*loss, *score], ticks=4), height=220, names=("validation",))
     plot.rule("mark", x=best, text=f"kept: epoch {best}")
     plot.line(epochs, loss, "a")
     plot.line(epochs, score, "b")
-    plot.dots([best], [score[epochs.index(best)]] if best in epochs else [np.nan], "b", 3.5)
+    plot.dots(
+        [best], [score[epochs.index(best)] if best in epochs else content.card["outcome"]["best_score"]], "b", 3.5
+    )
     plot.name([(loss[-1], "training", "a"), (score[-1], "validation", "b")])
     rates = np.array([row["learning_rate"] for row in history])
     power = int(np.floor(np.log10(rates.max()))) if rates.max() > 0 else 0
@@ -94,8 +98,23 @@ def learning(content: ReportContent) -> Html:
     how = (
         f"Loss on the training part and score on the validation part, where 1 is the naive forecast; the weights of epoch {best} were kept. "
         f"The training stopped: {STOP_REASONS[content.card['outcome']['stopped']]}."
-    )
+    ) + _network_adds(content.card["outcome"])
     return section("Learning", how, grid(figure("Loss", plot.svg()), figure("Learning rate", pace.svg())))
+
+
+def _network_adds(outcome: dict[str, Any]) -> str:
+    """What the network adds to the linear link, if there is one."""
+    gain = outcome.get("gain")
+    if gain is None:
+        return ""
+    if not outcome["corrections_kept"]:
+        return (
+            " The network adds nothing to the linear regression on the validation part: the regression forecasts alone."
+        )
+    return (
+        f" The network lowers the error of the linear regression on the validation part by {100 * gain:.1f} %; its correction is "
+        f"kept for {outcome['corrections_kept']} of the forecasts."
+    )
 
 
 def data_section(content: ReportContent) -> Html:
