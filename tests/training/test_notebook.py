@@ -50,7 +50,8 @@ def test_a_frame_becomes_a_version(trained: Training) -> None:
 
 
 def test_it_says_how_it_goes(trained: Training, lines: list[str]) -> None:
-    """An epoch, why it stopped, what is done after that, the verdict, and what to try next."""
+    """What was understood of the data, an epoch, why it stopped, what is done after that, the verdict, and what to try next."""
+    assert lines[0].startswith("model.parquet: time = ")
     assert any(line.startswith("epoch 1: loss ") for line in lines)
     after = lines[next(place for place, line in enumerate(lines) if line.startswith("stopped after epoch 2")) + 1 :]
     assert [line.split()[0] for line in after[:4]] == ["the", "exporting,", "replaying", "scoring"], lines

@@ -3,6 +3,7 @@
 This module opens bytes and tells what kind of table each name stands for; it reads no table.
 """
 
+import atexit
 import bz2
 import gzip
 import io
@@ -150,6 +151,7 @@ def _spool(stream: Any) -> Any:
     spool = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
     shutil.copyfileobj(stream, spool)
     spool.flush()
+    atexit.register(spool.close)
     return spool
 
 

@@ -193,7 +193,7 @@ def test_alarms_of_a_graph_are_judged(jumps: Graph, make_series: Callable[..., S
     assert found["noise"] > 0.8
     assert found["dropout"] < 1.0  # only where the sensor comes back elsewhere
     assert part.model.during < part.model.found
-    assert part.model.events > 150
+    assert part.model.events > 100
     assert part.model.delay < 4
     assert part.model.clean_alarms == 0
     assert part.pca.clean_alarms <= part.model.clean_alarms
