@@ -117,6 +117,9 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
     _refuse_warm_start(values)
     _check_threads(threads)
     _require("optuna", "tune")
+    from tidegate.training.search.space import check_space
+
+    check_space(request, search)
     console = Console(stderr=True, soft_wrap=True)
     prepared = _prepare(request, _note)
     _set_threads(threads)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tidegate.training.errors import SettingsError
-from tidegate.training.settings import OPTIMIZER_DEFAULTS, Calendar, Fit, Links, Request, Shape
+from tidegate.training.settings import OPTIMIZER_DEFAULTS, Calendar, Fit, Links, Request, Search, Shape
 
 Value = str | int | float | bool
 
@@ -124,6 +124,22 @@ def apply_values(request: Request, values: Mapping[str, Value]) -> Request:
     if "calendar" in values:
         more["source"] = request.source.model_copy(update={"calendar": _words(values["calendar"])})
     return request.model_copy(update=more)
+
+
+def check_space(request: Request, search: Search) -> None:
+    """Check what can be told without the data.
+
+    Raises:
+        SettingsError: the space is wrong, or does not fit the request.
+    """
+    space = read_space(search.search, grid=search.sampler == "grid")
+    apply_values(request, {name: _first_value(values) for name, values in space.items()})
+
+
+def _first_value(values: Choice | Range) -> Value:
+    if isinstance(values, Choice):
+        return values.values[0]
+    return int(values.low) if values.integer else values.low
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -37,7 +37,15 @@ from tidegate.training.judging.ridge import Ridge
 from tidegate.training.learning import run
 from tidegate.training.learning.fit import Epoch, fit
 from tidegate.training.learning.links import Given, prepare_links
-from tidegate.training.search.space import Range, Space, Value, apply_values, as_text, grid_points, read_space
+from tidegate.training.search.space import (
+    Range,
+    Space,
+    apply_values,
+    as_text,
+    check_space,
+    grid_points,
+    read_space,
+)
 from tidegate.training.settings import Calendar, Classify, Forecast, Request, Search
 
 JOURNAL, DECISIONS, WORKERS = "journal.log", "decisions.lock", "workers"
@@ -89,8 +97,7 @@ def tune(request: Request, search: Search, callbacks: Callbacks, prepared: Prepa
         TrainingError: a problem that the user can solve.
     """
     # Checked before the data is read; what the usual space holds depends on the data too.
-    space = read_space(search.search, grid=search.sampler == "grid")
-    apply_values(request, {name: _first_value(values) for name, values in space.items()})
+    check_space(request, search)
     prepared = prepared or prepare(request, read_request(request), callbacks.on_note)
     series = prepared.series
     season = request.season or season_steps(series.period_s)
@@ -436,10 +443,3 @@ def _distribution(values: Any) -> BaseDistribution:
     if values.integer:
         return IntDistribution(int(values.low), int(values.high), log=values.log)
     return FloatDistribution(values.low, values.high, log=values.log)
-
-
-def _first_value(values: Any) -> Value:
-    if not isinstance(values, Range):
-        first: Value = values.values[0]
-        return first
-    return int(values.low) if values.integer else values.low

@@ -40,7 +40,19 @@ def test_json_keeps_its_shape(scores: Scores) -> None:
     """The keys that the card, the report and the demo read."""
     whole = json.loads(json.dumps(scores.as_json()))
     assert set(whole) == {
-        *("data", "start", "end", "rows", "season", "table", "mase_scale", "classification", "anomaly", "cold_start"),
+        *(
+            "data",
+            "start",
+            "end",
+            "rows",
+            "season",
+            "table",
+            "mase_scale",
+            "classification",
+            "anomaly",
+            "anomaly_left_out",
+            "cold_start",
+        ),
         *("beats_baselines", "missing_baselines", "absent", "left_out"),
     }
     assert set(whole["table"][0]) == {
