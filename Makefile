@@ -26,18 +26,20 @@ demo: $(READY)
 examples: $(READY)
 	for example in forecast classify anomaly own_data own_network tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
-test: $(READY) $(PROTOC)/.ready
-	$(PYTEST)
+# All tests: the fast ones, and which branches they take; then the slow ones.
+test:
+	$(MAKE) coverage
+	$(MAKE) slow
 
 # What is done in some minutes on two cores: without the tests that kill servers, train models or run clients as programs.
 quick: $(READY)
 	$(PYTEST) -m 'not slow'
 
-# The same, and which branches they take; a third slower. With `slow` it is all tests.
-coverage: $(READY)
+# The same, and which branches they take; a third slower.
+coverage: $(READY) $(PROTOC)/.ready
 	$(PYTEST) -m 'not slow' --cov --cov-report=term
 
-slow: $(READY) $(PROTOC)/.ready
+slow: $(READY)
 	$(PYTEST) -m slow
 
 check: $(READY)

@@ -62,6 +62,7 @@ MAY_IMPORT |= {
     "tidegate.training.learning": _LEARNING,
     "tidegate.training.publishing": {"tidegate.training.publishing", *_LEARNING},
     "tidegate.training.pipeline": _PIPELINE,
+    "tidegate.training.published": _PIPELINE,
     "tidegate.training.backtest": _PIPELINE,
     "tidegate.training.notebook": _PIPELINE,
     "tidegate.training.search": {"tidegate.training.search", *_PIPELINE},
@@ -69,6 +70,7 @@ MAY_IMPORT |= {
         "tidegate.training.cli",
         "tidegate.training.search",
         "tidegate.training.backtest",
+        "tidegate.training.published",
         *_PIPELINE,
     },
 }

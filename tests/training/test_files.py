@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tidegate.training import pipeline
+from tidegate.training import pipeline, published
 from tidegate.training.judging.graph import Graph
 from tidegate.training.settings import Fit, Request, Shape, Source
 
@@ -79,7 +79,7 @@ def test_card_and_graph_list_the_words(work: Path) -> None:
 def test_the_model_scores_as_it_did(work: Path, data: str | None) -> None:
     """Through the card, and on the written rows, which have the numbers of the words."""
     path = None if data is None else str(work / data)
-    scores = pipeline.evaluate_version(work / "models/werk/1", data=path, time=None, season=None)
+    scores = published.evaluate_version(work / "models/werk/1", data=path, time=None, season=None)
     promised = card(work)["scores"]
     assert isinstance(promised, dict)
     got = json.loads(json.dumps(scores.as_json()))
@@ -90,7 +90,7 @@ def test_other_data_may_be_written_otherwise(work: Path) -> None:
     """How a file is written is its own; what its words mean is the model's."""
     write(work / "other.csv", "|", ".", "utf-8")
     notes: list[str] = []
-    scores = pipeline.evaluate_version(
+    scores = published.evaluate_version(
         work / "models/werk/1", data=str(work / "other.csv"), time=None, season=None, on_note=notes.append
     )
     # The same rows in another file: only those that the model has not learned from are scored, and just as well.

@@ -10,7 +10,7 @@ import pytest
 from tidegate.training import Training, errors, train
 from tidegate.training.judging.advice import next_step
 from tidegate.training.judging.graph import Graph
-from tidegate.training.pipeline import evaluate_version
+from tidegate.training.published import evaluate_version
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": 8, "lanes": 8, "horizons": (1, 6)}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tidegate.cli.sensor_table import read_table
-from tidegate.training import errors, pipeline
+from tidegate.training import errors, pipeline, published
 from tidegate.training.data import datasets
 from tidegate.training.data.load import read
 from tidegate.training.data.series import Group, Series
@@ -98,7 +98,7 @@ def test_the_held_out_rows_score_as_they_did(work: Path) -> None:
     promised = json.loads((work / "models/sites/1/card.json").read_text(encoding="utf-8"))["scores"]["table"]
     model = work / "models/sites/1"
     for data in (str(work / "held-out.csv"), None):
-        scores = pipeline.evaluate_version(model, data=data, time=None, season=None)
+        scores = published.evaluate_version(model, data=data, time=None, season=None)
         assert [score["model"] for score in json.loads(json.dumps(scores.as_json()))["table"]] == [
             score["model"] for score in promised
         ]
@@ -108,7 +108,7 @@ def test_other_data_needs_no_made_features(work: Path, tmp_path: Path) -> None:
     """What the model wants to know of calendar, future and time is made from the columns that are there."""
     plain = read(work / "sites.csv", group="site")
     write_csv(plain, tmp_path / "new.csv", ((400, 500),))
-    scores = pipeline.evaluate_version(work / "models/sites/1", data=str(tmp_path / "new.csv"), time=None, season=None)
+    scores = published.evaluate_version(work / "models/sites/1", data=str(tmp_path / "new.csv"), time=None, season=None)
     assert scores.rows == 100
 
 

@@ -178,7 +178,7 @@ def evaluate(
     **values: Any,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
-    from tidegate.training.pipeline import evaluate_version
+    from tidegate.training.published import evaluate_version
 
     scores = evaluate_version(
         model, data=data, time=time, season=season, reading=values, all_rows=all_rows, on_note=_note
@@ -211,7 +211,7 @@ def report(
     out: Annotated[Path | None, option("out", "The file to write; by default report.html beside the card.")] = None,
 ) -> None:
     """Write the report of a version again, from its card and its data: one HTML page that needs nothing else."""
-    from tidegate.training.pipeline import rebuild_report
+    from tidegate.training.published import rebuild_report
 
     page = rebuild_report(model, data=data)
     path = out or (model if model.is_dir() else model.parent) / "report.html"

@@ -16,7 +16,7 @@ from tidegate.training.data.load import read
 from tidegate.training.data.series import Series
 from tidegate.training.data.write import write_csv
 from tidegate.training.judging.graph import Graph
-from tidegate.training.pipeline import evaluate_version
+from tidegate.training.published import evaluate_version
 
 QUICK = ["--epochs", "8", "--hidden", "8", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
 REPOSITORY = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tidegate.core.model import Model
 from tidegate.training import Feature, Output, State, errors, export
 from tidegate.training.judging.graph import Graph
-from tidegate.training.pipeline import evaluate_version
+from tidegate.training.published import evaluate_version
 from tidegate.training.publishing.module import Description, Step
 from tidegate.training.publishing.module_parity import check_module_parity, probe
 
