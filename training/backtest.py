@@ -18,7 +18,7 @@ from tidegate.training.data.source import read_request
 from tidegate.training.data.split import Split, check_parts
 from tidegate.training.errors import SettingsError
 from tidegate.training.judging.scores import ClassError, Scores
-from tidegate.training.learning.fit import Epoch
+from tidegate.training.learning.epoch import Epoch
 from tidegate.training.pipeline import train_and_score
 from tidegate.training.settings import Request, Rolling
 

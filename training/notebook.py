@@ -29,7 +29,7 @@ from tidegate.training.judging.graph import Graph
 from tidegate.training.judging.replay import Replay
 from tidegate.training.judging.scores import Scores
 from tidegate.training.judging.verdict import verdict
-from tidegate.training.learning.fit import Epoch, progress_line
+from tidegate.training.learning.epoch import Epoch, progress_line
 from tidegate.training.publishing.version import read_card
 from tidegate.training.settings import Fit, Request, Settings, Shape, Source, first_mistake, name_of
 

@@ -28,7 +28,8 @@ from tidegate.training.learning.calibration import calibrate
 from tidegate.training.learning.checkpoint import Checkpointer
 from tidegate.training.learning.choice import after_trials, choose_level, needs_trials
 from tidegate.training.learning.correction import Correction, settle
-from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
+from tidegate.training.learning.epoch import Epoch
+from tidegate.training.learning.fit import FitResult, fit, history, reason_to_stop
 from tidegate.training.learning.links import Given, prepare_links
 from tidegate.training.learning.parting import parting
 from tidegate.training.learning.warm_start import WarmStart

@@ -2,13 +2,12 @@
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from tidegate.training.learning.fit import Epoch  # torch takes seconds to load, and errors must not wait for it
+from tidegate.training.learning.epoch import Epoch, progress_line
 
 # Often enough to show progress, seldom enough not to fill a log.
 LINE_EVERY_S = 5.0
@@ -31,13 +30,11 @@ class FitProgress:
     ) -> None:
         self._end_bar()
 
-    def show(self, epoch: "Epoch", best: "Epoch") -> None:
+    def show(self, epoch: Epoch, best: Epoch) -> None:
         """Show an epoch."""
         if self.console.is_terminal:
             self._move_bar(epoch, best)
         elif time.monotonic() - self.printed_s >= LINE_EVERY_S:
-            from tidegate.training.learning.fit import progress_line  # noqa: PLC0415 - torch, as above
-
             self.printed_s = time.monotonic()
             self.note(progress_line(epoch, best))
 
@@ -46,7 +43,7 @@ class FitProgress:
         self._end_bar()
         self.console.print(text, highlight=False, markup=False)
 
-    def _move_bar(self, epoch: "Epoch", best: "Epoch") -> None:
+    def _move_bar(self, epoch: Epoch, best: Epoch) -> None:
         numbers: dict[str, Any] = {"epoch": epoch.number, "loss": epoch.loss, "score": epoch.score, "best": best.score}
         if self.bar is None:
             self.bar = Progress(

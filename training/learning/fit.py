@@ -26,6 +26,7 @@ from tidegate.training.errors import Diverged, SettingsError
 from tidegate.training.learning import checkpoint
 from tidegate.training.learning.batches import PADDING, Plan, plan_epoch, plan_validation
 from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.epoch import Epoch
 from tidegate.training.learning.links import Given, keep_corrections, prepare_links, set_links
 from tidegate.training.learning.objective import build_objective
 from tidegate.training.learning.optimizer import build_optimizer
@@ -43,27 +44,6 @@ BLOCK_ROWS = 8192
 # The batches of a validation part of up to so many rows are gathered once and kept: a few megabytes. This saves a fiftieth
 # of a short epoch.
 CACHED_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The metrics of an epoch. `loss` and `score` are in the unit of the objective, where 1 equals the naive forecast."""
-
-    number: int
-    loss: float
-    score: float
-    learning_rate: float
-    elapsed_s: float
-    progress: float  # 0..1
-
-
-def progress_line(epoch: Epoch, best: Epoch) -> str:
-    """An epoch in words."""
-    left_s = epoch.elapsed_s * (1.0 / epoch.progress - 1.0)
-    return (
-        f"epoch {epoch.number}: loss {epoch.loss:.4f}, score {epoch.score:.4f}, best {best.score:.4f}, "
-        f"{epoch.elapsed_s:.0f} s, at most {left_s:.0f} s left"
-    )
 
 
 @dataclass(frozen=True)

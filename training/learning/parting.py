@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tidegate.training.learning.fit import Epoch
+from tidegate.training.learning.epoch import Epoch
 
 # By so much the training loss has fallen and the validation score has risen since the best epoch: more than a score wavers
 # from one epoch to the next.

@@ -24,7 +24,8 @@ from tidegate.training.data.split import Split
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
 from tidegate.training.learning.correction import Correction
-from tidegate.training.learning.fit import Epoch, FitResult
+from tidegate.training.learning.epoch import Epoch
+from tidegate.training.learning.fit import FitResult
 from tidegate.training.network.network import Network, build_network, without_monitors
 from tidegate.training.outputs import naming, replace_file
 from tidegate.training.settings import Architecture, Fit, Forecast, Request, Settings, Source, name_of

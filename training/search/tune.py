@@ -35,7 +35,8 @@ from tidegate.training.data.source import read_request
 from tidegate.training.errors import Diverged, RunError, SettingsError
 from tidegate.training.judging.ridge import Ridge
 from tidegate.training.learning import run
-from tidegate.training.learning.fit import Epoch, fit
+from tidegate.training.learning.epoch import Epoch
+from tidegate.training.learning.fit import fit
 from tidegate.training.learning.links import Given, prepare_links
 from tidegate.training.search.space import (
     Range,

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from tidegate.training.cli.progress import FitProgress
-from tidegate.training.learning.fit import Epoch
+from tidegate.training.learning.epoch import Epoch
 
 
 def epoch(number: int) -> Epoch:

@@ -16,7 +16,8 @@ from tidegate.training.errors import Diverged, SettingsError
 from tidegate.training.learning import batches
 from tidegate.training.learning import fit as fitting
 from tidegate.training.learning.batches import Plan, Sequences
-from tidegate.training.learning.fit import Epoch, FitResult, fit
+from tidegate.training.learning.epoch import Epoch
+from tidegate.training.learning.fit import FitResult, fit
 from tidegate.training.learning.links import Given
 from tidegate.training.learning.schedule import FINAL_RATE
 from tidegate.training.settings import Architecture, Fit, Forecast

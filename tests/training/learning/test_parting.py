@@ -1,6 +1,6 @@
 """When it is said that the losses of training and validation part."""
 
-from tidegate.training.learning.fit import Epoch
+from tidegate.training.learning.epoch import Epoch
 from tidegate.training.learning.parting import parting
 
 

@@ -27,7 +27,8 @@ from tidegate.training.data.write import write_csv
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
 from tidegate.training.learning.checkpoint import Checkpointer
-from tidegate.training.learning.fit import Epoch, FitResult, Trainer, fit
+from tidegate.training.learning.epoch import Epoch
+from tidegate.training.learning.fit import FitResult, Trainer, fit
 from tidegate.training.settings import Architecture, Fit, Forecast
 
 TASK = Forecast(targets=(0,), horizons=(1, 3), quantiles=(0.1, 0.9))

@@ -9,7 +9,7 @@ import torch
 
 from tidegate.training.errors import RunError
 from tidegate.training.learning import run
-from tidegate.training.learning.fit import Epoch
+from tidegate.training.learning.epoch import Epoch
 from tidegate.training.learning.run import DataFacts
 from tidegate.training.network.network import Network
 from tidegate.training.settings import Fit, Source
