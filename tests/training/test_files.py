@@ -75,15 +75,20 @@ def test_card_and_graph_list_the_words(work: Path) -> None:
     assert tuple(Graph.load(work / "models/werk/1").features) == ("Außen", "Zustand")
 
 
-@pytest.mark.parametrize("data", [None, "held-out.csv"])
-def test_the_model_scores_as_it_did(work: Path, data: str | None) -> None:
-    """Through the card, and on the written rows, which have the numbers of the words."""
-    path = None if data is None else str(work / data)
-    scores = published.evaluate_version(work / "models/werk/1", data=path, time=None, season=None)
+def test_the_model_scores_as_it_did(work: Path) -> None:
+    """Through the card."""
+    scores = published.evaluate_version(work / "models/werk/1", data=None, time=None, season=None)
     promised = card(work)["scores"]
     assert isinstance(promised, dict)
     got = json.loads(json.dumps(scores.as_json()))
     assert [score["model"] for score in got["table"]] == [score["model"] for score in promised["table"]]
+
+
+def test_held_out_rows_are_scored_as_they_were_written(work: Path) -> None:
+    """They have the numbers of the words. Without the rows before them the stream is new, and forecasts a little worse."""
+    scores = published.evaluate_version(work / "models/werk/1", data=str(work / "held-out.csv"), time=None, season=None)
+    promised = [row["model"]["mae"] for row in card(work)["scores"]["table"]]
+    assert [score.model.mae for score in scores.table] == pytest.approx(promised, rel=0.1)
 
 
 def test_other_data_may_be_written_otherwise(work: Path) -> None:
