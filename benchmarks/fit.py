@@ -26,6 +26,7 @@ from tidegate.training.data.split import split_by_time
 from tidegate.training.learning.batches import plan_epoch
 from tidegate.training.learning.checkpoint import Checkpointer
 from tidegate.training.learning.fit import Batch, Trainer
+from tidegate.training.learning.links import prepare_links
 from tidegate.training.learning.optimizer import build_optimizer
 from tidegate.training.network.network import build_network
 from tidegate.training.settings import Architecture, Fit, Forecast
@@ -93,7 +94,7 @@ class Bare:
 
 
 def _own(batch: Batch) -> Batch:
-    return Batch(batch.x.clone(), batch.targets.clone(), batch.known, None)
+    return Batch(batch.x.clone(), batch.targets.clone(), batch.known, None, ())
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -110,7 +111,9 @@ def compare(rows: int, rounds: int, folder: Path, **shape: int) -> tuple[float, 
     architecture = Architecture(features=FEATURES, task=TASK, **shape)
     settings = Fit(epochs=1000, device="cpu")
     checkpointer = Checkpointer(folder)
-    training = Trainer(series, split, fit_scaler(series, split.train), architecture, settings, checkpointer)
+    scaler = fit_scaler(series, split.train)
+    given = prepare_links(series, split, scaler, architecture)
+    training = Trainer(series, split, scaler, given, settings, checkpointer)
     bare = Bare(training, architecture, series, settings)
 
     def ours() -> None:
