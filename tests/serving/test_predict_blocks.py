@@ -716,6 +716,20 @@ async def test_the_next_block_runs_while_an_answer_is_being_written(
         assert [sums((await call.read()).block) for _ in range(2)] == [[1, 2], [4, 6]]
 
 
+async def test_a_client_that_has_sent_ahead_gets_the_next_answers_written_behind_too(
+    sum_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a short block is ready before the next block is there, although its client sends ahead all the time."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b")).handles)
+        writes = WritesOnDemand(monkeypatch)
+        writes.let_through.set()
+        await two_blocks(call, handles, server)
+        assert [sums((await call.read()).block) for _ in range(2)] == [[1, 2], [4, 6]]
+        assert writes.begun == 2  # nothing was behind the second block
+
+
 async def test_a_client_that_goes_with_an_answer_being_written_leaves_its_streams(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
