@@ -15,6 +15,10 @@ from tidegate.core.spec import Floats
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The usual ways to write a missing value.
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
+# What training reads is far more. A file of another kind is refused with these words.
+EXPECTED = (
+    "expected UTF-8 with ',' between columns and a decimal point; `tidegate train --held-out FILE` writes rows so"
+)
 
 
 class InvalidTable(Exception):
@@ -111,7 +115,7 @@ def read_table(
     except OSError as error:
         raise InvalidTable(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidTable(f"{path}: not a CSV file in UTF-8: {error}") from error
+        raise InvalidTable(f"{path}: not a CSV file in UTF-8: {error}; {EXPECTED}") from error
     if group or not asked:
         return table
     if len(set(table.groups)) > 1:
@@ -158,7 +162,8 @@ def _name(path: Path, line: int, column: str, cell: str) -> str:
 
 def _columns(path: Path, header: Sequence[str], features: Sequence[str]) -> list[int]:
     if missing := [name for name in features if name not in header]:
-        raise InvalidTable(f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(header)}")
+        hint = f"; {EXPECTED}" if len(header) == 1 else ""
+        raise InvalidTable(f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(header)}{hint}")
     if twice := [name for name in features if header.count(name) > 1]:
         raise InvalidTable(f"{path}: column {', '.join(twice)} exists more than once")
     return [header.index(name) for name in features]

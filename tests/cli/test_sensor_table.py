@@ -144,6 +144,13 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
         read_table(write(tmp_path, "a,°C\n1,2\n", "latin-1"), ["a"])
 
 
+@pytest.mark.parametrize(("text", "encoding"), [("a,°C\n1,2\n", "latin-1"), ("t;a;b\n0;1,5;2\n", "utf-8")])
+def test_a_file_that_only_training_reads_is_told_what_is_expected(tmp_path: Path, text: str, encoding: str) -> None:
+    """Another encoding, or another sign between the columns."""
+    with pytest.raises(InvalidTable, match="expected UTF-8 with ',' between columns and a decimal point"):
+        read_table(write(tmp_path, text, encoding), ["a", "b"])
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     """Spreadsheet programs write one before the first column."""
     assert read_table(write(tmp_path, "a\n1\n", "utf-8-sig"), ["a"]).values.tolist() == [[1]]

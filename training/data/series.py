@@ -193,6 +193,16 @@ def count_rows(spans: Spans) -> int:
     return sum(end - first for first, end in spans)
 
 
+def latest_rows(spans: Spans, most: int) -> Spans:
+    """The last `most` rows of the spans."""
+    kept: list[tuple[int, int]] = []
+    for first, end in reversed(spans):
+        left = most - count_rows(tuple(kept))
+        if left > 0:
+            kept.append((max(first, end - left), end))
+    return tuple(reversed(kept))
+
+
 def future_values(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
     """The true value at each horizon: (rows of the spans, horizons, targets).
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tidegate.training.data.series import Floats, Series, Spans, count_rows
+from tidegate.training.data.series import Floats, Series, latest_rows
 from tidegate.training.data.split import Split
 from tidegate.training.learning.chunks import Chunk, replay_chunks
 from tidegate.training.network.alarm import MIN_THRESHOLD, Alarm
@@ -58,8 +58,8 @@ def fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) ->
         series: that it was trained on.
         split: of the series; the held-out part is not read.
     """
-    training = list(replay_chunks(network, series, _latest(split.train, MAX_ROWS)))
-    validation = list(replay_chunks(network, series, _latest(split.validation, MAX_ROWS)))
+    training = list(replay_chunks(network, series, latest_rows(split.train, MAX_ROWS)))
+    validation = list(replay_chunks(network, series, latest_rows(split.validation, MAX_ROWS)))
     errors = np.concatenate([_errors(monitor, chunk) for chunk in validation])
     bias, spread = _mean(errors), _spread(errors)
     training = _stretched(monitor, training, bias, spread)
@@ -89,16 +89,6 @@ def _block_diagonal(first: Doubles, second: Doubles) -> Doubles:
     """The block-diagonal matrix of two matrices."""
     (rows, columns), (more, others) = first.shape, second.shape
     return np.block([[first, np.zeros((rows, others))], [np.zeros((more, columns)), second]])
-
-
-def _latest(spans: Spans, most: int) -> Spans:
-    """The last `most` rows of the spans."""
-    kept: list[tuple[int, int]] = []
-    for first, end in reversed(spans):
-        left = most - count_rows(tuple(kept))
-        if left > 0:
-            kept.append((max(first, end - left), end))
-    return tuple(reversed(kept))
 
 
 def _errors(monitor: Alarm, chunk: Chunk) -> Doubles:

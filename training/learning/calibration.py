@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tidegate.training.data.series import Series, Spans, count_rows
+from tidegate.training.data.series import Series, Spans, latest_rows
 from tidegate.training.data.split import Split
 from tidegate.training.learning.alarm_fit import fit_alarm
 from tidegate.training.learning.chunks import replay_chunks
@@ -74,7 +74,7 @@ def _fit_quantiles(monitor: Quantiles, network: Network, series: Series, spans: 
     """
     monitor.start.fill_(1.0)
     total, count = torch.zeros_like(monitor.start), 0
-    for chunk in replay_chunks(network, series, _latest(spans, QUANTILE_ROWS)):
+    for chunk in replay_chunks(network, series, latest_rows(spans, QUANTILE_ROWS)):
         state = monitor.initial_state(1)
         for row, values in enumerate(chunk.values):
             observation = Observation(values[None], values[None], chunk.missing[row][None])
@@ -84,13 +84,3 @@ def _fit_quantiles(monitor: Quantiles, network: Network, series: Series, spans: 
                 total += state[0][0, -monitor.start.numel() :].view(monitor.shape)
                 count += 1
     monitor.start += (total / max(count, 1)).clamp(min=0.0)
-
-
-def _latest(spans: Spans, most: int) -> Spans:
-    """The last `most` rows of the spans."""
-    kept: list[tuple[int, int]] = []
-    for first, end in reversed(spans):
-        left = most - count_rows(tuple(kept))
-        if left > 0:
-            kept.append((max(first, end - left), end))
-    return tuple(reversed(kept))
