@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tidegate.core.errors import ContractBroken, ModelFailed
 from tidegate.core.io_binding import BatchBinding, RowBinding
-from tidegate.core.spec import Arrays, Feature, Floats, Ints, Output, Spec, StateTensor
+from tidegate.core.spec import Arrays, Feature, Floats, Input, Ints, Output, Spec, StateTensor
 
 # Serving sends no telemetry. The variable works while onnxruntime is loaded, the call below from then on.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -330,6 +330,7 @@ def _read_spec(where: str, name: str, version: str, fingerprint: str, session: A
         features=tuple(Feature(part.name, part.unit, part.low, part.high) for part in described.features),
         outputs=tuple(predictions),
         state=state,
+        inputs=(Input(described.input, x_type, (len(described.features),)),),
     )
 
 

@@ -3,9 +3,10 @@
 Shapes are those of one stream. An array that holds many streams has the batch as its first axis.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,26 @@ class Feature:
     unit: str = ""
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One tensor that clients give to a model. `shape` is that of one stream.
+
+    `batch_axis` is the position of the batch axis in the graph. `kind` tells when it is given: with each timestep, or
+    once, when a stream begins. State and constants are no inputs in this sense.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    batch_axis: int = 0
+    kind: Literal["timestep", "stream"] = "timestep"
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensor of one stream, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +92,7 @@ class Spec:
     """What a model declares.
 
     `fingerprint` is the SHA-256 of its graph; a state is valid for one fingerprint only. `input` is the graph's name
-    for x. `handles_missing` tells whether x may hold NaN.
+    for x. `handles_missing` tells whether x may hold NaN. `inputs` has x first; see `core.input_layout`.
     """
 
     name: str
@@ -84,6 +105,7 @@ class Spec:
     features: tuple[Feature, ...]
     outputs: tuple[Output, ...]
     state: tuple[StateTensor, ...]
+    inputs: tuple[Input, ...]
 
     @property
     def id(self) -> "ModelId":
