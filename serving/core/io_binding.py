@@ -38,7 +38,7 @@ class RowBinding:
         binding = session.io_binding()
         # The public `run_with_iobinding` also prepares for WebGPU, which takes half as long as a small graph.
         self._run = partial(session._sess.run_with_iobinding, binding._iobinding, None)  # noqa: SLF001
-        binding.bind_input(spec.input, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
+        binding.bind_input(spec.x.name, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
         for tensor, part, next_part in zip(spec.state, self._state, self._next_state, strict=True):
             shape = (*tensor.shape[: tensor.batch_axis], 1, *tensor.shape[tensor.batch_axis :])
             binding.bind_input(tensor.name, "cpu", 0, tensor.dtype, shape, part.ctypes.data)
@@ -78,7 +78,7 @@ class BatchBinding:
         self.outputs: Arrays = tuple(np.zeros((size, *output.shape), output.dtype) for output in spec.outputs)
         binding = session.io_binding()
         self._run = partial(session._sess.run_with_iobinding, binding._iobinding, None)  # noqa: SLF001 - as above
-        binding.bind_input(spec.input, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
+        binding.bind_input(spec.x.name, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
         state, next_state = [], []
         for tensor in spec.state:
             shape = (*tensor.shape[: tensor.batch_axis], size, *tensor.shape[tensor.batch_axis :])

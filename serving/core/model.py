@@ -118,7 +118,7 @@ class Model:
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
     def _step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
-        feed = {self.spec.input: x}
+        feed = {self.spec.x.name: x}
         for (name, inwards, _), rows in zip(self._axes, state, strict=True):
             feed[name] = rows.transpose(inwards)
         results = self._session.run(self._fetch, feed)

@@ -7,7 +7,7 @@ import numpy as np
 
 from tidegate.core.description import METADATA_KEY, DescribedState, Dimension, read_description
 from tidegate.core.errors import ContractBroken
-from tidegate.core.spec import Feature, Output, Spec, StateTensor
+from tidegate.core.spec import Feature, Input, Output, Spec, StateTensor
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -81,7 +81,7 @@ def read_spec(name: str, version: str, fingerprint: str, session: Any, sidecar: 
         fingerprint=fingerprint,
         task=described.task,
         period_s=described.period_s,
-        input=described.input,
+        inputs=(Input(described.input, x_type, (len(described.features),)),),
         handles_missing=described.handles_missing,
         features=tuple(Feature(part.name, part.unit, part.low, part.high) for part in described.features),
         outputs=tuple(predictions),

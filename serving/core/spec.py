@@ -3,8 +3,10 @@
 Shapes are those of one stream. An array that holds many streams has the batch as its first axis.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -37,9 +39,42 @@ class Feature:
     high: float | None = None
 
 
+class InputKind(StrEnum):
+    """Where the values of an input come from."""
+
+    TIMESTEP = "timestep"  # each timestep brings them
+    STREAM = "stream"  # the stream brings them when it is opened, and they stay
+    CONSTANT = "constant"  # the description has them
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of the graph that is not state.
+
+    `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph; None when the graph has
+    none there, and then the whole tensor is one row. `value`, of that shape, is the value of a constant; for an input of
+    a stream, what a stream has that brings none, and None where it must bring it. An input of a timestep has none.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    batch_axis: int | None = 0
+    kind: InputKind = InputKind.TIMESTEP
+    value: Array | None = None
+
+    @property
+    def bytes_per_row(self) -> int:
+        """The packed size of one stream's values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of a prediction. `shape` is that of one stream."""
+    """One tensor of a prediction. `shape` is that of one stream.
+
+    `batch_axis` is the position of the batch axis in the graph; None when the graph has none there.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -48,30 +83,37 @@ class Output:
     units: tuple[str, ...] = ()
     horizons: tuple[int, ...] = ()
     quantiles: tuple[float, ...] = ()
+    batch_axis: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
     """One tensor of a stream's state.
 
-    `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph. `initial` is the value
-    for a new stream, of that shape.
+    `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph; None when the graph has
+    none there, and then the whole tensor is one row. `initial` is the value for a new stream, of that shape. `finite`
+    tells whether a value that is not finite is a fault.
     """
 
     name: str
     next_name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    batch_axis: int
+    batch_axis: int | None
     initial: Array
+    finite: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What a model declares.
 
-    `fingerprint` is the SHA-256 of its graph; a state is valid for one fingerprint only. `input` is the graph's name
-    for x. `handles_missing` tells whether x may hold NaN.
+    `fingerprint` is a SHA-256; a state is valid for one fingerprint only. `inputs` are the inputs of the graph that are
+    not state. The first one is x, which `features` name; it is an input of a timestep, and the other inputs of a
+    timestep follow it. `handles_missing` tells whether they may hold NaN.
+
+    The packed values of a timestep are those of its inputs, one after the other, in this order. The state of a stream
+    is that of `state`, then the values of `stream_inputs`, which no timestep changes.
     """
 
     name: str
@@ -79,11 +121,41 @@ class Spec:
     fingerprint: str
     task: str
     period_s: float | None
-    input: str
+    inputs: tuple[Input, ...]
     handles_missing: bool
     features: tuple[Feature, ...]
     outputs: tuple[Output, ...]
     state: tuple[StateTensor, ...]
+
+    @property
+    def x(self) -> Input:
+        """The input whose values `features` name."""
+        return self.inputs[0]
+
+    @property
+    def timestep_inputs(self) -> tuple[Input, ...]:
+        """The inputs that each timestep brings; x is the first."""
+        return tuple(part for part in self.inputs if part.kind is InputKind.TIMESTEP)
+
+    @property
+    def stream_inputs(self) -> tuple[Input, ...]:
+        """The inputs that a stream brings when it is opened."""
+        return tuple(part for part in self.inputs if part.kind is InputKind.STREAM)
+
+    @property
+    def constants(self) -> tuple[Input, ...]:
+        """The inputs whose values are in the description."""
+        return tuple(part for part in self.inputs if part.kind is InputKind.CONSTANT)
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether a timestep is one tensor of float32. Then a batch of timesteps is an array (batch, features)."""
+        return len(self.timestep_inputs) == 1 and self.x.dtype == np.float32
+
+    @property
+    def timestep_bytes(self) -> int:
+        """The packed size of one timestep."""
+        return sum(part.bytes_per_row for part in self.timestep_inputs)
 
     @property
     def id(self) -> "ModelId":
