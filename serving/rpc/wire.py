@@ -346,7 +346,7 @@ def decode_features(model: pb.Model) -> tuple[Feature, ...]:
 
 
 def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
-    """The inputs of a model. A server that does not list them has one, of a float32 a feature."""
+    """The inputs of a model; none from a server that does not list them."""
     dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
     return tuple(
         Input(
@@ -356,7 +356,7 @@ def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
             kind="stream" if part.kind == pb.Input.KIND_STREAM else "timestep",
         )
         for part in model.inputs
-    ) or (Input("x", np.dtype(np.float32), (len(model.features),)),)
+    )
 
 
 def decode_outputs(model: pb.Model) -> tuple[Output, ...]:
