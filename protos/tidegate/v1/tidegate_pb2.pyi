@@ -178,7 +178,7 @@ class Numbers(_message.Message):
     def __init__(self, numbers: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictOneRequest(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format", "inputs")
+    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format", "inputs", "stream_inputs")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class PredictOneRequest(_message.Message):
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_INPUTS_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
@@ -197,7 +198,8 @@ class PredictOneRequest(_message.Message):
     durability: Durability
     output_format: OutputFormat
     inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
+    stream_inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., stream_inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class PredictOneResponse(_message.Message):
     __slots__ = ("prediction", "model", "version")
