@@ -289,11 +289,17 @@ class StoreGone(StoreUnavailable):
 
 
 class ContractBroken(TidegateError):
-    """A model file cannot be served."""
+    """A model file cannot be served. `mistakes` has every reason that was found."""
 
-    def __init__(self, where: str, message: str) -> None:
+    def __init__(self, where: str, *mistakes: str) -> None:
         self.where = where
-        super().__init__(f"{where}: {message}")
+        self.mistakes = mistakes
+        listed = (f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
+        super().__init__(
+            f"{where}: {mistakes[0]}"
+            if len(mistakes) == 1
+            else f"{where}: {len(mistakes)} mistakes: {'; '.join(listed)}"
+        )
 
 
 def _shorten(name: str) -> str:
