@@ -38,6 +38,12 @@ DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.int64): pb.DATA_TYPE_INT64,
     np.dtype(np.bool_): pb.DATA_TYPE_BOOL,
     np.dtype(np.float16): pb.DATA_TYPE_FLOAT16,
+    np.dtype(np.int8): pb.DATA_TYPE_INT8,
+    np.dtype(np.int16): pb.DATA_TYPE_INT16,
+    np.dtype(np.uint8): pb.DATA_TYPE_UINT8,
+    np.dtype(np.uint16): pb.DATA_TYPE_UINT16,
+    np.dtype(np.uint32): pb.DATA_TYPE_UINT32,
+    np.dtype(np.uint64): pb.DATA_TYPE_UINT64,
 }
 EXISTENCE: Mapping[int, Existence] = {
     pb.EXISTENCE_UNSPECIFIED: Existence.ANY,
