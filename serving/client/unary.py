@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tidegate.client.connection import Connection
-from tidegate.client.errors import AnswerLost, ClientError, InvalidTimestep, StreamNotFound
+from tidegate.client.errors import AnswerLost, ClientError, InvalidArgument, StreamNotFound
 from tidegate.client.inputs import Packer, Values, has_names, pack
 from tidegate.client.results import answer_lost
 from tidegate.client.retry import Limits, Retry
@@ -47,7 +47,7 @@ class UnaryPredictor:
             try:
                 request.values = pack(values, None)
                 return await self._predict(request)
-            except InvalidTimestep:
+            except InvalidArgument:
                 # Nothing was applied. The values may be right for a model with other inputs.
                 model = await self.stream_model(request.stream_id, request.model, request.version)
                 if isinstance(row_packer(model), Packer):
