@@ -7,7 +7,7 @@ from tidegate.client.errors import status_error
 
 
 def test_a_write_that_met_the_end_of_the_call_is_told_in_plain_words() -> None:
-    """grpc hides the status behind "Internal error from Core", which says nothing to a user. The call may be tried again."""
+    """The library hides the status behind "Internal error from Core", which says nothing to a user. The call may be tried again."""
     error = status_error(grpc.StatusCode.INTERNAL, "Internal error from Core", None)
     assert isinstance(error, ServerUnavailable)
     assert str(error) == "the call ended while a message was being written"
