@@ -63,7 +63,7 @@ def test_a_value_becomes_the_type_of_its_input(dtype: Any, value: Any, bits: Any
         ([2**63, 0], f"got {2**63} in 'x'"),
         ([2**64, 0], f"got {2**64} in 'x'"),
         ([-(2**63) - 1, 0], f"got {-(2**63) - 1} in 'x'"),
-        ([2**63, True], "for 'x'"),
+        ([2**63, True], "'x'"),
         ([1, None], "got [1, None] for 'x'"),
         ("12", "got '12' for 'x'"),
         ([1, 2, 3], "got shape [3] for 'x'"),
