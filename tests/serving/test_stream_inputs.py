@@ -145,11 +145,11 @@ async def test_a_slot_is_used_again_with_other_values(root: Path) -> None:
 async def test_a_copy_and_an_imported_stream_have_them(root: Path) -> None:
     """They are part of the state."""
     async with run_server(root, answers_remembered=1) as server, Client(address_of(server)) as client:
-        await step(client, "a", scale(3))
+        once = await step(client, "a", scale(0.1))  # each byte of it is in use
         await client.fork_stream("a", "b")
         await client.import_stream(await client.export_stream("a"), "c")
-        assert await step(client, "b") == [6, 12]
-        assert await step(client, "c") == [6, 12]
+        assert await step(client, "b") == [2 * once[0], 2 * once[1]]
+        assert await step(client, "c") == [2 * once[0], 2 * once[1]]
 
 
 async def test_a_unary_call_gives_them_with_the_first_timestep(root: Path) -> None:
