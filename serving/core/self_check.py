@@ -204,23 +204,23 @@ class _Check:
 
 def describe_check(check: SelfCheck) -> list[str]:
     """What an operator should know of a check, a sentence each; nothing when all is as promised."""
-    told = []
+    sentences = []
     if check.random:
-        told.append(
+        sentences.append(
             "two equal runs differ, so it has a random operator: a timestep that is computed again after a crash has "
             "another answer, and whether batches change bits cannot be told"
         )
     elif check.mixes:
-        told.append(
+        sentences.append(
             f"a row depends on the other rows of its batch, '{check.tensor}' by up to {_percent(check.difference)} of its "
             "standard deviation, as with dynamically quantised weights: its rows run one by one, which is slower"
         )
     elif check.varying:
-        told.append(
+        sentences.append(
             f"on this CPU a prediction changes with the size of its batch (batches of {_ranges(check.varying)}), '{check.tensor}' by up to "
             f"{_percent(check.difference)} of its standard deviation; serve with --batch-max 1 if that matters"
         )
-    return told
+    return sentences
 
 
 def describe_sizes(check: SelfCheck, batch_max: int) -> str:
