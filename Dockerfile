@@ -22,7 +22,7 @@ COPY --from=build /opt/tidegate /opt/tidegate
 COPY --from=build --chown=65532:65532 /data /data
 COPY models /models
 ENV PATH=/opt/tidegate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    TIDEGATE_MODELS=/models TIDEGATE_DATA_DIR=/data
+    TIDEGATE_MODELS=/models TIDEGATE_DATA_DIR=/data TIDEGATE_HOST=0.0.0.0
 # Where streams rest: the one place that is written to.
 VOLUME /data
 # A number, so that Kubernetes can see that it is not root.

@@ -32,6 +32,7 @@ from tidegate.runtime.shared_counters import SharedCounters
 from tidegate.runtime.signals import hang_up
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
+from tidegate.runtime.tls import TlsCredentials
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -283,10 +284,15 @@ class Server:
 
     def _listen(self) -> None:
         address = with_port(self.config.host, self.config.port)
+        if self.config.exposed and (self.context is None or self.context.is_first):
+            log.warning("%s has no TLS: whoever reaches it can read and change every stream; see --tls-cert", address)
         if is_unix(address) and (why := why_not_unix(address)):
             raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
         try:
-            self.grpc_port = self._server.add_insecure_port(address)
+            if (files := self.config.tls_files) is None:
+                self.grpc_port = self._server.add_insecure_port(address)
+            else:
+                self.grpc_port = self._server.add_secure_port(address, TlsCredentials(files).credentials)
         except RuntimeError as error:
             raise StartFailed(
                 f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
