@@ -95,6 +95,9 @@ class ServerConfig:
     tls_cert: str = setting("", "PEM file with the certificate chain of the server; with --tls-key.")
     tls_key: str = setting("", "PEM file with the private key of --tls-cert.")
     tls_client_ca: str = setting("", "PEM file with a CA; every client then needs a certificate that it signed.")
+    tokens: str = setting(
+        "", "TOML file with the hashes of the tokens that get in, their tenants and limits. Empty: everybody gets in."
+    )
     message_bytes_max: int = setting(4 * 1024 * 1024, "Longest message that is read.", at_least=1024)
     # Below the 30 s that Kubernetes waits.
     drain_after: float = duration("20s", "Longest time that stopping may take.")
@@ -158,6 +161,11 @@ class ServerConfig:
     def exposed(self) -> bool:
         """Whether other machines may reach a port that has no TLS."""
         return not self.tls_cert and not is_local(self.host)
+
+    @property
+    def tokens_path(self) -> Path | None:
+        """The token file; None when there is none."""
+        return Path(self.tokens) if self.tokens else None
 
     def _validate_tls(self) -> None:
         needed = {"tls_cert": self.tls_key or self.tls_client_ca, "tls_key": self.tls_cert}
