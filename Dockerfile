@@ -30,7 +30,7 @@ USER 65532:65532
 WORKDIR /
 EXPOSE 50051 9464
 # Starting Python costs some hundred milliseconds of CPU: not more often than needed.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=10s CMD ["tidegate", "health"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=10s CMD ["tidegate", "health", "--http"]
 # One worker a core that the container is given; the first process is their supervisor, and needs no other init.
 ENTRYPOINT ["tidegate"]
 CMD ["serve"]

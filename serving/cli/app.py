@@ -192,8 +192,19 @@ def health(
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
+    http: Annotated[
+        bool,
+        typer.Option(
+            "--http", help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token."
+        ),
+    ] = False,
 ) -> None:
     """Check whether a server is serving; exit code 0 means yes."""
+    if http:
+        from tidegate.cli.http_health import ask_health
+
+        print(ask_health(os.environ, timeout))
+        return
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

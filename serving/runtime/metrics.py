@@ -163,6 +163,7 @@ class Metrics:
         self.lost = Count()
         # dropped by earlier processes of this worker; the count of this process is looked up
         self.log_lines_dropped = Count()
+        self.ready: Callable[[], bool] = lambda: False
         self.live_streams: Callable[[], int] = lambda: 0
         self.known_streams: Callable[[], int] = lambda: 0
         self._gauges: list[tuple[Numbers, Callable[[], float]]] = []
@@ -311,6 +312,12 @@ class Metrics:
         )
 
     def _of_process(self) -> Iterator["_Metric"]:
+        yield self._gauge(
+            "ready",
+            "1 when the worker takes new streams: it serves, does not drain, and its store keeps up.",
+            (),
+            {(): lambda: float(self.ready())},
+        )
         yield self._gauge(
             "build_info",
             "Versions of the components, as labels; always 1.",

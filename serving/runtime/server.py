@@ -96,6 +96,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._connection_limiter = ConnectionLimiter()
         self._tasks: list[asyncio.Task[None]] = []
+        self._serving = False
 
     @property
     def ready_line(self) -> str:
@@ -122,6 +123,7 @@ class Server:
         gc.freeze()
         gc.set_threshold(NEW_OBJECTS)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._serving = True
         log.info("serving %r", self.repository)
 
     async def _start(self, resources: AsyncExitStack) -> None:
@@ -146,6 +148,7 @@ class Server:
         self.repository = load_repository(config.models, limits, metrics)
         self._warn_of_memory()
         self.registry = self._make_registry(store, metrics)
+        metrics.ready = lambda: self._serving and self.registry.checkpointer.ready
         self.stream_service = StreamService(self.repository, store, metrics, self.registry)
         self.admin_service = AdminService(self.repository, store, self.registry)
         self._servicer = servicer.TidegateServicer(
@@ -185,6 +188,7 @@ class Server:
         A call ends once its streams are stored, or when the store does not save them in time. Raises StopFailed at the
         end if the store did not save all state in time.
         """
+        self._serving = False
         await self._health.enter_graceful_shutdown()
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
         time_to_store = self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2)
