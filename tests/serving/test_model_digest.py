@@ -90,12 +90,14 @@ def test_a_graph_that_describes_itself_keeps_the_hash_of_its_file(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "location", ["/etc/hostname", "../2/weights", "a/../../2/weights", "..", "", "\\\\host\\file", "."]
+    "location",
+    ["/etc/hostname", "../2/weights", "a/../../2/weights", "..", "", "\\\\host\\file", ".", "sub/../model.onnx.data"],
 )
 def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     """Before onnxruntime reads it, with the path."""
     save(tmp_path, location)
     (tmp_path / "toy" / "2").mkdir()
+    (tmp_path / "toy" / "1" / "sub").mkdir()
     (tmp_path / "toy" / "2" / "weights").write_bytes(WEIGHTS.tobytes())
     with pytest.raises(ContractBroken, match="toy/1: the graph has weights in "):
         serve(tmp_path)
