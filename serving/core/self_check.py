@@ -251,14 +251,14 @@ def _rows(arrays: Arrays, places: Array | slice) -> Arrays:
 
 
 def _difference(one: Array, other: Array, typical: Array) -> float:
-    """The largest difference, as a part of the standard deviation of typical values; infinite where it is none."""
+    """The largest difference, as a part of the standard deviation of typical values; infinite where that is unknown."""
     with np.errstate(all="ignore"):
         one, other, typical = (part.astype(np.float64) for part in (one, other, typical))
-        gap = np.abs(one - other)
-        largest = float(np.nanmax(gap, initial=0.0))
-        spread = float(np.nanstd(typical)) if typical.size > 1 else 0.0
-        spread = spread or float(np.nanmax(np.abs(typical), initial=0.0))
-    return largest / spread if spread and math.isfinite(spread) else math.inf
+        gap = np.abs(np.where(one == other, 0.0, one - other))  # equal infinities have no difference
+        typical = typical[np.isfinite(typical)]
+        spread = float(typical.std()) if typical.size else 0.0
+        spread = spread or float(np.abs(typical).max(initial=0.0))
+    return float(np.nanmax(gap, initial=0.0)) / spread if spread else math.inf
 
 
 def _percent(part: float) -> str:
