@@ -163,6 +163,14 @@ async def test_a_unary_call_gives_them_with_the_first_timestep(root: Path) -> No
         assert (await client.predict_one("a", X, step=2))["sum"].tolist() == [6, 12]
 
 
+async def test_a_refused_first_timestep_leaves_them_open(root: Path) -> None:
+    """The stream is in memory then, at step 0, and the next request begins it with other values."""
+    async with run_server(root) as server, Client(address_of(server)) as client:
+        with pytest.raises(InvalidArgument, match="is inf"):
+            await client.predict_one("a", [np.inf, 1.0], step=1, inputs=scale(3))
+        assert (await client.predict_one("a", X, step=1, inputs=scale(4)))["sum"].tolist() == [4, 8]
+
+
 async def test_a_number_that_is_not_finite_is_refused(root: Path) -> None:
     """NaN has no meaning in what never changes."""
     async with run_server(root) as server, raw_channel(server) as channel:
