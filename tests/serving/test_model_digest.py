@@ -90,12 +90,14 @@ def test_a_graph_that_describes_itself_keeps_the_hash_of_its_file(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "location", ["/etc/hostname", "../2/weights", "a/../../2/weights", "..", "", "\\\\host\\file", "."]
+    "location",
+    ["/etc/hostname", "../2/weights", "a/../../2/weights", "..", "", "\\\\host\\file", ".", "sub/../model.onnx.data"],
 )
 def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     """Before onnxruntime reads it, with the path."""
     save(tmp_path, location)
     (tmp_path / "toy" / "2").mkdir()
+    (tmp_path / "toy" / "1" / "sub").mkdir()
     (tmp_path / "toy" / "2" / "weights").write_bytes(WEIGHTS.tobytes())
     with pytest.raises(ContractBroken, match="toy/1: the graph has weights in "):
         serve(tmp_path)
@@ -108,7 +110,8 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     inside.mkdir()
     (folder / "model.onnx.data").rename(inside / "weights")
     (folder / "model.onnx.data").symlink_to(Path("..data", "weights"))
-    digest_model("toy/1", folder / "model.onnx")
+    outputs, _ = serve(tmp_path).step(np.array([[3]], np.float32), ())
+    assert np.array_equal(outputs[0], 3 * WEIGHTS)
     outside = tmp_path / "elsewhere"
     (inside / "weights").rename(outside)
     (inside / "weights").symlink_to(outside)
