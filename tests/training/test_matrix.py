@@ -1,8 +1,8 @@
-"""Every cell with every task and every way to tell of missing values: formulas, sequence, steps, graph and run folder agree.
+"""Every cell with every task, and both with each way to tell of missing values: formulas, sequence, steps, graph and run folder agree.
 
-The full product goes through formulas, sequence, steps and run folder. To export takes a second or two a network, so the graph is of
-fewer: each kind of cell with two tasks, one of them with monitors, and both with each way to tell of missing values. They stand side by
-side in one graph, traced by the exporter that `tidegate train` uses.
+All these go through formulas, sequence, steps and run folder. To export takes three seconds a network, so the graph is of fewer: each
+kind of cell, each task, and each way to tell of missing values. They stand side by side in one graph, traced by the exporter that
+`tidegate train` uses.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,15 +68,14 @@ TASKS: dict[str, Forecast | Classify] = {
         coverage=0.8,
     ),
 }
-CASES = ["/".join(case) for case in product(LAYERS, TASKS, ("mask", "last"))]
-
-# Heads and monitors see the output of the last layer, and no cells: all pairs of cells and tasks would show nothing more. Each kind of
-# layer has each way to tell of missing values, and so has each task.
-EXPORTED = [
-    f"{layers}/{list(TASKS)[(row + 2 * place) % len(TASKS)]}/{missing}"
-    for row, layers in enumerate(LAYERS)
-    for place, missing in enumerate(("mask", "last"))
+# A mask is more columns of the first layer's input: it meets each kind of layer and each task, but not each pair of them.
+CASES = [
+    f"{layers}/{task}/{('mask', 'last')[(row + place) % 2]}"
+    for (row, layers), (place, task) in product(enumerate(LAYERS), enumerate(TASKS))
 ]
+
+# Heads and monitors see the output of the last layer, and no cells: all pairs of cells and tasks would show nothing more.
+EXPORTED = [CASES[row * len(TASKS) + 2 * row % len(TASKS)] for row in range(len(LAYERS))]
 
 every_case = pytest.mark.parametrize("case", CASES)
 

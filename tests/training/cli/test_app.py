@@ -298,15 +298,6 @@ def test_help_does_not_load_torch() -> None:
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_training_does_not_import_serving() -> None:
-    """Nothing in the training package loads the serving package."""
-    modules = sorted(path.stem for path in (REPOSITORY / "training").glob("*.py") if path.stem != "__init__")
-    imports = "; ".join(f"import tidegate.training.{module}" for module in modules)
-    code = f"import sys; {imports}; print('serving' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert done.stdout.strip() == "False"
-
-
 def test_the_committed_model_keeps_its_promise(appliances: Series) -> None:
     """`models/appliances/1` beats every baseline at every horizon on the rows that it has not seen, and is small."""
     folder = REPOSITORY / "models" / "appliances" / "1"

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from tests.small_files import small_files
+from tests.training.light import LIGHT_OPTIONS
 from tidegate.training.cli.app import main
 from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data.scaler import fit_scaler
@@ -215,7 +216,7 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory, toy_csv: Path) -> tupl
     """The folder of a `train` that Ctrl-C stopped after its third epoch, its arguments, and what it said."""
     folder = tmp_path_factory.mktemp("stopped")
     arguments = ["--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--hidden", "8", "--chunk", "16"]
-    arguments += ["--epochs", "6", "--models", str(folder / "models"), "--out", str(folder / "run")]
+    arguments += [*LIGHT_OPTIONS, "--epochs", "6", "--models", str(folder / "models"), "--out", str(folder / "run")]
     with pytest.MonkeyPatch.context() as patch:
         said = run_stopped(patch, ["train", *arguments])
     return folder, arguments, said
@@ -280,9 +281,9 @@ def test_a_full_disk_names_the_file_and_how_to_go_on(
     toy_csv: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """In one line; with more room the run goes on."""
-    places = ["--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    options = [*LIGHT_OPTIONS, "--epochs", "1", "--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     with small_files(20_000), pytest.raises(SystemExit) as caught:
-        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--epochs", "1", *places])
+        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", *options])
     assert caught.value.code == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == (

@@ -13,6 +13,7 @@ import pytest
 from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
+from tests.training.light import LIGHT_OPTIONS
 from tidegate.training.cli.app import main
 from tidegate.training.data.prepare import prepare
 from tidegate.training.data.series import Series
@@ -45,7 +46,9 @@ def request_of(toy_csv: Path, out: Path) -> Request:
         source=Source(data=str(toy_csv)),
         target=("s0",),
         horizons=(1, 3),
-        shape=Shape(hidden=8),
+        links=("last",),
+        follow=False,
+        shape=Shape(hidden=8, level="off"),
         fit=Fit(epochs=3, lanes=4, chunk=16),
         models=out / "models",
         name="toy",
@@ -296,7 +299,7 @@ def test_the_command_prints_tables_and_writes_a_picture(
         "--chunk",
         "16",
     ]
-    arguments += ["--data", str(toy_csv), "--name", "toy", "--out", "search", "--search", QUICK.search]
+    arguments += [*LIGHT_OPTIONS, "--data", str(toy_csv), "--name", "toy", "--out", "search", "--search", QUICK.search]
     main(["tune", *arguments, "--trials", "9", "--trial-epochs", "2", "--minutes", "1e-9"])
     said = capsys.readouterr().out
     assert "3 trials, the best first" in said
