@@ -4,7 +4,4 @@ For tests of something else than the graph. What these settings leave out, the r
 follow, is exported in `test_matrix`, `network/test_linear` and `cli/test_app`.
 """
 
-from typing import Any
-
-LIGHT: dict[str, Any] = {"links": ("last",), "level": "off", "follow": False}
 LIGHT_OPTIONS = ["--links", "last", "--level", "off", "--no-follow"]

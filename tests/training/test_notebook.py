@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.training.light import LIGHT
 from tidegate.training import Training, errors, train
 from tidegate.training.judging.advice import next_step
 from tidegate.training.judging.graph import Graph
@@ -111,7 +110,7 @@ def test_groups_have_their_names_in_the_forecasts(tmp_path: Path) -> None:
     path = tmp_path / "pumps.csv"
     pd.concat(parts).to_csv(path, index=False)
     places: dict[str, Any] = {"models": tmp_path / "models", "out": tmp_path / "run", "say": None}
-    run = train(path, target=["T"], group="pump", **QUICK, **LIGHT, **places)
+    run = train(path, target=["T"], group="pump", **QUICK, **places)
     forecast = run.forecast()
     assert run.folder.parent.name == "pumps"
     assert set(forecast["group"]) == {"a", "b"}
@@ -123,8 +122,7 @@ def test_classes_have_their_probabilities(tmp_path: Path) -> None:
     """A classification gives a row for each timestep and class."""
     frame = make_frame(400)
     frame["state"] = np.where(frame["T"] > 20, "warm", "cold")
-    options: dict[str, Any] = {"epochs": 1, "hidden": 4, "level": "off"}
-    options |= {"models": tmp_path / "models", "out": tmp_path / "run"}
+    options: dict[str, Any] = {"epochs": 1, "hidden": 4, "models": tmp_path / "models", "out": tmp_path / "run"}
     forecast = train(frame, task="classify", label="state", say=None, **options).forecast()
     assert list(forecast.columns) == ["time", "class", "probability"]
     assert forecast.groupby("time")["probability"].sum().to_numpy() == pytest.approx(1.0, abs=1e-5)
