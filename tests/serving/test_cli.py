@@ -316,7 +316,7 @@ def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_pa
         ["s0, V", "1"],
         ["s0, V", "3"],
     ]
-    assert lines[-1] == "The rows have no ISO 8601 times: gaps between them were not seen."
+    assert lines[-1] == "The rows have no times: gaps between them were not seen."
 
 
 def test_stream_writes_the_predictions(server: Process, tmp_path: Path) -> None:
