@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
@@ -16,6 +17,8 @@ from tidegate.core.spec import Floats
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The usual ways to write a missing value.
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
+# Unknown words that are named.
+MAX_UNKNOWN = 5
 # What training reads is far more. A file of another kind is refused with these words.
 EXPECTED = (
     "expected UTF-8 with ',' between columns and a decimal point; `tidegate train --held-out FILE` writes rows so"
@@ -38,6 +41,7 @@ class SensorTable:
         groups: the series that each row belongs to; empty when the file has one series.
         when: the times that the labels are; None if they cannot be read as times.
         labelled: whether the labels are those of a column, and not row numbers.
+        notes: sentences for the user.
     """
 
     label: str
@@ -47,6 +51,7 @@ class SensorTable:
     groups: tuple[str, ...] = ()
     when: Times | None = None
     labelled: bool = True
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -90,6 +95,7 @@ def read_table(
     groups_of_model: str = "",
     time_format: str = "",
     period_s: float | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> SensorTable:
     """Reads the columns of a CSV file that are features of the model, in the model's order.
 
@@ -101,6 +107,7 @@ def read_table(
         groups_of_model: the group column of the model's own data. A file that has it holds several series too.
         time_format: how the training was told that times are written, see `read_times`.
         period_s: of the model.
+        categories: the words of features that were text in the training; a value is the place of its word.
 
     Raises:
         InvalidTable: a column is missing or duplicated, a cell is not a number, the file cannot be read, or it holds several
@@ -118,7 +125,7 @@ def read_table(
                 )
             names = [name.strip() for name in header]
             asked = group or (groups_of_model if groups_of_model in names else "")
-            table = _read_rows(path, names, rows, features, asked, time)
+            table = _read_rows(path, names, rows, features, asked, time, categories or {})
     except OSError as error:
         raise InvalidTable(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -138,13 +145,21 @@ def read_table(
 
 
 def _read_rows(
-    path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str, time: str
+    path: Path,
+    header: Sequence[str],
+    rows: Iterable[list[str]],
+    features: Sequence[str],
+    group: str,
+    time: str,
+    categories: Mapping[str, Sequence[str]],
 ) -> SensorTable:
     """Reads the rows below the header."""
     columns = _columns(path, header, features)
     (grouping,) = _columns(path, header, [group]) if group else (None,)
     others = [index for index, name in enumerate(header) if name not in {*features, group}]
     label = next((index for index in others if header[index] == time), others[0] if others else None)
+    words = {index: header[index] for index in columns if header[index] in categories}
+    cells: dict[int, list[str]] = {index: [] for index in words}
     values: list[list[float]] = []
     labels: list[str] = []
     groups: list[str] = []
@@ -153,7 +168,11 @@ def _read_rows(
             continue  # an empty line, often the last one
         if len(row) != len(header):
             raise InvalidTable(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
-        values.append([_number(path, number, header[index], row[index]) for index in columns])
+        values.append(
+            [math.nan if index in words else _number(path, number, header[index], row[index]) for index in columns]
+        )
+        for index, column in cells.items():
+            column.append(row[index].strip())
         labels.append(str(len(labels) + 1) if label is None else row[label])
         if grouping is not None:
             groups.append(_name(path, number, group, row[grouping]))
@@ -161,7 +180,27 @@ def _read_rows(
         raise InvalidTable(f"{path}: got a header and no rows")
     name = "row" if label is None else header[label]
     table = SensorTable(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
-    return replace(table, labelled=label is not None)
+    notes = []
+    for index, column in cells.items():
+        codes, unknown = _codes(column, categories[header[index]])
+        table.values[:, columns.index(index)] = codes
+        if unknown:
+            notes.append(
+                f"column {header[index]}: unknown words are missing values: {', '.join(unknown[:MAX_UNKNOWN])}"
+            )
+    return replace(table, labelled=label is not None, notes=tuple(notes))
+
+
+def _codes(cells: Sequence[str], words: Sequence[str]) -> tuple[list[float], list[str]]:
+    """The places of the words, NaN for a missing or an unknown one; and the unknown ones.
+
+    A file that `tidegate train --held-out` wrote has the places already: then all cells are numbers.
+    """
+    known = {word: float(code) for code, word in enumerate(words)}
+    with suppress(ValueError):
+        return [math.nan if cell.lower() in MISSING else float(cell) for cell in cells], []
+    unknown = dict.fromkeys(cell for cell in cells if cell not in known and cell.lower() not in MISSING)
+    return [known.get(cell, math.nan) for cell in cells], list(unknown)
 
 
 def _name(path: Path, line: int, column: str, cell: str) -> str:
