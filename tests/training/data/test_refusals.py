@@ -71,8 +71,8 @@ def test_a_point_that_may_group_thousands_is_told(
 ) -> None:
     """Between commas it is nearly always the decimal one, so it is read; but if no cell shows it, a line says so."""
     series = load(text(temp=cells), **options)
-    told = [note for note in series.notes if "5.163 is read with a decimal point; if it means 5163" in note]
-    assert len(told) == doubtful
+    notes = [note for note in series.notes if "5.163 is read with a decimal point; if it means 5163" in note]
+    assert len(notes) == doubtful
     assert series.values[0, 0] == np.float32(5163 if "1.012.044" in cells else 5.163)
     if doubtful:
         assert load(text(temp=cells), thousands=".").values[0, 0] == 5163
