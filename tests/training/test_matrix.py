@@ -91,13 +91,13 @@ RELATIVE = 5e-6
 def recipe_of(architecture: Architecture) -> Recipe:
     """The oracle's words for an architecture."""
     task = architecture.task
-    task = (
+    fields = (
         {}
         if isinstance(task, Classify)
         else task.model_dump(exclude={"kind"}) | {"pair": (1, 3) if len(task.quantiles) == 4 else (0, 2)}
     )
-    if task.get("alarm_times"):
-        task["alarm_times"] = tuple(task["alarm_times"].values())
+    if fields.get("alarm_times"):
+        fields["alarm_times"] = tuple(fields["alarm_times"].values())
     return Recipe(
         cell=architecture.cell,
         activation=architecture.activation,
@@ -106,7 +106,7 @@ def recipe_of(architecture: Architecture) -> Recipe:
         changes=architecture.changes,
         masked=architecture.missing == "mask",
         level_steps=architecture.level_steps,
-        **task,
+        **fields,
     )
 
 
