@@ -8,6 +8,7 @@
     │   ├── ValuesDiffer         its number was applied with other values
     │   ├── NoStepLeft           the stream has used the last possible number
     │   ├── Overloaded           the queue is full
+    │   ├── StepsLimited         the tenant sends more timesteps a second than it may
     │   ├── StoreBehind          the store has not saved state for too long
     │   ├── ParkedAgain          its stream was parked before it could run
     │   └── ModelFailed          the model raised, or produced a state that is not finite
@@ -21,6 +22,7 @@
     │   ├── StreamExists
     │   ├── StreamExpired        it was silent for too long and its state was deleted
     │   ├── TooManyStreams
+    │   ├── OpensLimited         the tenant opens more streams a second than it may
     │   └── StateLost            the stored state is older than what the server acknowledged
     ├── LeaseEnded             a call no longer holds its stream
     │   ├── TakenOver            another call has opened it
@@ -28,6 +30,8 @@
     ├── CheckpointBroken       a stored state is damaged, foreign or of a newer format; nothing of it is used
     ├── StoreUnavailable       the store cannot be read or written
     │   └── StoreGone            the store was removed or replaced; only a restart of the server helps
+    ├── Unauthenticated        the token is missing or unknown
+    ├── PermissionDenied       the token does not allow the call
     └── ContractBroken         a model file cannot be served; raised when it is loaded
 
 Attributes carry the values. `tidegate.rpc.status` maps each error to a gRPC status.
@@ -59,22 +63,27 @@ class WrongWidth(TimestepRefused):
         got = f"{got_bytes} bytes" if got_bytes % 4 else f"{got_bytes // 4} numbers in {got_bytes} bytes"
         super().__init__(
             f"values: got {got}, expected {4 * count}: one little-endian float32 for each of {count} features "
-            f"({_join_names(self.expected_features)})"
+            f"({join_names(self.expected_features)})"
         )
 
 
 class NotFinite(TimestepRefused):
-    """A timestep holds an infinite value, or NaN for a model that does not handle missing values."""
+    """A timestep holds an infinite value, or NaN for a model that does not handle missing values.
 
-    def __init__(self, feature: str, value: float, model: str) -> None:
+    `field` is the field of the request: "values", or "inputs" for an input that is sent by name.
+    """
+
+    def __init__(self, feature: str, value: float, model: str, *, field: str = "values") -> None:
         self.feature = feature
         self.value = value
+        self.field = field
         expected = "a finite number"
         if not math.isnan(value):
             expected += ", or NaN where it is missing"
         else:
             expected += f"; model {model} does not handle missing values"
-        super().__init__(f"values: feature '{_shorten(feature)}' is {value}, expected {expected}")
+        what = "feature" if field == "values" else "input"
+        super().__init__(f"{field}: {what} '{_shorten(feature)}' is {value}, expected {expected}")
 
 
 class StepGap(TimestepRefused):
@@ -112,6 +121,16 @@ class Overloaded(TimestepRefused):
         self.retry_after_ms = retry_after_ms
         super().__init__(
             f"the queue of {limit} timesteps is full; send this timestep again in {retry_after_ms} ms or later"
+        )
+
+
+class StepsLimited(TimestepRefused):
+    """The tenant sends more timesteps a second than it may."""
+
+    def __init__(self, rate: float, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(
+            f"the tenant may send {rate:g} timesteps a second; send this again in {retry_after_ms} ms or later"
         )
 
 
@@ -163,14 +182,14 @@ class ModelNotFound(StreamRefused):
         self.name = name
         self.version = version
         wanted = f"{name}/{version}" if version else name
-        super().__init__(f"model: '{_shorten(wanted)}' is not served; served are {_join_names(served)}")
+        super().__init__(f"model: '{_shorten(wanted)}' is not served; served are {join_names(served)}")
 
 
 class ModelNotNamed(StreamRefused):
     """Several models are served and the request names none."""
 
     def __init__(self, served: Sequence[str]) -> None:
-        super().__init__(f"model: none was named and several are served: {_join_names(served)}; name one of them")
+        super().__init__(f"model: none was named and several are served: {join_names(served)}; name one of them")
 
 
 class ModelMismatch(StreamRefused):
@@ -222,6 +241,16 @@ class StreamExpired(StreamRefused):
         super().__init__(
             f"stream_id: stream '{stream_id}' has expired after long silence; its last timestep was {step}. "
             "Open it with EXISTENCE_MUST_BE_NEW to begin again"
+        )
+
+
+class OpensLimited(StreamRefused):
+    """The tenant opens more streams a second than it may."""
+
+    def __init__(self, rate: float, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(
+            f"the tenant may open {rate:g} streams a second; open it again in {retry_after_ms} ms or later"
         )
 
 
@@ -283,12 +312,26 @@ class StoreGone(StoreUnavailable):
     """The store was removed or replaced while it was in use. Only a restart of the server helps."""
 
 
-class ContractBroken(TidegateError):
-    """A model file cannot be served."""
+class Unauthenticated(TidegateError):
+    """The token of a call is missing or unknown."""
 
-    def __init__(self, where: str, message: str) -> None:
+
+class PermissionDenied(TidegateError):
+    """The token of a call does not allow it."""
+
+
+class ContractBroken(TidegateError):
+    """A model file cannot be served. `mistakes` has every reason that was found."""
+
+    def __init__(self, where: str, *mistakes: str) -> None:
         self.where = where
-        super().__init__(f"{where}: {message}")
+        self.mistakes = mistakes
+        listed = (f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
+        super().__init__(
+            f"{where}: {mistakes[0]}"
+            if len(mistakes) == 1
+            else f"{where}: {len(mistakes)} mistakes: {'; '.join(listed)}"
+        )
 
 
 def _shorten(name: str) -> str:
@@ -296,7 +339,7 @@ def _shorten(name: str) -> str:
     return name if len(name) <= NAME_CHARACTERS_MAX else f"{name[:NAME_CHARACTERS_MAX]}..."
 
 
-def _join_names(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """A list of names, cut to a length that fits a message."""
     more = len(names) - NAMES_MAX
     listed = ", ".join(map(_shorten, names[:NAMES_MAX])) or "none"

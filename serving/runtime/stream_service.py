@@ -27,12 +27,14 @@ from tidegate.core.errors import (
     TooManyStreams,
 )
 from tidegate.core.spec import Key
+from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Lease, OpenOptions, Phase, Stream, StreamStatus, decide_open
 from tidegate.rpc.backend import CloseReason, ModelInfo, OpenResult
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.repository import Repository, ServedModel
+from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
 from tidegate.store import Record, Residency, ResidencyUpdate, Store, Tombstone
 
@@ -89,10 +91,13 @@ class StreamService:
                 opening = await self._open(key, model, version, options)
         except Exception as error:
             self._metrics.opened["refused"] += 1
+            log_event("refused", key, reason=str(error))
             if isinstance(error, StateLost):
                 self._registry.record_loss(error)
             raise
         self._metrics.opened[opening.kind.value] += 1
+        stream = opening.lease.stream
+        log_event(opening.kind.value, stream.key, stream.slots.spec, step=stream.step, epoch=stream.epoch)
         return opening
 
     def acquire_idle(self, key: Key, model: str, version: str) -> Lease | None:
@@ -168,6 +173,9 @@ class StreamService:
     def release(self, lease: Lease, reason: CloseReason) -> None:
         """Releases a stream, which is parked soon. Does nothing to the stream when the lease has ended."""
         self._metrics.closed[reason] += 1
+        stream = lease.stream
+        step = stream.step if stream.slot >= 0 else lease.durable_step
+        log_event("released", stream.key, stream.slots.spec, step=step, reason=reason)
         self._registry.release(lease)
 
     async def delete(self, lease: Lease) -> None:
@@ -180,6 +188,7 @@ class StreamService:
             if is_ours(record, stream) and await self._store.delete(stream.key, stream.epoch):
                 self._registry.known_count -= 1
                 await self._registry.drop(stream, StreamNotFound(stream.key.stream_id))
+                log_event("deleted", stream.key, stream.slots.spec, step=record.metadata.step)
                 return
             await self._registry.drop(stream, self._registry.gone_error(stream, await self._store.load(stream.key)))
             assert lease.ended is not None
@@ -204,8 +213,12 @@ class StreamService:
                 served = self._repository.find(model, version)
             kind = decide_open(key, status, served.spec, options)
             exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
+            stored = record.checkpoint if record is not None and exists else None
+            decide_inputs(key, served.slots, options.inputs, stream, stored)  # before anything changes
+            if not exists:
+                await self._registry.tenants.add(key.tenant)
             with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
-                lease = await self._finish_claim(self._claim(key, served, stream, record, options.owner))
+                lease = await self._finish_claim(self._claim(key, served, stream, record, options))
                 if lease is not None and confirm is not None:
                     confirm()
             if lease is not None:
@@ -270,49 +283,69 @@ class StreamService:
             self._registry.release(lease)
 
     async def _claim(
-        self, key: Key, served: ServedModel, stream: Stream | None, seen: Record | None, owner: str
+        self, key: Key, served: ServedModel, stream: Stream | None, seen: Record | None, options: OpenOptions
     ) -> Lease | None:
         """Makes this process the only writer of the stream. Returns None when another server was faster."""
         seen_epoch = seen.metadata.epoch if seen is not None else 0
         if stream is not None and stream.phase is Phase.LIVE:
-            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, options.owner)
             crash_point("during-take-over")
             if record is None:
                 return None
             self._registry.mark_in_use(stream)
             # Between batches: a timestep that is running now is applied, and the new call continues after it.
-            take_over = partial(self._streams.take_over, stream, record.metadata.epoch, owner)
+            take_over = partial(self._take_over, stream, record.metadata.epoch, options)
             return await self._repository.of(stream.slots).batcher.run_between(take_over)
         slot = self._acquire(served, key)
         try:
-            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, options.owner)
             crash_point("during-take-over")
             if record is None:
                 served.slots.release(slot)
                 return None
-            return self._make_live(record, served, slot, seen)
+            return self._make_live(record, served, slot, seen, options)
         except BaseException:  # the store is unreachable, or the record does not fit
             served.slots.release(slot)
             raise
 
-    def _make_live(self, record: Record, served: ServedModel, slot: int, seen: Record | None) -> Lease:
+    def _take_over(self, stream: Stream, epoch: int, options: OpenOptions) -> Lease:
+        """Gives a live stream to the call that has claimed it."""
+        lease = self._streams.take_over(stream, epoch, options.owner)
+        if stream.slots.stream_inputs:
+            try:
+                inputs = decide_inputs(stream.key, stream.slots, options.inputs, stream, None)
+            except TidegateError:  # its first timestep was applied meanwhile
+                self._registry.release(lease)
+                raise
+            stream.slots.set_stream_inputs(stream.slot, inputs)
+        return lease
+
+    def _make_live(
+        self, record: Record, served: ServedModel, slot: int, seen: Record | None, options: OpenOptions
+    ) -> Lease:
         """Makes a stream live from the record that the claim returned."""
-        head = record.metadata
+        head, slots = record.metadata, served.slots
         try:
             parked = self._streams.find(head.key)
             if parked is not None:
                 self._streams.drop(parked, TakenOver(head.key.stream_id, head.epoch))
             _check_not_older(record, seen)
+            inputs = decide_inputs(head.key, slots, options.inputs, parked, record.checkpoint)
             if record.checkpoint is not None:
-                return self._streams.resume(record.checkpoint, served.slots, slot, head.epoch, head.owner)
-            return self._streams.begin(head.key, served.slots, slot, head.epoch, head.owner)
+                lease = self._streams.resume(record.checkpoint, slots, slot, head.epoch, head.owner)
+            else:
+                lease = self._streams.begin(head.key, slots, slot, head.epoch, head.owner)
         except TidegateError:
             self.peers.announce_update(ResidencyUpdate(head.key, head.epoch, Residency.RELEASED))
             raise
+        slots.set_stream_inputs(slot, inputs)
+        return lease
 
     def _acquire(self, served: ServedModel, key: Key) -> int:
         if served.slots.full:
             raise TooManyStreams("live", served.slots.capacity, RETRY_AFTER_MS)
+        live = sum(each.slots.used_by_tenant.get(key.tenant, 0) for each in self._repository)
+        self._registry.tenants.check_live(key.tenant, live)
         return served.slots.acquire(key)
 
 
