@@ -90,13 +90,13 @@ RELATIVE = 5e-6
 def recipe_of(architecture: Architecture) -> Recipe:
     """The oracle's words for an architecture."""
     task = architecture.task
-    told = (
+    fields = (
         {}
         if isinstance(task, Classify)
         else task.model_dump(exclude={"kind"}) | {"pair": (1, 3) if len(task.quantiles) == 4 else (0, 2)}
     )
-    if told.get("alarm_times"):
-        told["alarm_times"] = tuple(told["alarm_times"].values())
+    if fields.get("alarm_times"):
+        fields["alarm_times"] = tuple(fields["alarm_times"].values())
     return Recipe(
         cell=architecture.cell,
         activation=architecture.activation,
@@ -105,7 +105,7 @@ def recipe_of(architecture: Architecture) -> Recipe:
         changes=architecture.changes,
         masked=architecture.missing == "mask",
         level_steps=architecture.level_steps,
-        **told,
+        **fields,
     )
 
 
@@ -190,7 +190,9 @@ class Together(nn.Module):
         """The outputs of all networks, then the next states of all networks."""
         parts = iter(state)
         steps = [network.step(x, tuple(next(parts) for _ in network.state_names)) for network in self.networks]
-        return *(part for said, _ in steps for part in said.values()), *(part for _, after in steps for part in after)
+        return *(part for outputs, _ in steps for part in outputs.values()), *(
+            part for _, after in steps for part in after
+        )
 
 
 @pytest.fixture(scope="module")
@@ -223,12 +225,12 @@ def replayed(graph: Graph, rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def sequences(networks: dict[str, Network], rows: Any) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """The outputs and the last state of each network, as one sequence in torch."""
-    told = {}
+    results = {}
     with torch.no_grad():
         for case, network in networks.items():
             outputs, state = network.sequence(torch.from_numpy(rows), network.initial_state(BATCH))
-            told[case] = by_name(network, outputs, state)
-    return told
+            results[case] = by_name(network, outputs, state)
+    return results
 
 
 def by_name(network: Network, outputs: dict[str, Tensor], state: State) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -267,12 +269,12 @@ def test_steps_equal_the_sequence(
 ) -> None:
     """Timestep by timestep with the state carried it says the same."""
     network = networks[case]
-    state, told = network.initial_state(BATCH), []
+    state, results = network.initial_state(BATCH), []
     with torch.no_grad():
         for now in torch.from_numpy(rows):
             outputs, state = network.step(now, state)
-            told.append(outputs)
-    outputs = {name: torch.stack([said[name] for said in told]) for name in network.output_names}
+            results.append(outputs)
+    outputs = {name: torch.stack([step[name] for step in results]) for name in network.output_names}
     assert_same(network, by_name(network, outputs, state), sequences[case])
 
 
