@@ -36,9 +36,9 @@ test: $(READY) $(PROTOC)/.ready
 quick: $(READY)
 	$(PYTEST) -m 'not slow'
 
-# The same, and which branches they take: twice as slow.
+# The same, and which branches they take: twice as slow. TESTS=... runs some of them.
 coverage: $(READY) $(PROTOC)/.ready
-	$(PYTEST) -m 'not slow' --cov --cov-report=term
+	$(PYTEST) -m 'not slow' --cov --cov-report=term $(TESTS)
 
 slow: $(READY)
 	$(PYTEST) -m slow
