@@ -115,7 +115,7 @@ class _Reader:
         self.mistakes: list[str] = []
 
     def read(self, name: str, version: str) -> Spec | None:
-        """The spec, without its fingerprint. None, or a spec with parts left out, when there are mistakes."""
+        """The spec, without its fingerprint; None when there are mistakes."""
         described = self._described
         given = [described.x, *(part for part in described.others if part.value is None)]
         inputs = [self._read_input(part) for part in given]
