@@ -173,7 +173,9 @@ class StreamService:
     def release(self, lease: Lease, reason: CloseReason) -> None:
         """Releases a stream, which is parked soon. Does nothing to the stream when the lease has ended."""
         self._metrics.closed[reason] += 1
-        log_event("released", lease.stream.key, lease.stream.slots.spec, step=lease.stream.step, reason=reason)
+        stream = lease.stream
+        step = stream.step if stream.slot >= 0 else lease.durable_step
+        log_event("released", stream.key, stream.slots.spec, step=step, reason=reason)
         self._registry.release(lease)
 
     async def delete(self, lease: Lease) -> None:
