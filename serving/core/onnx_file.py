@@ -32,6 +32,8 @@ ELEMENT_TYPES = {
 DEPTH_MAX = 32
 # About a microsecond each: an unreadable file is given up after some seconds. A large graph has some 100,000.
 FIELDS_MAX = 4_000_000
+# Attributes that are text are names, such as a direction; longer ones are code or data.
+TEXT_MAX = 64
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -51,12 +53,16 @@ class FileTensor:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An operator: its type, and the names of the tensors that it reads and writes ("" for one that is left out)."""
+    """An operator: its type, and the names of the tensors that it reads and writes ("" for one that is left out).
+
+    `graphs` are its bodies, and `attributes` those of its attributes that are an integer or a short text.
+    """
 
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    graphs: tuple["Graph", ...] = ()
+    graphs: tuple["Graph", ...]
+    attributes: dict[str, int | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +139,9 @@ class _Reader:
         return Graph(tuple(nodes), given, tuple(outputs), frozenset(initializers))
 
     def _node(self, at: int, end: int, depth: int) -> Node:
-        op, inputs, outputs, graphs = "", [], [], []
+        op, inputs, outputs = "", [], []
+        graphs: list[Graph] = []
+        attributes: dict[str, int | str] = {}
         for number, _, start, stop in self._fields(at, end):
             if number == 1:
                 inputs.append(self._text(start, stop))
@@ -142,12 +150,22 @@ class _Reader:
             elif number == 4:
                 op = self._text(start, stop)
             elif number == 5:
-                for part, _, first, last in self._fields(start, stop):
-                    if part in {6, 11}:  # g, graphs
-                        graphs.append(self._graph(first, last, depth + 1))
-                    elif part in {5, 10}:  # t, tensors: their weights may be in another file
-                        self._tensor(first, last)
-        return Node(op, tuple(inputs), tuple(outputs), tuple(graphs))
+                self._attribute(start, stop, depth, graphs, attributes)
+        return Node(op, tuple(inputs), tuple(outputs), tuple(graphs), attributes)
+
+    def _attribute(self, at: int, end: int, depth: int, graphs: list[Graph], attributes: dict[str, int | str]) -> None:
+        name = ""
+        for number, value, start, stop in self._fields(at, end):
+            if number == 1:
+                name = self._text(start, stop)
+            elif number == 3:
+                attributes[name] = value
+            elif number == 4 and stop - start <= TEXT_MAX:
+                attributes[name] = str(self.data[start:stop], "utf-8", "replace")  # any bytes are allowed here
+            elif number in {6, 11}:  # g, graphs
+                graphs.append(self._graph(start, stop, depth + 1))
+            elif number in {5, 10}:  # t, tensors: their weights may be in another file
+                self._tensor(start, stop)
 
     def _tensor(self, at: int, end: int) -> str:
         """The name of a tensor. Notes the file that holds its values."""
@@ -165,7 +183,8 @@ class _Reader:
         return name
 
     def _value_info(self, at: int, end: int) -> FileTensor:
-        name, dtype, dims = "", "", ()
+        name, dtype = "", ""
+        dims: tuple[int | str, ...] = ()
         for number, _, start, stop in self._fields(at, end):
             if number == 1:
                 name = self._text(start, stop)
