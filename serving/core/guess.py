@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tidegate.core.dataflow import Dataflow
@@ -338,8 +338,3 @@ def _warn_of_lost_state(guess: Guess, anew: Sequence[str]) -> None:
 def show(dims: Sequence[object]) -> str:
     """Dimensions as messages write them."""
     return "[" + ", ".join(str(size) if size not in {None, ""} else "?" for size in dims) + "]"
-
-
-def with_output_dims(guess: Guess, dims: dict[str, tuple[Dim, ...]]) -> None:
-    """Puts in the dimensions of outputs that a trial run has found."""
-    guess.outputs = [replace(output, dims=dims[output.name]) for output in guess.outputs]
