@@ -40,11 +40,6 @@ class GuessedTensor:
     declared: tuple[int | str, ...]
     dims: tuple[Dim, ...]
 
-    @property
-    def row(self) -> tuple[int | None, ...]:
-        """The shape of one stream."""
-        return tuple(size for size in self.dims if size != "batch")
-
 
 @dataclass(frozen=True, slots=True)
 class GuessedInput(GuessedTensor):
@@ -65,12 +60,17 @@ class GuessedState(GuessedTensor):
 
 @dataclass(slots=True)
 class Guess:
-    """A description with gaps. The first input is x. `window` is the number of timesteps in x of a graph without state."""
+    """A description with gaps.
+
+    The first input is x. Of a graph without state, `window_axis` is the axis of x with the last timesteps, and `window`
+    how many they are, None when that is not known.
+    """
 
     inputs: list[GuessedInput]
     state: list[GuessedState]
     outputs: list[GuessedTensor]
     window: int | None = None
+    window_axis: int | None = None
     remarks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
@@ -83,12 +83,9 @@ class Guess:
     @property
     def features(self) -> int | None:
         """The number of values of a timestep, None when it is not known."""
-        row = self.inputs[0].row
-        if None in row:
-            return None
         # Rows that run one by one have a batch axis of size 1 in the graph, which changes no product.
-        size = math.prod(size or 0 for size in row)
-        return size // self.window if self.window else size
+        row = [size for axis, size in enumerate(self.inputs[0].dims) if size != "batch" and axis != self.window_axis]
+        return None if None in row else math.prod(size for size in row if isinstance(size, int))
 
 
 def guess_description(file: OnnxFile) -> Guess:
@@ -232,8 +229,9 @@ class _Guesser:
             return
         size = x.dims[places[0]]
         if isinstance(size, int) and size > 1:
-            guess.window = size
+            guess.window, guess.window_axis = size, places[0]
         elif size is None:
+            guess.window_axis = places[0]
             guess.questions.append(
                 f"window: input '{x.name}' takes any number of timesteps, and the graph has no state: "
                 "how many of the last ones does it need?"
@@ -242,7 +240,7 @@ class _Guesser:
     def _ask(self, guess: Guess) -> None:
         for tensor in (*guess.inputs, *guess.state):
             for axis, size in enumerate(tensor.dims):
-                if size is None and not (tensor is guess.inputs[0] and guess.questions and axis < len(tensor.dims) - 1):
+                if size is None and not (tensor is guess.inputs[0] and axis == guess.window_axis):
                     name = tensor.declared[axis] or f"dimension {axis}"
                     guess.questions.append(f"shape: how large is '{name}' of '{tensor.name}' {show(tensor.declared)}?")
         guess.questions += [

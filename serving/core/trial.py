@@ -3,40 +3,18 @@
 It is run in a process of its own (`cli.graph_trial`): the graph is not trusted.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
-from tidegate.core.guess import Dim, Guess, GuessedInput, GuessedState, GuessedTensor
+from tidegate.core.findings import Findings, TrialFailed
+from tidegate.core.guess import Dim, Guess, GuessedTensor
+from tidegate.core.model import onnxruntime  # as it is set up there: no telemetry
 from tidegate.core.spec import Array
 
 STEPS = 2
 # Two sizes above one tell an axis that is the batch from one that only happens to have its size.
 BATCHES = (1, 2, 3)
-
-
-class TrialFailed(Exception):
-    """The graph could not be loaded or run. The message is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What a trial has found.
-
-    Attributes:
-        outputs: the dimensions of each prediction.
-        not_finite: the state tensors that are not finite after two timesteps.
-        changed: the state tensors whose next value has another shape, with that shape.
-        one_by_one: why streams cannot be computed together, "" where they can.
-
-    """
-
-    outputs: dict[str, tuple[Dim, ...]]
-    not_finite: tuple[str, ...]
-    changed: dict[str, tuple[int, ...]]
-    one_by_one: str
 
 
 def try_graph(path: str, guess: Guess) -> Findings:
@@ -148,51 +126,3 @@ def _dtype(tensor: GuessedTensor) -> np.dtype[Any]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def to_json(guess: Guess) -> dict[str, Any]:
-    """What a trial needs of a guess, for the other process."""
-    return {name: [asdict(part) for part in getattr(guess, name)] for name in ("inputs", "state", "outputs")}
-
-
-def from_json(data: dict[str, Any]) -> Guess:
-    """What `to_json` was given."""
-
-    def parts(name: str, kind: Any) -> list[Any]:
-        return [
-            kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in part.items()})
-            for part in data[name]
-        ]
-
-    return Guess(parts("inputs", GuessedInput), parts("state", GuessedState), parts("outputs", GuessedTensor))
-
-
-def findings_from_json(data: dict[str, Any]) -> Findings:
-    """What `asdict` made of findings."""
-    assert data.keys() == {field.name for field in fields(Findings)}
-    shapes = {key: {name: tuple(dims) for name, dims in data[key].items()} for key in ("outputs", "changed")}
-    return Findings(shapes["outputs"], tuple(data["not_finite"]), shapes["changed"], data["one_by_one"])
-
-
-def apply_findings(guess: Guess, found: Findings) -> None:
-    """Puts into a guess what its trial has found."""
-    if found.one_by_one:
-        guess.remarks.append(f"rows run one by one: {found.one_by_one}")
-        guess.inputs = [replace(part, dims=_alone(part.dims)) for part in guess.inputs]
-        guess.state = [replace(part, dims=_alone(part.dims)) for part in guess.state]
-    guess.outputs = [replace(output, dims=found.outputs[output.name]) for output in guess.outputs]
-    guess.state = [replace(state, finite=state.name not in found.not_finite) for state in guess.state]
-    guess.remarks += [
-        f"state '{name}' is not finite after two timesteps of small numbers, so it may be that (finite = false); check it"
-        for name in found.not_finite
-    ]
-    for state in guess.state:
-        if state.name in found.changed:
-            guess.questions.append(
-                f"state: '{state.next}' came out with shape {list(found.changed[state.name])}, expected "
-                f"{list(state.dims)} like '{state.name}': is it the next value of another input, or does it grow?"
-            )
-
-
-def _alone(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    return tuple(1 if size == "batch" else size for size in dims)

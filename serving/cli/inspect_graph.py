@@ -1,0 +1,134 @@
+"""`tidegate inspect FILE.onnx`: tells what a foreign graph takes and gives, and writes a `model.toml` to start from."""
+
+import mmap
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
+from tidegate.cli.graph_trial import try_in_process
+from tidegate.cli.model_toml import model_toml
+from tidegate.cli.outputs import check_outputs, replacing
+from tidegate.core.findings import TrialFailed, apply_findings
+from tidegate.core.guess import Guess, guess_description, show
+from tidegate.core.onnx_file import NotOnnx, OnnxFile, read_onnx
+
+MIB = 1 << 20
+# The metadata of a graph that describes itself: `core.description` reads it.
+OUR_KEY = "tidegate"
+
+
+def inspect_graph(
+    file: Annotated[Path, typer.Argument(help="An ONNX file of any recurrent model.")],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(envvar="TIDEGATE_OUTPUT", help="Where to write; by default model.toml beside the graph."),
+    ] = None,
+    force: Annotated[bool, typer.Option(envvar="TIDEGATE_FORCE", help="Replace an existing file.")] = False,
+    timeout: Annotated[
+        float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=1, help="Seconds that the graph may take to load and run.")
+    ] = 60.0,
+) -> None:
+    """Tell what an ONNX graph takes and gives, and write a model.toml to start from.
+
+    Exit code 1 when there is something to fill in, 2 when the file cannot be read or run.
+    """
+    target = output or file.with_name("model.toml")
+    if target.exists() and not force:
+        raise CommandError(f"{target} exists: --force replaces it, --output writes to another file", EXIT_USAGE)
+    check_outputs(target)
+    content = _read(file)
+    sizes = _external_sizes(file, content)
+    try:
+        guess = guess_description(content)
+    except ValueError as error:
+        raise CommandError(f"{file}: {error}", EXIT_USAGE) from None
+    if not guess.questions:
+        try:
+            apply_findings(guess, try_in_process(file, guess, file.stat().st_size + sizes, timeout))
+        except TrialFailed as error:
+            raise CommandError(f"{file}: {error}", EXIT_USAGE) from None
+    _print_signature(file, content, guess, sizes)
+    if OUR_KEY in content.metadata:
+        print("\nthe graph describes itself in its metadata, which a server reads before a model.toml: none is written")
+        return
+    with replacing(target) as new:
+        new.write_text(model_toml(file.name, guess), "utf-8")
+    _print_result(target, guess)
+    if guess.questions:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _read(file: Path) -> OnnxFile:
+    """Reads the graph. Its weights are not loaded: the file is mapped, and they are stepped over."""
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            view = memoryview(mapped)
+            try:
+                return read_onnx(view)
+            finally:
+                view.release()
+    except NotOnnx as error:
+        raise CommandError(f"{file}: not an ONNX graph: {error}", EXIT_USAGE) from None
+    except ValueError:
+        raise CommandError(f"{file}: not an ONNX graph: it is empty", EXIT_USAGE) from None
+    except OSError as error:
+        raise CommandError(f"{file}: cannot be read: {error.strerror}", EXIT_USAGE) from None
+
+
+def _external_sizes(file: Path, content: OnnxFile) -> int:
+    """The bytes of the files with weights beside the graph, none of which may be elsewhere."""
+    folder, size = file.parent.resolve(), 0
+    for name in content.external:
+        path = folder / name
+        if not name or not path.resolve().is_relative_to(folder):
+            raise CommandError(f"{file}: its weights are in '{name}', expected a file in its own folder", EXIT_USAGE)
+        if not path.is_file():
+            raise CommandError(
+                f"{file}: its weights are in '{name}', which is not beside it: copy it there", EXIT_USAGE
+            )
+        size += path.stat().st_size
+    return size
+
+
+def _print_signature(file: Path, content: OnnxFile, guess: Guess, external: int) -> None:
+    console = Console(soft_wrap=True)
+    size = f"{(file.stat().st_size + external) / MIB:.1f} MiB"
+    beside = f", with weights in {', '.join(content.external)}" if content.external else ""
+    print(
+        f"{file.name}: {len(content.graph.nodes)} operators, {size}{beside}, written by {content.producer or 'an unknown program'}\n"
+    )
+    table = Table("", "name", "type", "shape", "taken for", box=None)
+    for part in guess.inputs:
+        role = "x, the timestep" if part is guess.inputs[0] else f"input, {_ROLES[part.kind]}"
+        table.add_row("input", Text(part.name), part.dtype, Text(_shapes(part.declared, part.dims)), role)
+    for state in guess.state:
+        follows = Text(f"state, replaced by {state.next}")
+        table.add_row("input", Text(state.name), state.dtype, Text(_shapes(state.declared, state.dims)), follows)
+    for output in guess.outputs:
+        table.add_row(
+            "output", Text(output.name), output.dtype, Text(_shapes(output.declared, output.dims)), "prediction"
+        )
+    console.print(table)
+
+
+_ROLES = {"timestep": "with each timestep", "stream": "once for a stream", "constant": "constant"}
+
+
+def _shapes(declared: tuple[int | str, ...], dims: tuple[object, ...]) -> str:
+    return show(dims) if list(declared) == list(dims) else f"{show(declared)} as {show(dims)}"
+
+
+def _print_result(target: Path, guess: Guess) -> None:
+    values = f"{guess.features} values" if guess.features else "an unknown number of values"
+    window = f", the last {guess.window} of them at once" if guess.window else ""
+    print(f"\na timestep is {values}{window}; " + ("tried for two timesteps" if not guess.questions else "not tried"))
+    for kind, lines in (("warning", guess.warnings), ("check", guess.remarks), ("fill in", guess.questions)):
+        for line in lines:
+            print(f"{kind}: {line}")
+    print(f"written: {target}")
