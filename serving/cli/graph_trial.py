@@ -38,7 +38,13 @@ def try_in_process(path: Path, guess: Guess, file_bytes: int, seconds: float) ->
     command = [sys.executable, "-P", "-m", "tidegate.cli.graph_trial"]
     try:
         ended = subprocess.run(  # noqa: S603 - it is our own program
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
         )
     except subprocess.TimeoutExpired:
         raise TrialFailed(f"it did not end within {seconds:g} s; --timeout allows more") from None

@@ -1,5 +1,6 @@
 """`tidegate inspect FILE.onnx`: tells what a foreign graph takes and gives, and writes a `model.toml` to start from."""
 
+import math
 import mmap
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,14 @@ def inspect_graph(
         Path | None,
         typer.Option(envvar="TIDEGATE_OUTPUT", help="Where to write; by default model.toml beside the graph."),
     ] = None,
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TIDEGATE_FILL",
+            metavar="NAME=NUMBER",
+            help="What it asked for: the size of a dimension, or a constant.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(envvar="TIDEGATE_FORCE", help="Replace an existing file.")] = False,
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=1, help="Seconds that the graph may take to load and run.")
@@ -45,7 +54,7 @@ def inspect_graph(
     content = _read(file)
     sizes = _external_sizes(file, content)
     try:
-        guess = guess_description(content)
+        guess = guess_description(content, dict(map(_answer, fill or ())))
     except ValueError as error:
         raise CommandError(f"{file}: {error}", EXIT_USAGE) from None
     if not guess.questions:
@@ -64,15 +73,23 @@ def inspect_graph(
         raise typer.Exit(EXIT_FAILURE)
 
 
+def _answer(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not name or not math.isfinite(value):
+        raise CommandError(f"--fill: got '{text}', expected NAME=NUMBER", EXIT_USAGE)
+    return name, value
+
+
 def _read(file: Path) -> OnnxFile:
     """Reads the graph. Its weights are not loaded: the file is mapped, and they are stepped over."""
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                return read_onnx(view)
-            finally:
-                view.release()
+        with file.open("rb") as opened:
+            # It is closed with the last view of it, of which an error holds some.
+            return read_onnx(memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)))
     except NotOnnx as error:
         raise CommandError(f"{file}: not an ONNX graph: {error}", EXIT_USAGE) from None
     except ValueError:
@@ -128,7 +145,10 @@ def _print_result(target: Path, guess: Guess) -> None:
     values = f"{guess.features} values" if guess.features else "an unknown number of values"
     window = f", the last {guess.window} of them at once" if guess.window else ""
     print(f"\na timestep is {values}{window}; " + ("tried for two timesteps" if not guess.questions else "not tried"))
-    for kind, lines in (("warning", guess.warnings), ("check", guess.remarks), ("fill in", guess.questions)):
-        for line in lines:
-            print(f"{kind}: {line}")
+    for warning in guess.warnings:
+        print(f"warning: {warning}")
+    for remark in guess.remarks:
+        print(f"check: {remark}")
+    for question in guess.questions:
+        print(f"fill in: {question.text}" + (f" --fill {question.name}=..." if question.name else ""))
     print(f"written: {target}")

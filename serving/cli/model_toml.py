@@ -2,7 +2,7 @@
 
 import json
 
-from tidegate.core.guess import Guess, GuessedInput, GuessedTensor
+from tidegate.core.guess import Dim, Guess, GuessedInput, GuessedTensor
 
 
 def model_toml(name: str, guess: Guess) -> str:
@@ -12,7 +12,7 @@ def model_toml(name: str, guess: Guess) -> str:
         "# docs/model.md tells what each key means.",
         *(f"# WARNING: {warning}" for warning in guess.warnings),
         *(f"# CHECK: {remark}" for remark in guess.remarks),
-        *(f"# FILL IN: {question}" for question in guess.questions),
+        *(f"# FILL IN: {question.text}" for question in guess.questions),
         "",
         "contract = 1",
         f"input = {_text(guess.inputs[0].name)}",
@@ -25,7 +25,7 @@ def model_toml(name: str, guess: Guess) -> str:
         lines.append("window = ?")
     lines += _inputs(guess)
     for output in guess.outputs:
-        lines += ["", "[[outputs]]", f"name = {_text(output.name)}", *_shape(output)]
+        lines += ["", "[[outputs]]", f"name = {_text(output.name)}", *_shape(output, alone=not guess.batched)]
     for state in guess.state:
         lines += ["", "[[state]]", f"name = {_text(state.name)}", f"next = {_text(state.next)}", *_shape(state)]
         if not state.finite:
@@ -36,7 +36,9 @@ def model_toml(name: str, guess: Guess) -> str:
 def _inputs(guess: Guess) -> list[str]:
     lines = []
     for part in guess.inputs:
-        lines += ["", "[[inputs]]", f"name = {_text(part.name)}", *_shape(part, window=_window_axis(guess, part))]
+        window = guess.window_axis if part is guess.inputs[0] else None
+        alone = not guess.batched and part.kind != "constant"
+        lines += ["", "[[inputs]]", f"name = {_text(part.name)}", *_shape(part, window=window, alone=alone)]
         if part.kind == "stream":
             lines.append('per = "stream"')
         if part.kind == "constant":
@@ -44,12 +46,11 @@ def _inputs(guess: Guess) -> list[str]:
     return lines
 
 
-def _window_axis(guess: Guess, part: GuessedInput) -> int | None:
-    return guess.window_axis if part is guess.inputs[0] else None
-
-
-def _shape(tensor: GuessedTensor, window: int | None = None) -> list[str]:
-    dims = ["window" if axis == window else size for axis, size in enumerate(tensor.dims)]
+def _shape(tensor: GuessedTensor, *, window: int | None = None, alone: bool = False) -> list[str]:
+    """The shape. Of a graph that takes one stream at a time, a first dimension of 1 is the batch, and no part of a row."""
+    dims: list[Dim | str] = ["window" if axis == window else size for axis, size in enumerate(tensor.dims)]
+    if alone and tensor.declared[:1] == (1,):
+        dims[0] = "batch"
     return [f"shape = [{', '.join(_text(size) if isinstance(size, str) else _number(size) for size in dims)}]"]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from tidegate.core.guess import Dim, Guess, GuessedInput, GuessedState, GuessedTensor
+from tidegate.core.guess import Dim, Guess, GuessedInput, GuessedState, GuessedTensor, Question
 
 
 class TrialFailed(Exception):
@@ -67,8 +67,11 @@ def apply_findings(guess: Guess, found: Findings) -> None:
     for state in guess.state:
         if state.name in found.changed:
             guess.questions.append(
-                f"state: '{state.next}' came out with shape {list(found.changed[state.name])}, expected "
-                f"{list(state.dims)} like '{state.name}': is it the next value of another input, or does it grow?"
+                Question(
+                    "",
+                    f"'{state.next}' came out with shape {list(found.changed[state.name])}, expected "
+                    f"{list(state.dims)} like '{state.name}': is it the next value of another input, or does it grow?",
+                )
             )
 
 

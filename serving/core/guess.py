@@ -8,8 +8,8 @@ question: it is asked by name and never filled in.
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tidegate.core.dataflow import Dataflow
@@ -58,6 +58,14 @@ class GuessedState(GuessedTensor):
     finite: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is not known. `name` is what the answer is given for; "" where it takes another graph to answer."""
+
+    name: str
+    text: str
+
+
 @dataclass(slots=True)
 class Guess:
     """A description with gaps.
@@ -73,7 +81,7 @@ class Guess:
     window_axis: int | None = None
     remarks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    questions: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
 
     @property
     def batched(self) -> bool:
@@ -88,10 +96,17 @@ class Guess:
         return None if None in row else math.prod(size for size in row if isinstance(size, int))
 
 
-def guess_description(file: OnnxFile) -> Guess:
+def guess_description(file: OnnxFile, answers: Mapping[str, float] | None = None) -> Guess:
     """Guesses the description of a graph.
 
-    Raises ValueError when it has no input or no output.
+    Args:
+        file: the graph.
+        answers: what a user knows: sizes of open dimensions, values of constants, and `window`, by the name of a
+            `Question`. They go before what would be guessed.
+
+    Raises:
+        ValueError: the graph has no inputs, or an answer is to nothing that is open.
+
     """
     graph = file.graph
     if not graph.inputs:
@@ -99,7 +114,11 @@ def guess_description(file: OnnxFile) -> Guess:
     flow = Dataflow(graph)
     darts = _read_darts(file.metadata.get(DARTS_KEY))
     roles = _darts_roles(darts) if darts else guess_roles(graph, flow)
-    guess = _Guesser({tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)}, roles).guess()
+    guesser = _Guesser({tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)}, roles, answers or {})
+    guess = guesser.guess()
+    if unused := guesser.unused():
+        opened = ", ".join(guesser.open_names()) or "nothing"
+        raise ValueError(f"'{unused[0]}' is not open in this graph, expected one of: {opened}")
     if darts:
         guess.remarks.append(
             "read from darts' own metadata; it does not scale, so send values as the network was fitted on"
@@ -116,9 +135,11 @@ def guess_description(file: OnnxFile) -> Guess:
 class _Guesser:
     """Fills in the dimensions of all tensors, in one order: x, state, other inputs, outputs."""
 
-    def __init__(self, tensors: dict[str, FileTensor], roles: Roles) -> None:
+    def __init__(self, tensors: dict[str, FileTensor], roles: Roles, answers: Mapping[str, float]) -> None:
         self._tensors = tensors
         self._roles = roles
+        self._answers = answers
+        self._asked: dict[str, None] = {}  # what could be answered, in order
         self._pins: dict[str, int | None] = {}  # by the name of an open dimension
         self._x = tensors[roles.x]
         self._batch_axis = self._find_batch_axis()
@@ -134,6 +155,23 @@ class _Guesser:
         self._ask(guess)
         self._remark(guess)
         return guess
+
+    def unused(self) -> list[str]:
+        """The answers to nothing."""
+        return [name for name in self._answers if name not in self._asked]
+
+    def open_names(self) -> list[str]:
+        """What can be answered."""
+        return list(self._asked)
+
+    def _answer(self, name: str) -> float | None:
+        self._asked[name] = None
+        return self._answers.get(name)
+
+    def _size(self, tensor: FileTensor, axis: int, guessed: int | None) -> int | None:
+        """The size of an open dimension: as answered, or else as guessed."""
+        answer = self._answer(_name_of(tensor.name, tensor.dims, axis))
+        return guessed if answer is None else int(answer)
 
     def _find_batch_axis(self) -> int | None:
         """The axis of x that is the batch; None where it is fixed, or a state has none."""
@@ -167,7 +205,7 @@ class _Guesser:
             else:
                 last = axis == len(self._x.dims) - 1
                 one = (axis == 0 and not last) or (bool(self._roles.pairs) and not last)
-                value = 1 if one else self._silero_width() if last else None
+                value = self._size(self._x, axis, 1 if one else self._silero_width() if last else None)
                 self._pins[size] = value
                 dims.append(value)
         return GuessedInput(self._x.name, self._x.dtype, self._x.dims, tuple(dims))
@@ -193,7 +231,7 @@ class _Guesser:
             elif self._batch_axis is None and (BATCH.match(size) or (size and size == self._x.dims[0])):
                 dims.append(1)
             else:
-                dims.append(self._pins.get(size) if size else None)
+                dims.append(self._size(tensor, axis, self._pins.get(size) if size else None))
         return GuessedState(tensor.name, tensor.dtype, tensor.dims, tuple(dims), pair.next, pair.sure)
 
     def _guess_other(self, name: str) -> GuessedInput:
@@ -207,8 +245,12 @@ class _Guesser:
                 dims.append(size)
             else:
                 time = axis != len(tensor.dims) - 1 and bool(TIME.search(size))
-                dims.append(self._pins.get(size, 1 if time or BATCH.match(size) else None) if size else None)
+                guessed = self._pins.get(size, 1 if time or BATCH.match(size) else None) if size else None
+                dims.append(self._size(tensor, axis, guessed))
         kind, value = _kind_of(tensor, self._x)
+        if kind == "constant":
+            answer = self._answer(tensor.name)
+            value = value if answer is None else answer
         return GuessedInput(tensor.name, tensor.dtype, tensor.dims, tuple(dims), kind, value)
 
     def _dims_of_output(self, tensor: FileTensor) -> tuple[Dim, ...]:
@@ -228,23 +270,29 @@ class _Guesser:
         if guess.state or len(places) < 2:
             return
         size = x.dims[places[0]]
+        if size is None and (answer := self._answer("window")) is not None:
+            size = int(answer)
+            guess.inputs[0] = replace(
+                x, dims=tuple(size if axis == places[0] else dim for axis, dim in enumerate(x.dims))
+            )
         if isinstance(size, int) and size > 1:
             guess.window, guess.window_axis = size, places[0]
         elif size is None:
             guess.window_axis = places[0]
-            guess.questions.append(
-                f"window: input '{x.name}' takes any number of timesteps, and the graph has no state: "
-                "how many of the last ones does it need?"
-            )
+            what = f"input '{x.name}' takes any number of timesteps, and the graph has no state: how many of the last ones?"
+            guess.questions.append(Question("window", what))
 
     def _ask(self, guess: Guess) -> None:
         for tensor in (*guess.inputs, *guess.state):
             for axis, size in enumerate(tensor.dims):
                 if size is None and not (tensor is guess.inputs[0] and axis == guess.window_axis):
-                    name = tensor.declared[axis] or f"dimension {axis}"
-                    guess.questions.append(f"shape: how large is '{name}' of '{tensor.name}' {show(tensor.declared)}?")
+                    name = _name_of(tensor.name, tensor.declared, axis)
+                    what = f"how large is dimension {axis} of '{tensor.name}' {show(tensor.declared)}?"
+                    guess.questions.append(Question(name, what))
         guess.questions += [
-            f"value: what is the value of the constant '{part.name}' ({part.dtype} {show(part.declared)})?"
+            Question(
+                part.name, f"what is the value of the constant '{part.name}' ({part.dtype} {show(part.declared)})?"
+            )
             for part in guess.inputs
             if part.kind == "constant" and part.value is None
         ]
@@ -329,8 +377,14 @@ def _warn_of_lost_state(guess: Guess, anew: Sequence[str]) -> None:
         "no input and no output is state"
         + (f", and {what} start from the same values in every call" if anew else "")
         + ": each timestep is answered as if it were the first. If the network is recurrent, its exporter froze the state, as "
-        "Keras does with stateful=True: export it with the state as inputs and outputs (return_state=True, initial_state=...)"
+        "Keras does with stateful=True: export it with the state as inputs and outputs (return_state=True, initial_state=...). "
+        "If x is the last N timesteps of one series, write window = N and features = 1"
     )
+
+
+def _name_of(tensor: str, dims: Sequence[int | str], axis: int) -> str:
+    """What an open dimension is called: by its name, or by its tensor and place where it has none."""
+    return str(dims[axis]) or f"{tensor}.{axis}"
 
 
 def show(dims: Sequence[object]) -> str:

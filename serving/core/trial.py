@@ -6,10 +6,10 @@ It is run in a process of its own (`cli.graph_trial`): the graph is not trusted.
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from tidegate.core.findings import Findings, TrialFailed
 from tidegate.core.guess import Dim, Guess, GuessedTensor
-from tidegate.core.model import onnxruntime  # as it is set up there: no telemetry
 from tidegate.core.spec import Array
 
 STEPS = 2
@@ -44,6 +44,7 @@ class _Trial:
     def __init__(self, path: str, guess: Guess) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        onnxruntime.disable_telemetry_events()  # the parent has switched it off for the time before
         onnxruntime.set_default_logger_severity(4)
         self._guess = guess
         self.not_finite: tuple[str, ...] = ()

@@ -151,7 +151,10 @@ def inspect(
     json_file: Json = None,
     **values: Any,
 ) -> None:
-    """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong."""
+    """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong.
+
+    Of a FILE.onnx it tells inputs, outputs and state, and writes a model.toml; that has options of its own, see FILE.onnx --help.
+    """
     from tidegate.training.cli.inspection import table
     from tidegate.training.data.inspection import Inspection
     from tidegate.training.data.source import read_source
