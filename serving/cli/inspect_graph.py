@@ -2,6 +2,7 @@
 
 import math
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,11 @@ from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 from tidegate.cli.graph_trial import try_in_process
 from tidegate.cli.model_toml import model_toml
 from tidegate.cli.outputs import check_outputs, replacing
+from tidegate.core.external_data import external_files
 from tidegate.core.findings import TrialFailed, apply_findings
 from tidegate.core.guess import Guess, guess_description, show
 from tidegate.core.onnx_file import NotOnnx, OnnxFile, read_onnx
 
-MIB = 1 << 20
 # The metadata of a graph that describes itself: `core.description` reads it.
 OUR_KEY = "tidegate"
 
@@ -51,8 +52,8 @@ def inspect_graph(
     if target.exists() and not force:
         raise CommandError(f"{target} exists: --force replaces it, --output writes to another file", EXIT_USAGE)
     check_outputs(target)
-    content = _read(file)
-    sizes = _external_sizes(file, content)
+    content, beside = _read(file)
+    sizes = _sizes(file, beside)
     try:
         guess = guess_description(content, dict(map(_answer, fill or ())))
     except ValueError as error:
@@ -62,7 +63,7 @@ def inspect_graph(
             apply_findings(guess, try_in_process(file, guess, file.stat().st_size + sizes, timeout))
         except TrialFailed as error:
             raise CommandError(f"{file}: {error}", EXIT_USAGE) from None
-    _print_signature(file, content, guess, sizes)
+    _print_signature(file, content, guess, beside)
     if OUR_KEY in content.metadata:
         print("\nthe graph describes itself in its metadata, which a server reads before a model.toml: none is written")
         return
@@ -84,12 +85,16 @@ def _answer(text: str) -> tuple[str, float]:
     return name, value
 
 
-def _read(file: Path) -> OnnxFile:
-    """Reads the graph. Its weights are not loaded: the file is mapped, and they are stepped over."""
+def _read(file: Path) -> tuple[OnnxFile, list[str]]:
+    """Reads the graph, and which files with weights are beside it.
+
+    Its weights are not loaded: the file is mapped, and they are stepped over.
+    """
     try:
         with file.open("rb") as opened:
             # It is closed with the last view of it, of which an error holds some.
-            return read_onnx(memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)))
+            view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        return read_onnx(view), external_files(view)
     except NotOnnx as error:
         raise CommandError(f"{file}: not an ONNX graph: {error}", EXIT_USAGE) from None
     except ValueError:
@@ -98,10 +103,10 @@ def _read(file: Path) -> OnnxFile:
         raise CommandError(f"{file}: cannot be read: {error.strerror}", EXIT_USAGE) from None
 
 
-def _external_sizes(file: Path, content: OnnxFile) -> int:
-    """The bytes of the files with weights beside the graph, none of which may be elsewhere."""
+def _sizes(file: Path, beside: Sequence[str]) -> int:
+    """The bytes of the files with weights, none of which may be outside of the graph's folder."""
     folder, size = file.parent.resolve(), 0
-    for name in content.external:
+    for name in beside:
         path = folder / name
         if not name or not path.resolve().is_relative_to(folder):
             raise CommandError(f"{file}: its weights are in '{name}', expected a file in its own folder", EXIT_USAGE)
@@ -113,13 +118,11 @@ def _external_sizes(file: Path, content: OnnxFile) -> int:
     return size
 
 
-def _print_signature(file: Path, content: OnnxFile, guess: Guess, external: int) -> None:
+def _print_signature(file: Path, content: OnnxFile, guess: Guess, beside: Sequence[str]) -> None:
     console = Console(soft_wrap=True)
-    size = f"{(file.stat().st_size + external) / MIB:.1f} MiB"
-    beside = f", with weights in {', '.join(content.external)}" if content.external else ""
-    print(
-        f"{file.name}: {len(content.graph.nodes)} operators, {size}{beside}, written by {content.producer or 'an unknown program'}\n"
-    )
+    weights = f", weights in {', '.join(beside)}" if beside else ""
+    by = f", written by {content.producer}" if content.producer else ""
+    print(f"{file.name}: {len(content.graph.nodes)} operators{weights}{by}\n")
     table = Table("", "name", "type", "shape", "taken for", box=None)
     for part in guess.inputs:
         role = "x, the timestep" if part is guess.inputs[0] else f"input, {_ROLES[part.kind]}"

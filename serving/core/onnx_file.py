@@ -1,4 +1,4 @@
-"""Reads what an ONNX file says about itself: tensors, operators, metadata and files beside it; no weights.
+"""Reads what an ONNX file says about itself: tensors, operators and metadata; no weights.
 
 onnxruntime names the inputs and outputs of a graph but not its operators, and it loads the whole model first. This
 reader takes only what it needs of the protobuf messages of `onnx.proto3`, and steps over all weights. The file is not
@@ -6,7 +6,7 @@ trusted: every length is checked, and depth and number of fields are bounded.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Element types of `TensorProto.DataType`, as numpy writes them.
 ELEMENT_TYPES = {
@@ -77,12 +77,11 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """The content of a file. `external` are the paths of files with weights, as the graph writes them."""
+    """The content of a file."""
 
     graph: Graph
     producer: str
     metadata: dict[str, str]
-    external: tuple[str, ...]
 
 
 def read_onnx(data: bytes | memoryview) -> OnnxFile:
@@ -101,7 +100,6 @@ def read_onnx(data: bytes | memoryview) -> OnnxFile:
 class _Reader:
     data: memoryview
     fields: int = 0
-    external: dict[str, None] = field(default_factory=dict)  # in order, each once
 
     def model(self) -> OnnxFile:
         graph = None
@@ -118,7 +116,7 @@ class _Reader:
                 metadata[key] = content
         if graph is None or not ir_version or not graph.outputs:
             raise NotOnnx("it holds no graph")
-        return OnnxFile(graph, producer, metadata, tuple(self.external))
+        return OnnxFile(graph, producer, metadata)
 
     def _graph(self, at: int, end: int, depth: int) -> Graph:
         if depth > DEPTH_MAX:
@@ -164,23 +162,10 @@ class _Reader:
                 attributes[name] = str(self.data[start:stop], "utf-8", "replace")  # any bytes are allowed here
             elif number in {6, 11}:  # g, graphs
                 graphs.append(self._graph(start, stop, depth + 1))
-            elif number in {5, 10}:  # t, tensors: their weights may be in another file
-                self._tensor(start, stop)
 
     def _tensor(self, at: int, end: int) -> str:
-        """The name of a tensor. Notes the file that holds its values."""
-        name, entries, elsewhere = "", {}, False
-        for number, value, start, stop in self._fields(at, end):
-            if number == 8:
-                name = self._text(start, stop)
-            elif number == 13:
-                key, content = self._pair(start, stop)
-                entries[key] = content
-            elif number == 14:
-                elsewhere = value == 1
-        if elsewhere:
-            self.external[entries.get("location", "")] = None
-        return name
+        """The name of a tensor."""
+        return next((self._text(start, stop) for number, _, start, stop in self._fields(at, end) if number == 8), "")
 
     def _value_info(self, at: int, end: int) -> FileTensor:
         name, dtype = "", ""

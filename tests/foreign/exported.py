@@ -116,11 +116,11 @@ def running_max() -> onnx.ModelProto:
     )
 
 
-def log_odds() -> onnx.ModelProto:
-    """A filter in log space: the first timestep turns 0 into log(0), and a cell beside it goes on."""
+def log_space() -> onnx.ModelProto:
+    """A filter in log space: what cannot be gets the weight minus infinity, and stays there."""
     nodes = [
-        helper.make_node("Relu", ["x"], ["evidence"]),
-        helper.make_node("Log", ["evidence"], ["logs"]),
+        helper.make_node("Greater", ["x", "zero"], ["possible"]),
+        helper.make_node("Where", ["possible", "x", "never"], ["logs"]),
         helper.make_node("Add", ["log_prior", "logs"], ["log_prior_next"]),
         helper.make_node("Max", ["log_prior_next", "least"], ["y"]),
     ]
@@ -129,7 +129,7 @@ def log_odds() -> onnx.ModelProto:
         nodes,
         [("x", FLOAT, state), ("log_prior", FLOAT, state)],
         [("y", FLOAT, state), ("log_prior_next", FLOAT, state)],
-        {"least": np.array(-50, np.float32)},
+        {"zero": np.array(0, np.float32), "never": np.array(-np.inf, np.float32), "least": np.array(-50, np.float32)},
     )
 
 
@@ -289,7 +289,7 @@ def stateful_keras() -> onnx.ModelProto:
 
 
 def write_with_external_weights(model: onnx.ModelProto, path: Path) -> None:
-    """As torch writes graphs by default: the weights are in a file beside the graph."""
+    """As torch writes graphs by default: the weights, but for shapes and axes, are in a file beside the graph."""
     onnx.save_model(
-        model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0, convert_attribute=False
+        model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=16, convert_attribute=False
     )
