@@ -5,9 +5,10 @@ import math
 import numpy as np
 
 from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.input_layout import InputLayout
 from tidegate.core.model import Model
 from tidegate.core.signature import format_shape
-from tidegate.core.spec import Arrays, Ints, Spec
+from tidegate.core.spec import Array, Arrays, Ints, Spec
 
 # A sum in another order changes the last bit of about one value in ten. Among so many values at least one differs.
 VALUES_COMPARED = 1000
@@ -32,11 +33,7 @@ def batch_variant_sizes(model: Model, batch_max: int, steps: int = 3) -> Ints:
 
 def _batch_variant_sizes(model: Model, batch_max: int, steps: int) -> Ints:
     rng = np.random.default_rng(0)  # a fixed seed makes reports comparable; any rows will do
-    low = np.array([-1.0 if feature.low is None else feature.low for feature in model.spec.features])
-    high = np.array([1.0 if feature.high is None else feature.high for feature in model.spec.features])
-    x = rng.uniform(low, high, (steps, batch_max, len(low))).astype(np.float32)
-    if model.spec.handles_missing:
-        x[rng.random(x.shape) < 0.1] = np.nan
+    x = [_random_rows(model.spec, batch_max, rng) for _ in range(steps)]
     state = model.initial_state(batch_max)
     row_values = sum(math.prod(output.shape) for output in model.spec.outputs)
     row_values += sum(tensor.initial.size for tensor in model.spec.state)
@@ -61,8 +58,23 @@ def _batch_variant_sizes(model: Model, batch_max: int, steps: int) -> Ints:
                     for target, expected_part in zip(got, expected, strict=True)
                 ):
                     varying.add(size)
-        state = tuple(expected[len(model.spec.outputs) :])
+        state = (*expected[len(model.spec.outputs) :], *state[len(model.spec.state) :])
     return np.array(sorted(varying), np.int64)
+
+
+def _random_rows(spec: Spec, rows: int, rng: np.random.Generator) -> Array:
+    """Rows of random timesteps. x is within the ranges of its features; small numbers are safe as any other input."""
+    layout = InputLayout(spec.inputs)
+    low = np.array([-1.0 if feature.low is None else feature.low for feature in spec.features])
+    high = np.array([1.0 if feature.high is None else feature.high for feature in spec.features])
+    columns = {}
+    for part in layout.timestep:
+        size = math.prod(part.shape)
+        values = rng.uniform(low, high, (rows, size)) if part is layout.timestep[0] else rng.random((rows, size))
+        if spec.handles_missing and part.dtype.kind == "f":
+            values[rng.random(values.shape) < 0.1] = np.nan
+        columns[part.name] = (values if part.dtype.kind == "f" else np.abs(values)).astype(part.dtype).tobytes()
+    return layout.pack(columns, rows)
 
 
 def _check_shapes(spec: Spec, got: Arrays, batch: int) -> None:
