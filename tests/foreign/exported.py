@@ -291,5 +291,5 @@ def stateful_keras() -> onnx.ModelProto:
 def write_with_external_weights(model: onnx.ModelProto, path: Path) -> None:
     """As torch writes graphs by default: the weights, but for shapes and axes, are in a file beside the graph."""
     onnx.save_model(
-        model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=16, convert_attribute=False
+        model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100, convert_attribute=False
     )
