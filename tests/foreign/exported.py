@@ -55,7 +55,7 @@ def lstm_weights(features: int, hidden: int, kind: int = FLOAT, gates: int = 4) 
 
 
 def time_major_lstm() -> onnx.ModelProto:
-    """torch's LSTM as it stands: x is [time, batch, features], and so is its output."""
+    """Torch's LSTM as it stands: x is [time, batch, features], and so is its output."""
     nodes = [
         helper.make_node("LSTM", ["x", "W", "R", "B", "", "h0", "c0"], ["sequence", "hn", "cn"], hidden_size=4),
         helper.make_node("Squeeze", ["sequence", "direction"], ["flat"]),
@@ -86,7 +86,7 @@ def _cell(kind: int, extra: Sequence[onnx.NodeProto], x: Tensor, weights: Mappin
 
 
 def token_rnn() -> onnx.ModelProto:
-    """x is int64: a number of a word, looked up in a table."""
+    """X is int64: a number of a word, looked up in a table."""
     extra = [helper.make_node("Gather", ["table", "tokens"], ["row"])]
     weights = {"table": normal(8, 10, 3), "in": normal(5, 3, 4)}
     return _cell(FLOAT, extra, ("tokens", INT64, ["batch"]), weights)
@@ -192,7 +192,12 @@ def lstm_with_attention() -> onnx.ModelProto:
     return build(
         nodes,
         [("x", FLOAT, ["batch", 3]), ("h", FLOAT, state), ("c", FLOAT, state)],
-        [("y", FLOAT, ["batch", 2]), ("attention", FLOAT, ["batch", 500]), ("h_out", FLOAT, state), ("c_out", FLOAT, state)],
+        [
+            ("y", FLOAT, ["batch", 2]),
+            ("attention", FLOAT, ["batch", 500]),
+            ("h_out", FLOAT, state),
+            ("c_out", FLOAT, state),
+        ],
         {**lstm_weights(3, 4), "wide": normal(9, 3, 500)},
     )
 
@@ -203,7 +208,10 @@ def darts_rnn() -> onnx.ModelProto:
         helper.make_node("Concat", ["past_target", "future_covariates"], ["both"], axis=2),
         helper.make_node("Transpose", ["both"], ["sequence"], perm=[1, 0, 2]),
         helper.make_node(
-            "LSTM", ["sequence", "W", "R", "B", "", "state_in_0", "state_in_1"], ["all", "state_out_0", "state_out_1"], hidden_size=4
+            "LSTM",
+            ["sequence", "W", "R", "B", "", "state_in_0", "state_in_1"],
+            ["all", "state_out_0", "state_out_1"],
+            hidden_size=4,
         ),
         helper.make_node("MatMul", ["all", "head"], ["prediction"]),
     ]
@@ -291,5 +299,10 @@ def stateful_keras() -> onnx.ModelProto:
 def write_with_external_weights(model: onnx.ModelProto, path: Path) -> None:
     """As torch writes graphs by default: the weights, but for shapes and axes, are in a file beside the graph."""
     onnx.save_model(
-        model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100, convert_attribute=False
+        model,
+        path,
+        save_as_external_data=True,
+        location=f"{path.name}.data",
+        size_threshold=100,
+        convert_attribute=False,
     )

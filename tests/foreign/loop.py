@@ -10,7 +10,9 @@ import onnxruntime
 from tests.foreign.graphs import Foreign
 
 
-def plain_loop(path: Path, foreign: Foreign, timesteps: list[dict[str, Any]], once: dict[str, Any]) -> list[dict[str, Any]]:
+def plain_loop(
+    path: Path, foreign: Foreign, timesteps: list[dict[str, Any]], once: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The outputs of each timestep of a stream, as the graph gives them for one stream."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,0 +1,186 @@
+"""`tidegate inspect` guesses what the authors of a graph would say of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from tests.foreign import exported
+from tests.foreign.exported import FLOAT, INT64, build, lstm_weights, normal
+from tests.foreign.graphs import FOREIGN, Foreign
+from tidegate.core.findings import Findings, apply_findings
+from tidegate.core.guess import Guess, guess_description
+from tidegate.core.onnx_file import OnnxFile, read_onnx
+
+
+def read(model: onnx.ModelProto) -> OnnxFile:
+    """The file of a model."""
+    return read_onnx(model.SerializeToString())
+
+
+def guess(model: onnx.ModelProto, **answers: float) -> Guess:
+    """The guess for a model."""
+    return guess_description(read(model), answers)
+
+
+def pairs(found: Guess) -> dict[str, str]:
+    """Each state, and what replaces it."""
+    return {state.name: state.next for state in found.state}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=str)
+def test_the_guess_is_what_the_authors_say(tmp_path: Path, packages_cache: Path, foreign: Foreign) -> None:
+    """State pairs, x, constants, other inputs, predictions and windows of every graph, which authors know from their code."""
+    found = guess_description(read_onnx(foreign.write(tmp_path, packages_cache).read_bytes()))
+    x, *others = found.inputs
+    assert x.name == foreign.x[0]
+    assert pairs(found) == dict(foreign.pairs)
+    assert {part.name: part.value for part in others if part.kind == "constant"} == foreign.constants
+    assert {part.name for part in others if part.kind == "timestep"} == foreign.per_timestep.keys()
+    assert {part.name for part in others if part.kind == "stream"} == foreign.per_stream.keys()
+    assert set(foreign.outputs) <= {output.name for output in found.outputs}
+    assert found.window == (foreign.window if foreign.window > 1 else None)
+    assert tuple(1 if size == "batch" else size for size in x.dims) == foreign.x[1]
+    assert found.batched == foreign.batched
+    assert not found.questions
+
+
+def test_the_operator_tells_h_from_c() -> None:
+    """Names that say nothing, and shapes that are the same: the LSTM that they start and end tells them apart."""
+    nodes = [
+        helper.make_node("LSTM", ["a", "W", "R", "B", "", "b", "d"], ["", "q", "p"], hidden_size=4),
+        helper.make_node("MatMul", ["q", "head"], ["r"]),
+    ]
+    state = [1, "batch", 4]
+    model = build(
+        nodes,
+        [("a", FLOAT, [1, "batch", 3]), ("d", FLOAT, state), ("b", FLOAT, state)],
+        [("r", FLOAT, [1, "batch", 2]), ("q", FLOAT, state), ("p", FLOAT, state)],
+        lstm_weights(3, 4),
+    )
+    assert pairs(guess(model)) == {"b": "q", "d": "p"}
+
+
+def test_a_cell_of_single_operators_tells_h_from_c() -> None:
+    """An unrolled LSTM, as Keras writes it: c passes number by number, h through a matrix."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "in"], ["driven"]),
+        helper.make_node("MatMul", ["h", "again"], ["recalled"]),
+        helper.make_node("Add", ["driven", "recalled"], ["gates"]),
+        helper.make_node("Sigmoid", ["gates"], ["gate"]),
+        helper.make_node("Mul", ["gate", "c"], ["kept"]),
+        helper.make_node("Add", ["kept", "gates"], ["second"]),
+        helper.make_node("Tanh", ["second"], ["squashed"]),
+        helper.make_node("Mul", ["gate", "squashed"], ["first"]),
+        helper.make_node("MatMul", ["first", "head"], ["y"]),
+    ]
+    state = ["batch", 4]
+    model = build(
+        nodes,
+        [("x", FLOAT, ["batch", 1, 3]), ("h", FLOAT, state), ("c", FLOAT, state)],
+        [("y", FLOAT, ["batch", 2]), ("first", FLOAT, state), ("second", FLOAT, state)],
+        {"in": normal(1, 3, 4), "again": normal(2, 4, 4), "head": normal(3, 4, 2)},
+    )
+    found = guess(model)
+    assert pairs(found) == {"h": "first", "c": "second"}
+    assert len([remark for remark in found.remarks if "check it" in remark]) == 2
+
+
+def test_state_that_is_frozen_in_the_graph_is_told() -> None:
+    """Keras with stateful=True: the graph would answer each timestep as if it were the first."""
+    (warning,) = guess(exported.stateful_keras()).warnings
+    assert "1 recurrent operator (LSTM) start from the same values in every call" in warning
+    assert "stateful=True" in warning
+
+
+def test_a_window_that_starts_anew_is_told() -> None:
+    """An LSTM over a window keeps nothing beyond it, which is as its authors want it."""
+    (warning,) = guess(exported.darts_block()).warnings
+    assert "nothing is kept between timesteps but the window" in warning
+
+
+def open_window(time: str) -> onnx.ModelProto:
+    """A graph without state over any number of timesteps."""
+    node = helper.make_node("MatMul", ["x", "head"], ["y"])
+    return build(
+        [node], [("x", FLOAT, ["batch", time, 3])], [("y", FLOAT, ["batch", time, 2])], {"head": normal(1, 3, 2)}
+    )
+
+
+def test_a_window_of_any_length_is_asked_for() -> None:
+    """Only its user knows how much of the past it needs."""
+    (question,) = guess(open_window("time")).questions
+    assert question.name == "window"
+    answered = guess(open_window("time"), window=7)
+    assert not answered.questions
+    assert (answered.window, answered.features) == (7, 3)
+
+
+def with_constant(name: str, kind: int, shape: list[int | str | None]) -> onnx.ModelProto:
+    """A running sum with one more input."""
+    return build(
+        [
+            helper.make_node("Add", ["x", "total"], ["total_next"]),
+            helper.make_node("Cast", [name], ["number"], to=FLOAT),
+            helper.make_node("Mul", ["total_next", "number"], ["y"]),
+        ],
+        [("x", FLOAT, ["batch", 3]), ("total", FLOAT, ["batch", 3]), (name, kind, shape)],
+        [("y", FLOAT, ["batch", 3]), ("total_next", FLOAT, ["batch", 3])],
+        {},
+    )
+
+
+def test_a_constant_without_a_known_name_is_asked_for() -> None:
+    """A sample rate is guessed; another number is not."""
+    assert guess(with_constant("sampling_rate", INT64, [])).inputs[1].value == 16000
+    (question,) = guess(with_constant("beam", INT64, [])).questions
+    assert question.name == "beam"
+    assert guess(with_constant("beam", INT64, []), beam=3).inputs[1].value == 3
+
+
+def test_a_width_that_is_open_is_asked_for_by_its_name() -> None:
+    """The name is that of the dimension, or of the tensor where the dimension has none."""
+
+    def open_width(width: str | None) -> onnx.ModelProto:
+        shape = ["batch", width]
+        node = helper.make_node("Add", ["x", "total"], ["total_next"])
+        copy = helper.make_node("Identity", ["total_next"], ["y"])
+        tensors = [[(name, FLOAT, shape) for name in names] for names in (("x", "total"), ("y", "total_next"))]
+        return build([node, copy], tensors[0], tensors[1], {})  # type: ignore[arg-type]
+
+    assert [question.name for question in guess(open_width("samples")).questions] == ["samples", "samples"]
+    assert not guess(open_width("samples"), samples=80).questions
+    assert [question.name for question in guess(open_width(None)).questions] == ["x.1", "total.1"]
+
+
+def test_an_answer_to_nothing_is_refused() -> None:
+    """Its name is wrong, and the message has the right ones."""
+    with pytest.raises(ValueError, match=r"'widow' is not open in this graph, expected one of: time, window"):
+        guess(open_window("time"), widow=3)
+
+
+def test_a_state_that_grows_is_no_guess() -> None:
+    """A cache that is longer after each timestep cannot be stored: it is asked what it is."""
+    found = guess(with_constant("rate", INT64, []))
+    grown = Findings({"y": ("batch", 3)}, (), {"total": (1, 4)}, "")
+    apply_findings(found, grown)
+    assert "'total_next' came out with shape [1, 4]" in found.questions[0].text
+
+
+def test_a_batch_that_cannot_be_told_apart_is_none() -> None:
+    """Where a trial finds no batch axis in an output, rows run one by one."""
+    found = guess(with_constant("rate", INT64, []))
+    assert found.batched
+    apply_findings(found, Findings({"y": (1, 3)}, (), {}, "no axis of output 'y' is the batch"))
+    assert not found.batched
+    assert found.inputs[0].dims == (1, 3)
+
+
+def test_metadata_of_darts_that_is_broken_is_passed_over() -> None:
+    """It is a hint, and the graph tells the same."""
+    file = read(exported.darts_rnn())
+    for text in ("", "[1]", '{"feature_input_names": 3}', '{"feature_input_names": []}'):
+        found = guess_description(replace(file, metadata={"darts.onnx_spec": text}))
+        assert pairs(found) == {"state_in_0": "state_out_0", "state_in_1": "state_out_1"}
