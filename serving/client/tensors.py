@@ -4,6 +4,7 @@ A model with one float32 input takes what `tidegate.client.inputs` reads. Any ot
 the value itself where it has a single one. Integers are never converted through floating-point numbers.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class RowPacker:
     def _pack(self, part: Input, value: Any) -> bytes:
         if part is self._layout.values and self._packer is not None and _shape_of(value) != part.shape:
             return self._packer(value)
-        return convert("values", value, part, (part.shape, (part.nbytes // part.dtype.itemsize,))).tobytes()
+        return convert("values", value, part, [part.shape, (math.prod(part.shape),)]).tobytes()
 
 
 def block_rows(x: Timesteps, rows: Sequence[int] | Ints | None, streams: int, model: Model) -> tuple[Array, Ints]:
@@ -82,9 +83,7 @@ def block_rows(x: Timesteps, rows: Sequence[int] | Ints | None, streams: int, mo
         return np.frombuffer(packed, layout.row_dtype).reshape(len(given), -1), indices
     named, count = _by_name("x", given, layout), len(indices)
     parts = {
-        part.name: convert(
-            "x", named[part.name], part, ((count, *part.shape), (count, part.nbytes // part.dtype.itemsize))
-        ).tobytes()
+        part.name: convert("x", named[part.name], part, _column_shapes(count, part)).tobytes()
         for part in layout.timestep
     }
     return layout.pack(parts, count), indices
@@ -117,9 +116,7 @@ def stream_inputs(inputs: BeginInputs, model: Model, streams: int | None = None)
 
 
 def convert(field: str, value: Any, part: Input, shapes: Sequence[tuple[int, ...]]) -> Array:
-    """Converts a value to the type of an input. It must have one of these shapes, and gets the first.
-
-    A single number counts as an array of one.
+    """Converts a value to the type of an input. It must have one of these shapes. A single number counts as an array of one.
 
     Raises:
         InvalidTimestep: it has another shape, or is not of this type and cannot become it exactly.
@@ -130,7 +127,9 @@ def convert(field: str, value: Any, part: Input, shapes: Sequence[tuple[int, ...
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         array = np.empty(0, np.object_)
-    if array.dtype.kind not in SOURCE_KINDS[part.dtype.kind]:
+    if part.dtype.kind in "iu" and array.dtype.kind in "fO" and _shape_of(value) and _are_integers(value):
+        array = np.asarray(value, np.object_)  # numpy makes floats of integers that no type of its own holds
+    elif array.dtype.kind not in SOURCE_KINDS[part.dtype.kind]:
         got = f"{array.dtype} for" if array.dtype.kind in "fiub" else f"{format_value(value)} for"
         raise _invalid(field, f"{got} '{part.name}'", expected)
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
@@ -146,7 +145,14 @@ def convert(field: str, value: Any, part: Input, shapes: Sequence[tuple[int, ...
             raise _invalid(field, f"{wrong} in '{part.name}'", f"{part.dtype}: {low} to {high}")
     with np.errstate(over="ignore"):  # it becomes infinite, and the server refuses it
         converted = array.astype(part.dtype.newbyteorder("<"))
-    return converted.reshape(array.shape if array.shape in shapes else shapes[0])
+    return converted if array.shape in shapes else converted.reshape(shapes[0])
+
+
+def _are_integers(value: Any) -> bool:
+    """Whether lists have integers only."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_are_integers, value))
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _by_name(field: str, given: Any, layout: InputLayout) -> Mapping[str, Any]:
@@ -168,6 +174,12 @@ def _check_names(field: str, given: Mapping[str, Any], expected: Sequence[Input]
     if wrong:
         names = ", ".join(_describe(part) for part in expected)
         raise _invalid(field, ", ".join(wrong), names or "none: the model has no inputs of this kind")
+
+
+def _column_shapes(count: int, part: Input) -> list[tuple[int, ...]]:
+    """The shapes that a column of so many rows may have: flat too, and without an axis of a single number."""
+    size = math.prod(part.shape)
+    return [(count, *part.shape), (count, size), *([(count,)] if size == 1 else [])]
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:

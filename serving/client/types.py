@@ -46,6 +46,12 @@ class Model:
         return InputLayout(self.inputs or (Input("x", np.dtype(np.float32), (len(self.features),)),))
 
     @property
+    def inputs_by_name(self) -> tuple[Input, ...]:
+        """The inputs beside one vector of float32, with each timestep or once for a stream; empty for most models."""
+        layout = self.layout
+        return (*layout.named, *layout.stream)
+
+    @property
     def id(self) -> ModelId:
         """Name, version and fingerprint."""
         return ModelId(self.name, self.version, self.fingerprint)

@@ -44,8 +44,8 @@ class UnaryPredictor:
             assert model is not None
             request.stream_inputs.extend(encode_named(stream_inputs(inputs, model)[0]))
         if model is None:
+            request.values = pack(values, None)
             try:
-                request.values = pack(values, None)
                 return await self._predict(request)
             except InvalidArgument:
                 # Nothing was applied. The values may be right for a model with other inputs.
@@ -116,5 +116,7 @@ class UnaryPredictor:
 
 
 def _has_rank(values: Values) -> bool:
-    """Whether values are an array that is no vector: a single number, or one of a higher rank."""
-    return isinstance(values, np.ndarray | np.generic) and values.ndim != 1 and values.dtype.names is None
+    """Whether values are no vector: an array of another rank, or lists in a list."""
+    if isinstance(values, np.ndarray | np.generic):
+        return values.ndim != 1 and values.dtype.names is None
+    return isinstance(values, list | tuple) and bool(values) and isinstance(values[0], list | tuple | np.ndarray)

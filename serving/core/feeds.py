@@ -83,7 +83,7 @@ def _inwards(part: StateTensor | Input | Constant) -> Move | None:
     if part.batch_axis == 0:
         return None
     if part.batch_axis is None:
-        return lambda rows: rows[0, ...]  # an array, also where a row is one number
+        return lambda rows: rows[0, ...]  # an array, also where it has no dimension
     rank, batch = len(graph_shape(part, 1)), part.batch_axis
     axes = (*range(1, batch + 1), 0, *range(batch + 1, rank))
     return lambda rows: rows.transpose(axes)

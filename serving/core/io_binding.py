@@ -30,7 +30,7 @@ class _Memory:
         self._binding = session.io_binding()
         # The public `run_with_iobinding` also prepares for WebGPU, which takes half as long as a small graph.
         self.run = partial(session._sess.run_with_iobinding, self._binding._iobinding, None)  # noqa: SLF001
-        self.kept: list[Array] = []  # the binding has only addresses: keep this as long as `run`
+        self._kept: list[Array] = []  # the binding has only addresses, so this must live as long as it runs
         now: list[Array] = []
         given: list[Array] = []
         windows: dict[str, Array] = {}  # (size, timesteps, *shape)
@@ -73,7 +73,7 @@ class _Memory:
         self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], batch_axis: int | None, *, output: bool = False
     ) -> Array:
         memory = np.zeros(shape, dtype)
-        self.kept.append(memory)
+        self._kept.append(memory)
         bind = self._binding.bind_output if output else self._binding.bind_input
         bind(name, "cpu", 0, dtype, shape, memory.ctypes.data)
         return batch_first(memory, batch_axis)
@@ -87,8 +87,7 @@ class RowBinding:
     """
 
     def __init__(self, session: Any, spec: Spec) -> None:
-        memory = _Memory(session, spec, 1)
-        self._kept = memory.kept  # of constants there is no view
+        self._memory = memory = _Memory(session, spec, 1)
         self._moved_in: list[tuple[Array, Array]] = []
         self._moved_out: list[tuple[Array, Array]] = []
         self._now = [_contiguous(part, self._moved_in) for part in memory.now]
@@ -166,8 +165,7 @@ class BatchBinding:
     """
 
     def __init__(self, session: Any, spec: Spec, size: int) -> None:
-        memory = _Memory(session, spec, size)
-        self._kept = memory.kept  # of constants there is no view
+        self._memory = memory = _Memory(session, spec, size)
         self.size = size
         self.state, self.next_state, self.outputs = memory.state, memory.next_state, memory.outputs
         self._run = memory.run

@@ -60,7 +60,7 @@ class Slots:
         self._steps: memoryview[int] = self.step.data
         self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
         self._all: Ints = np.arange(capacity)
-        self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
+        self._checked = tuple(tensor.is_checked for tensor in spec.state)
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
         self._used = 0
