@@ -15,7 +15,7 @@ class Findings:
     """What a trial has found.
 
     Attributes:
-        outputs: the dimensions of each prediction.
+        outputs: the dimensions of each prediction; without a batch where none of them can be it.
         not_finite: the state tensors that are not finite after two timesteps.
         changed: the state tensors whose next value has another shape, with that shape.
         one_by_one: why streams cannot be computed together, "" where they can.
@@ -54,11 +54,14 @@ def findings_from_json(data: dict[str, Any]) -> Findings:
 
 def apply_findings(guess: Guess, found: Findings) -> None:
     """Puts into a guess what its trial has found."""
-    if found.one_by_one:
-        guess.remarks.append(f"rows run one by one: {found.one_by_one}")
-        guess.inputs = [replace(part, dims=_alone(part.dims)) for part in guess.inputs]
-        guess.state = [replace(part, dims=_alone(part.dims)) for part in guess.state]
     guess.outputs = [replace(output, dims=found.outputs[output.name]) for output in guess.outputs]
+    if found.one_by_one:
+        guess.remarks.append(f"rows run one by one, and their state has no batch: {found.one_by_one}")
+        guess.state = [replace(part, dims=_alone(part.dims)) for part in guess.state]
+        # With state it is enough that the state has no batch; then a row is one without a dimension of 1.
+        if not guess.state or not all("batch" in output.dims for output in guess.outputs):
+            guess.inputs = [replace(part, dims=_alone(part.dims)) for part in guess.inputs]
+            guess.outputs = [replace(part, dims=_alone(part.dims)) for part in guess.outputs]
     guess.state = [replace(state, finite=state.name not in found.not_finite) for state in guess.state]
     guess.remarks += [
         f"state '{name}' is not finite after two timesteps of small numbers, so it may be that (finite = false); check it"

@@ -86,7 +86,7 @@ class Guess:
     @property
     def batched(self) -> bool:
         """Whether streams can be computed together; else rows run one by one."""
-        return "batch" in self.inputs[0].dims
+        return all("batch" in part.dims for part in (self.inputs[0], *self.state))
 
     @property
     def features(self) -> int | None:

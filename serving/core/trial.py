@@ -1,6 +1,7 @@
 """Tries two timesteps of a foreign graph, to learn what the graph does not declare: the dimensions of its outputs.
 
-It is run in a process of its own (`cli.graph_trial`): the graph is not trusted.
+It also tells whether streams get the same bits in a batch as alone. It is run in a process of its own
+(`cli.graph_trial`): the graph is not trusted.
 """
 
 from typing import Any
@@ -13,8 +14,11 @@ from tidegate.core.guess import Dim, Guess, GuessedTensor
 from tidegate.core.spec import Array
 
 STEPS = 2
-# Two sizes above one tell an axis that is the batch from one that only happens to have its size.
-BATCHES = (1, 2, 3)
+# Two sizes above one tell an axis that is the batch from one that only happens to have its size. The last size is that
+# of a few registers: most kernels that compute a batch in another order do so by then.
+BATCHES = (1, 2, 3, 8)
+
+Results = dict[str, Array]
 
 
 def try_graph(path: str, guess: Guess) -> Findings:
@@ -23,20 +27,26 @@ def try_graph(path: str, guess: Guess) -> Findings:
     Raises TrialFailed.
     """
     trial = _Trial(path, guess)
-    shapes = [trial.run(1)]
-    not_finite, changed = trial.not_finite, trial.changed
+    alone = trial.run([0])
+    changed = {
+        state.name: alone[state.next].shape for state in guess.state if alone[state.next].shape != _shape(state, 1)
+    }
+    not_finite = tuple(
+        state.name
+        for state in guess.state
+        if alone[state.next].dtype.kind == "f" and not np.isfinite(alone[state.next]).all()
+    )
+    outputs: dict[str, tuple[Dim, ...]] = {output.name: alone[output.name].shape for output in guess.outputs}
     one_by_one = ""
     if guess.batched and not changed:
         try:
-            shapes += [trial.run(size) for size in BATCHES[1:]]
-            one_by_one = trial.why_one_by_one(shapes)
+            runs = [alone, *(trial.run(range(size)) for size in BATCHES[1:])]
+            one_by_one = trial.why_apart(runs)
+            if not one_by_one:
+                outputs = {name: _dims(name, runs) for name in outputs}
+                one_by_one = trial.why_other_bits(runs)
         except TrialFailed as error:
             one_by_one = f"a batch of {BATCHES[1]} fails: {error}"
-    together = len(shapes) == len(BATCHES) and not one_by_one
-    outputs = {
-        output.name: _dims([run[output.name] for run in shapes]) if together else shapes[0][output.name]
-        for output in guess.outputs
-    }
     return Findings(outputs, not_finite, changed, one_by_one)
 
 
@@ -47,21 +57,23 @@ class _Trial:
         onnxruntime.disable_telemetry_events()  # the parent has switched it off for the time before
         onnxruntime.set_default_logger_severity(4)
         self._guess = guess
-        self.not_finite: tuple[str, ...] = ()
-        self.changed: dict[str, tuple[int, ...]] = {}
-        self._fetch = [output.name for output in guess.outputs] + [state.next for state in guess.state]
+        self._fetch = list(
+            dict.fromkeys([*(output.name for output in guess.outputs), *(state.next for state in guess.state)])
+        )
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise TrialFailed(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
 
-    def run(self, batch: int) -> dict[str, tuple[int, ...]]:
-        """Runs two timesteps. Returns the shapes of the outputs and of the next states."""
-        rng = np.random.default_rng(0)
-        state = {part.name: _values(part, batch, 0.0) for part in self._guess.state}
-        for _ in range(STEPS):
+    def run(self, rows: range | list[int]) -> Results:
+        """Runs timesteps of a batch of streams, and returns the last results. A stream's values follow from its number."""
+        state = {part.name: np.zeros(_shape(part, len(rows)), _dtype(part)) for part in self._guess.state}
+        results: Results = {}
+        for step in range(STEPS):
             feed = {
-                part.name: _values(part, batch, part.value) if part.kind == "constant" else _random(part, batch, rng)
+                part.name: np.full(_shape(part, len(rows)), part.value or 0, _dtype(part))
+                if part.kind == "constant"
+                else _values(part, step, rows)
                 for part in self._guess.inputs
             }
             try:
@@ -69,34 +81,38 @@ class _Trial:
             except Exception as error:
                 raise TrialFailed(_first_line(error)) from error
             following = {part.name: results[part.next] for part in self._guess.state}
-            if batch == 1:
-                self.changed |= {
-                    name: after.shape for name, after in following.items() if after.shape != state[name].shape
-                }
-                self.not_finite = tuple(
-                    name
-                    for name, after in following.items()
-                    if after.dtype.kind == "f" and not np.isfinite(after).all()
-                )
-            if self.changed:
-                break
+            if any(after.shape != state[name].shape for name, after in following.items()):
+                break  # it cannot be fed again
             state = following
-        return {name: result.shape for name, result in results.items()}
+        return results
 
-    def why_one_by_one(self, shapes: list[dict[str, tuple[int, ...]]]) -> str:
+    def why_apart(self, runs: list[Results]) -> str:
         """Why the rows of a batch cannot be told apart; "" where they can."""
         for output in self._guess.outputs:
-            if _dims([run[output.name] for run in shapes]).count("batch") != 1:
-                sizes = ", ".join(str(list(run[output.name])) for run in shapes)
-                return f"no axis of output '{output.name}' is the batch: batches of 1, 2 and 3 give {sizes}"
+            if _dims(output.name, runs).count("batch") != 1:
+                shapes = ", ".join(str(list(run[output.name].shape)) for run in runs)
+                return f"no axis of output '{output.name}' is the batch: batches of 1, 2, 3 and 8 give {shapes}"
         for state in self._guess.state:
-            if any(run[state.next] != _shape(state, batch) for run, batch in zip(shapes, BATCHES, strict=True)):
+            if any(run[state.next].shape != _shape(state, batch) for run, batch in zip(runs, BATCHES, strict=True)):
                 return f"'{state.next}' has no batch axis"
         return ""
 
+    def why_other_bits(self, runs: list[Results]) -> str:
+        """Where a stream has other bits in a batch than alone; "" where it has not."""
+        axes = {output.name: _dims(output.name, runs).index("batch") for output in self._guess.outputs}
+        axes |= {state.next: state.dims.index("batch") for state in self._guess.state}
+        for row in range(BATCHES[-1]):
+            alone = self.run([row])
+            for run, batch in zip(runs, BATCHES, strict=True):
+                for name, axis in axes.items() if row < batch else ():
+                    if np.take(run[name], [row], axis).tobytes() != alone[name].tobytes():
+                        return f"in a batch of {batch}, '{name}' has other bits than alone"
+        return ""
 
-def _dims(shapes: list[tuple[int, ...]]) -> tuple[Dim, ...]:
-    """The dimensions of an output, from its shapes in batches of 1, 2 and 3."""
+
+def _dims(name: str, runs: list[Results]) -> tuple[Dim, ...]:
+    """The dimensions of an output, from its shapes in batches of all sizes."""
+    shapes = [run[name].shape for run in runs]
     if len({len(shape) for shape in shapes}) > 1:
         return ()
     return tuple("batch" if sizes == BATCHES else sizes[0] for sizes in zip(*shapes, strict=True))
@@ -106,16 +122,13 @@ def _shape(tensor: GuessedTensor, batch: int) -> tuple[int, ...]:
     return tuple(batch if size == "batch" else int(size or 0) for size in tensor.dims)
 
 
-def _values(tensor: GuessedTensor, batch: int, value: float | None) -> Array:
-    return np.full(_shape(tensor, batch), value or 0, _dtype(tensor))
-
-
-def _random(tensor: GuessedTensor, batch: int, rng: np.random.Generator) -> Array:
+def _values(tensor: GuessedTensor, step: int, rows: range | list[int]) -> Array:
     """Small numbers; zeros for a type that counts, since a table may be short."""
     dtype = _dtype(tensor)
     if dtype.kind != "f":
-        return np.zeros(_shape(tensor, batch), dtype)
-    return np.asarray(rng.uniform(-1, 1, _shape(tensor, batch)), dtype)
+        return np.zeros(_shape(tensor, len(rows)), dtype)
+    each = [np.random.default_rng([step, row]).uniform(-1, 1, _shape(tensor, 1)).astype(dtype) for row in rows]
+    return np.concatenate(each, tensor.dims.index("batch")) if "batch" in tensor.dims else each[0]
 
 
 def _dtype(tensor: GuessedTensor) -> np.dtype[Any]:
