@@ -3,12 +3,15 @@
 Each is described by what `tidegate inspect` has written, or by a few lines where it cannot know.
 """
 
+import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.fleet import ServerProcess
 from tests.foreign.graphs import EXPORTED, FOREIGN, Foreign
 from tests.foreign.loop import plain_loop, same_numbers
 from tests.servers import address_of, run_command, run_server
@@ -55,28 +58,80 @@ def once(model: Model, values: dict[str, Any]) -> Any:
     return {part.name: values[part.name].reshape(part.shape) for part in model.inputs if part.name in values} or None
 
 
+class Streams:
+    """Streams of a graph, what they send, and what the plain loop says of each."""
+
+    def __init__(self, path: Path, foreign: Foreign) -> None:
+        self.foreign = foreign
+        self.rows = [foreign.timesteps(stream, STEPS) for stream in range(STREAMS)]
+        self.starts = [foreign.stream_values(stream) for stream in range(STREAMS)]
+        self.expected = [
+            plain_loop(path, foreign, rows, start) for rows, start in zip(self.rows, self.starts, strict=True)
+        ]
+
+    def check(self, stream: int, step: int, got: Mapping[str, Any]) -> None:
+        """Checks one answer, bit for bit."""
+        for name in self.foreign.outputs:
+            expected = self.expected[stream][step][name]
+            assert same_numbers(got[name], expected), f"{name} of stream {stream}, step {step}: {got[name]}, {expected}"
+
+    def block_inputs(self, model: Model) -> dict[str, Any] | None:
+        """What the streams of a block bring when they are opened."""
+        starts = [once(model, start) or {} for start in self.starts]
+        return {name: np.stack([start[name] for start in starts]) for name in starts[0]} or None
+
+    def block(self, model: Model, step: int) -> Any:
+        """One timestep of all streams."""
+        return block_of(model, [rows[step] for rows in self.rows])
+
+
 @each_graph
-async def test_it_is_served_singly_and_in_blocks(tmp_path: Path, packages_cache: Path, foreign: Foreign) -> None:
-    """Streams one after the other on `Predict`, at once on it, and in blocks: each has the bits of its own loop."""
-    path = described(tmp_path, foreign, packages_cache)
-    rows = [foreign.timesteps(stream, STEPS) for stream in range(STREAMS)]
-    starts = [foreign.stream_values(stream) for stream in range(STREAMS)]
-    expected = [plain_loop(path, foreign, rows[stream], starts[stream]) for stream in range(STREAMS)]
-
-    def check(got: Any, stream: int, step: int) -> None:
-        for name in foreign.outputs:
-            assert same_numbers(got(name), expected[stream][step][name]), f"{name} of stream {stream}, step {step}"
-
+async def test_it_is_served_with_the_bits_of_its_loop(tmp_path: Path, packages_cache: Path, foreign: Foreign) -> None:
+    """One stream alone, several at once on `Predict`, and several in blocks: each has the bits of its own loop."""
+    streams = Streams(described(tmp_path, foreign, packages_cache), foreign)
     async with run_server(tmp_path) as server, Client(address_of(server)) as client:
         (model,) = await client.models()
-        async with client.open("single", inputs=once(model, starts[0])) as stream:
+
+        async def run(name: str, number: int) -> None:
+            async with client.open(name, inputs=once(model, streams.starts[number])) as stream:
+                for step in range(STEPS):
+                    streams.check(number, step, await stream.step(row_of(model, streams.rows[number][step])))
+
+        await run("alone", 0)
+        async with asyncio.TaskGroup() as group:
+            for number in range(STREAMS):
+                group.create_task(run(f"beside-{number}", number))
+        async with client.block(STREAMS, inputs=streams.block_inputs(model)) as block:
             for step in range(STEPS):
-                answer = await stream.step(row_of(model, rows[0][step]))
-                check(answer.__getitem__, 0, step)
-        inputs = {name: np.stack([once(model, start)[name] for start in starts]) for name in starts[0]}
-        async with client.block(STREAMS, inputs=inputs or None) as block:
-            for step in range(STEPS):
-                answers = await block.step(block_of(model, [rows[place][step] for place in range(STREAMS)]))
+                answers = await block.step(streams.block(model, step))
                 assert not answers.errors
-                for place in range(STREAMS):
-                    check(lambda name, place=place, answers=answers: answers[name][place], place, step)
+                for number in range(STREAMS):
+                    streams.check(number, step, {name: answers[name][number] for name in foreign.outputs})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("foreign", FOREIGN, ids=str)
+async def test_its_streams_survive_a_kill(tmp_path: Path, packages_cache: Path, foreign: Foreign) -> None:
+    """`kill -9` of the server between two timesteps: streams go on where they were, with the bits of their loops."""
+    streams = Streams(described(tmp_path / "models", foreign, packages_cache), foreign)
+    server = ServerProcess(tmp_path / "models", f"sqlite:///{tmp_path / 'state.db'}")
+    await server.start()
+    try:
+        async with Client(server.address) as client:
+            (model,) = await client.models()
+            async with (
+                client.open("single", inputs=once(model, streams.starts[0])) as stream,
+                client.block(STREAMS, inputs=streams.block_inputs(model)) as block,
+            ):
+                for step in range(STEPS):
+                    if step == STEPS // 2:
+                        await server.kill()
+                        await server.start()
+                    streams.check(0, step, await stream.step(row_of(model, streams.rows[0][step])))
+                    answers = await block.step(streams.block(model, step))
+                    assert not answers.errors
+                    for number in range(STREAMS):
+                        streams.check(number, step, {name: answers[name][number] for name in foreign.outputs})
+        assert server.metrics()["tidegate_state_lost_total"] == 0
+    finally:
+        await server.close()
