@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 
 from tests.foreign import exported, packages
 from tests.foreign.packages import Package, member
@@ -196,3 +197,9 @@ EXPORTED = [
 ]  # fmt: skip
 
 FOREIGN = [*PUBLISHED, *EXPORTED]
+
+# The tests of `make quick` need no network.
+SLOW_IF_PUBLISHED = [
+    *(pytest.param(foreign, id=str(foreign), marks=pytest.mark.slow) for foreign in PUBLISHED),
+    *(pytest.param(foreign, id=str(foreign)) for foreign in EXPORTED),
+]

@@ -9,7 +9,7 @@ from onnx import helper
 
 from tests.foreign import exported
 from tests.foreign.exported import FLOAT, INT64, build, lstm_weights, normal
-from tests.foreign.graphs import FOREIGN, Foreign
+from tests.foreign.graphs import SLOW_IF_PUBLISHED, Foreign
 from tidegate.core.findings import Findings, apply_findings
 from tidegate.core.guess import Guess, guess_description
 from tidegate.core.onnx_file import OnnxFile, read_onnx
@@ -30,7 +30,7 @@ def pairs(found: Guess) -> dict[str, str]:
     return {state.name: state.next for state in found.state}
 
 
-@pytest.mark.parametrize("foreign", FOREIGN, ids=str)
+@pytest.mark.parametrize("foreign", SLOW_IF_PUBLISHED)
 def test_the_guess_is_what_the_authors_say(tmp_path: Path, packages_cache: Path, foreign: Foreign) -> None:
     """State pairs, x, constants, other inputs, predictions and windows of every graph, which authors know from their code."""
     found = guess_description(read_onnx(foreign.write(tmp_path, packages_cache).read_bytes()))
