@@ -54,7 +54,7 @@ def try_in_process(path: Path, guess: Guess, file_bytes: int, seconds: float) ->
         raise TrialFailed(f"it ended its process {how}, with {memory // MIB} MiB of memory allowed")
     answer = json.loads(lines[-1])
     if "failed" in answer:
-        raise TrialFailed(answer["failed"])
+        raise TrialFailed(answer["failed"], ran=answer["ran"])
     return findings_from_json(answer["found"])
 
 
@@ -70,9 +70,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"found": asdict(try_graph(request["path"], from_json(request["guess"])))}
     except TrialFailed as error:
-        return {"failed": str(error)}
+        return {"failed": str(error), "ran": error.ran}
     except MemoryError:
-        return {"failed": f"it needs more than {request['memory'] // MIB} MiB of memory"}
+        return {"failed": f"it needs more than {request['memory'] // MIB} MiB of memory", "ran": False}
 
 
 if __name__ == "__main__":

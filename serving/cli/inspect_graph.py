@@ -2,7 +2,9 @@
 
 import math
 import mmap
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +18,13 @@ from tidegate.cli.graph_trial import try_in_process
 from tidegate.cli.model_toml import model_toml
 from tidegate.cli.outputs import check_outputs, replacing
 from tidegate.core.external_data import external_files
-from tidegate.core.findings import TrialFailed, apply_findings
+from tidegate.core.findings import TrialFailed, apply_findings, ask_for_sizes
 from tidegate.core.guess import Guess, guess_description, show
 from tidegate.core.onnx_file import NotOnnx, OnnxFile, read_onnx
 
 # The metadata of a graph that describes itself: `core.description` reads it.
 OUR_KEY = "tidegate"
+FILE_WIDTH = 200  # columns of a table, if there is no terminal
 
 
 def inspect_graph(
@@ -54,15 +57,13 @@ def inspect_graph(
     check_outputs(target)
     content, beside = _read(file)
     sizes = _sizes(file, beside)
+    answers = dict(map(_answer, fill or ()))
     try:
-        guess = guess_description(content, dict(map(_answer, fill or ())))
-    except ValueError as error:
+        guess = guess_description(content, answers)
+        if not guess.questions:
+            guess = _try(file, content, answers, file.stat().st_size + sizes, timeout)
+    except (ValueError, TrialFailed) as error:
         raise CommandError(f"{file}: {error}", EXIT_USAGE) from None
-    if not guess.questions:
-        try:
-            apply_findings(guess, try_in_process(file, guess, file.stat().st_size + sizes, timeout))
-        except TrialFailed as error:
-            raise CommandError(f"{file}: {error}", EXIT_USAGE) from None
     _print_signature(file, content, guess, beside)
     if OUR_KEY in content.metadata:
         print("\nthe graph describes itself in its metadata, which a server reads before a model.toml: none is written")
@@ -72,6 +73,30 @@ def inspect_graph(
     _print_result(target, guess)
     if guess.questions:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _try(file: Path, content: OnnxFile, answers: Mapping[str, float], size: int, timeout: float) -> Guess:
+    """The guess, completed by a trial. Where streams cannot be computed together, another batch axis is tried too.
+
+    Raises TrialFailed.
+    """
+    guess = guess_description(content, answers)
+    try:
+        found = try_in_process(file, guess, size, timeout)
+    except TrialFailed as error:
+        if not (error.ran and guess.guessed_sizes):
+            raise
+        ask_for_sizes(guess, error)
+        return guess
+    for axis in guess.other_batch_axes if found.one_by_one else ():
+        other = guess_description(content, answers, axis)
+        with suppress(TrialFailed):
+            its = try_in_process(file, other, size, timeout)
+            if not its.one_by_one:
+                apply_findings(other, its)
+                return other
+    apply_findings(guess, found)
+    return guess
 
 
 def _answer(text: str) -> tuple[str, float]:
@@ -119,7 +144,6 @@ def _sizes(file: Path, beside: Sequence[str]) -> int:
 
 
 def _print_signature(file: Path, content: OnnxFile, guess: Guess, beside: Sequence[str]) -> None:
-    console = Console(soft_wrap=True)
     weights = f", weights in {', '.join(beside)}" if beside else ""
     by = f", written by {content.producer}" if content.producer else ""
     print(f"{file.name}: {len(content.graph.nodes)} operators{weights}{by}\n")
@@ -134,7 +158,7 @@ def _print_signature(file: Path, content: OnnxFile, guess: Guess, beside: Sequen
         table.add_row(
             "output", Text(output.name), output.dtype, Text(_shapes(output.declared, output.dims)), "prediction"
         )
-    console.print(table)
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
 _ROLES = {"timestep": "with each timestep", "stream": "once for a stream", "constant": "constant"}

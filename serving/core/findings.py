@@ -7,7 +7,11 @@ from tidegate.core.guess import Dim, Guess, GuessedInput, GuessedState, GuessedT
 
 
 class TrialFailed(Exception):
-    """The graph could not be loaded or run. The message is the reason."""
+    """The graph could not be loaded or run. The message is the reason; `ran` tells that it was loaded, and refused its inputs."""
+
+    def __init__(self, message: str, *, ran: bool = False) -> None:
+        self.ran = ran
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +84,11 @@ def apply_findings(guess: Guess, found: Findings) -> None:
 
 def _alone(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(1 if size == "batch" else size for size in dims)
+
+
+def ask_for_sizes(guess: Guess, error: TrialFailed) -> None:
+    """Makes questions of the sizes that were guessed, after the graph could not be run with them."""
+    x = guess.inputs[0]
+    for name, size in guess.guessed_sizes.items():
+        text = f"it cannot be run with {size} as the size of '{name}' of '{x.name}': how large is it? ({error})"
+        guess.questions.append(Question(name, text))

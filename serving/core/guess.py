@@ -71,7 +71,7 @@ class Guess:
     """A description with gaps.
 
     The first input is x. Of a graph without state, `window_axis` is the axis of x with the last timesteps, and `window`
-    how many they are, None when that is not known.
+    how many they are, None when that is not known. `guessed_sizes` are those of the open dimensions of x.
     """
 
     inputs: list[GuessedInput]
@@ -82,11 +82,22 @@ class Guess:
     remarks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    guessed_sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def batched(self) -> bool:
         """Whether streams can be computed together; else rows run one by one."""
         return all("batch" in part.dims for part in (self.inputs[0], *self.state))
+
+    @property
+    def other_batch_axes(self) -> list[int]:
+        """Which axes of x could be the batch too: they are open, and not the last one."""
+        x = self.inputs[0]
+        return [
+            axis
+            for axis, size in enumerate(x.declared[:-1])
+            if isinstance(size, str) and x.dims[axis] != "batch" and axis != self.window_axis
+        ]
 
     @property
     def features(self) -> int | None:
@@ -96,13 +107,16 @@ class Guess:
         return None if None in row else math.prod(size for size in row if isinstance(size, int))
 
 
-def guess_description(file: OnnxFile, answers: Mapping[str, float] | None = None) -> Guess:
+def guess_description(
+    file: OnnxFile, answers: Mapping[str, float] | None = None, batch_axis: int | None = None
+) -> Guess:
     """Guesses the description of a graph.
 
     Args:
         file: the graph.
         answers: what a user knows: sizes of open dimensions, values of constants, and `window`, by the name of a
             `Question`. They go before what would be guessed.
+        batch_axis: the batch axis of x, where it is known; see `Guess.other_batch_axes`.
 
     Raises:
         ValueError: the graph has no inputs, or an answer is to nothing that is open.
@@ -114,7 +128,8 @@ def guess_description(file: OnnxFile, answers: Mapping[str, float] | None = None
     flow = Dataflow(graph)
     darts = _read_darts(file.metadata.get(DARTS_KEY))
     roles = _darts_roles(darts) if darts else guess_roles(graph, flow)
-    guesser = _Guesser({tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)}, roles, answers or {})
+    tensors = {tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)}
+    guesser = _Guesser(tensors, roles, answers or {}, batch_axis)
     guess = guesser.guess()
     if unused := guesser.unused():
         opened = ", ".join(guesser.open_names()) or "nothing"
@@ -135,14 +150,17 @@ def guess_description(file: OnnxFile, answers: Mapping[str, float] | None = None
 class _Guesser:
     """Fills in the dimensions of all tensors, in one order: x, state, other inputs, outputs."""
 
-    def __init__(self, tensors: dict[str, FileTensor], roles: Roles, answers: Mapping[str, float]) -> None:
+    def __init__(
+        self, tensors: dict[str, FileTensor], roles: Roles, answers: Mapping[str, float], batch_axis: int | None
+    ) -> None:
         self._tensors = tensors
         self._roles = roles
         self._answers = answers
         self._asked: dict[str, None] = {}  # what could be answered, in order
         self._pins: dict[str, int | None] = {}  # by the name of an open dimension
         self._x = tensors[roles.x]
-        self._batch_axis = self._find_batch_axis()
+        self._guessed: dict[str, int] = {}  # the sizes of open dimensions of x that nobody has answered
+        self._batch_axis = self._find_batch_axis() if batch_axis is None else batch_axis
 
     def guess(self) -> Guess:
         x = self._guess_x()
@@ -151,6 +169,7 @@ class _Guesser:
         for name in self._roles.predictions:
             tensor = self._tensors[name]
             guess.outputs.append(GuessedTensor(name, tensor.dtype, tensor.dims, self._dims_of_output(tensor)))
+        guess.guessed_sizes = self._guessed
         self._guess_window(guess)
         self._ask(guess)
         self._remark(guess)
@@ -205,8 +224,12 @@ class _Guesser:
             else:
                 last = axis == len(self._x.dims) - 1
                 one = (axis == 0 and not last) or (bool(self._roles.pairs) and not last)
-                value = self._size(self._x, axis, 1 if one else self._silero_width() if last else None)
+                guessed = 1 if one else self._silero_width() if last else None
+                value = self._size(self._x, axis, guessed)
                 self._pins[size] = value
+                name = _name_of(self._x.name, self._x.dims, axis)
+                if value is not None and name not in self._answers:
+                    self._guessed[name] = value
                 dims.append(value)
         return GuessedInput(self._x.name, self._x.dtype, self._x.dims, tuple(dims))
 
@@ -329,7 +352,10 @@ def _kind_of(tensor: FileTensor, x: FileTensor) -> tuple[Literal["timestep", "st
         return "constant", 1.0
     if TRAINING.search(tensor.name):
         return "constant", 0.0
-    if not tensor.dims or "float" not in tensor.dtype:
+    batched = any(isinstance(size, str) for size in tensor.dims)
+    # One number beside a longer x is a setting; so is an integer that streams do not have each for themselves.
+    single = all(size == 1 for size in tensor.dims) and any(size != 1 for size in x.dims)
+    if not tensor.dims or single or not (batched or "float" in tensor.dtype):
         return "constant", None
     return ("timestep" if len(tensor.dims) == len(x.dims) else "stream"), None
 

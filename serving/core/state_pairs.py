@@ -22,6 +22,7 @@ STATE_NAME = re.compile(
 X_NAME = re.compile(
     r"(?i)^(x|inputs?|features?|data|audio|speech|signal|wave\w*|mix|noisy|frames?|feats?|past_target)\b|^x[._]|^input"
 )
+NEVER_X = re.compile(r"(?i)^(sr|fs|rate|(sample|sampling)_?rate)$|len|mask|train")
 
 # Each stronger evidence outweighs all that is weaker.
 BY_OPERATOR, BY_NAME, BY_NUMBERS, BY_SHAPE = 1000, 200, 10, 1
@@ -57,8 +58,11 @@ def guess_roles(graph: Graph, flow: Dataflow) -> Roles:
         if _fits(source, target)
     }
     sure = {names: score for names, score in scores.items() if score >= BY_NAME}
-    pairs = [Pair(*names, sure=True) for names in _best(sure)]
-    x = _choose_x(graph.inputs, pairs, scores)
+    x = _choose_x(graph.inputs, _best(sure), scores)
+    # A forecast of x may be called as x is.
+    pairs = [
+        Pair(*names, sure=True) for names in _best({names: score for names, score in sure.items() if names[0] != x})
+    ]
     taken = {pair.name for pair in pairs} | {x}
     used = {pair.next for pair in pairs}
     # A weak guess leaves an output as prediction, except where an input can be nothing but state.
@@ -129,17 +133,20 @@ def _best(scores: dict[tuple[str, str], float]) -> list[tuple[str, str]]:
     return found
 
 
-def _choose_x(inputs: Sequence[FileTensor], pairs: Sequence[Pair], scores: dict[tuple[str, str], float]) -> str:
+def _choose_x(
+    inputs: Sequence[FileTensor], pairs: Sequence[tuple[str, str]], scores: dict[tuple[str, str], float]
+) -> str:
     """The input that is the timestep."""
-    state = {pair.name for pair in pairs}
+    state = {source for source, _ in pairs}
 
     def key(tensor: FileTensor) -> tuple[bool, ...]:
         numbers = any(source == tensor.name and score >= BY_NUMBERS for (source, _), score in scores.items())
+        named = bool(X_NAME.search(tensor.name))
         return (
-            tensor.name in state,
-            not tensor.dims,
+            not tensor.dims or bool(NEVER_X.search(tensor.name)),
+            tensor.name in state and not named,
             bool(STATE_NAME.search(tensor.name)),
-            not X_NAME.search(tensor.name),
+            not named,
             numbers,
         )
 

@@ -79,7 +79,7 @@ class _Trial:
             try:
                 results = dict(zip(self._fetch, self._session.run(self._fetch, feed | state), strict=True))
             except Exception as error:
-                raise TrialFailed(_first_line(error)) from error
+                raise TrialFailed(_first_line(error), ran=True) from error
             following = {part.name: results[part.next] for part in self._guess.state}
             if any(after.shape != state[name].shape for name, after in following.items()):
                 break  # it cannot be fed again

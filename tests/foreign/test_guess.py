@@ -184,3 +184,41 @@ def test_metadata_of_darts_that_is_broken_is_passed_over() -> None:
     for text in ("", "[1]", '{"feature_input_names": 3}', '{"feature_input_names": []}'):
         found = guess_description(replace(file, metadata={"darts.onnx_spec": text}))
         assert pairs(found) == {"state_in_0": "state_out_0", "state_in_1": "state_out_1"}
+
+
+def test_a_forecast_that_is_called_as_x_is_no_state() -> None:
+    """x_next has the shape of x and its name; x is what has a name for it, and h is state."""
+    nodes = [
+        helper.make_node("Add", ["h", "x"], ["h_next"]),
+        helper.make_node("Tanh", ["h_next"], ["x_next"]),
+    ]
+    shape = ["batch", 3]
+    tensors = [[(name, FLOAT, shape) for name in names] for names in (("h", "x"), ("x_next", "h_next"))]
+    found = guess(build(nodes, tensors[0], tensors[1], {}))  # type: ignore[arg-type]
+    assert found.inputs[0].name == "x"
+    assert pairs(found) == {"h": "h_next"}
+    assert [output.name for output in found.outputs] == ["x_next"]
+
+
+def test_one_number_beside_a_longer_x_is_a_setting() -> None:
+    """Such as the limit of a noise filter: asked for, since nobody sends it with each timestep."""
+    assert [question.name for question in guess(with_constant("limit_db", FLOAT, [1])).questions] == ["limit_db"]
+
+
+def test_an_integer_of_each_stream_is_given_once() -> None:
+    """Such as the number of a speaker."""
+    other = guess(with_constant("speaker", INT64, ["batch"])).inputs[1]
+    assert (other.kind, other.dims) == ("stream", ("batch",))
+
+
+def test_an_axis_of_x_that_could_be_the_batch_too_is_known() -> None:
+    """Two open axes without names: the trial of `tidegate inspect` decides."""
+    model = exported.time_major_lstm()
+    for tensor in (*model.graph.input, *model.graph.output):
+        for dim in tensor.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    file = read(model)
+    found = guess_description(file)
+    assert found.inputs[0].dims == ("batch", 1, 3)
+    assert found.other_batch_axes == [1]
+    assert guess_description(file, batch_axis=1).inputs[0].dims == (1, "batch", 3)

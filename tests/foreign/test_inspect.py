@@ -124,6 +124,65 @@ def test_names_are_written_so_that_toml_reads_them(tmp_path: Path) -> None:
     assert written(path)["outputs"][0]["name"] == "{\"1\": 'timer'}"
 
 
+def test_a_trial_finds_the_batch_axis(tmp_path: Path) -> None:
+    """Two open axes without names: only one of them lets streams be computed together."""
+    model = exported.time_major_lstm()
+    for tensor in (*model.graph.input, *model.graph.output):
+        for dim in tensor.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    path = write(tmp_path, model)
+    assert run_command("inspect", str(path)).returncode == 0
+    assert written(path)["inputs"][0]["shape"] == [1, "batch", 3]
+    assert written(path)["state"][0]["shape"] == [1, "batch", 4]
+
+
+def test_a_chunk_that_is_not_one_timestep_is_asked_for(tmp_path: Path) -> None:
+    """Some graphs take several frames at once, which only running them tells."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["row"]),
+        helper.make_node("Add", ["row", "total"], ["total_next"]),
+        helper.make_node("Identity", ["total_next"], ["y"]),
+    ]
+    state = ["batch", 12]
+    model = exported.build(
+        nodes,
+        [("x", 1, ["batch", "frames", 3]), ("total", 1, state)],
+        [("y", 1, state), ("total_next", 1, state)],
+        {"shape": np.array([-1, 12], np.int64)},
+    )
+    path = write(tmp_path, model)
+    asked = run_command("inspect", str(path))
+    assert asked.returncode == 1
+    assert "it cannot be run with 1 as the size of 'frames' of 'x'" in asked.stdout
+    answered = run_command("inspect", str(path), "--fill", "frames=4", "--force")
+    assert answered.returncode == 0, answered.stderr
+    assert written(path)["features"] == 12
+
+
+def test_rows_with_other_bits_in_a_batch_run_one_by_one(tmp_path: Path) -> None:
+    """The mean over the batch: one stream would change the answers of another."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["centred"]),
+        helper.make_node("Add", ["total", "centred"], ["total_next"]),
+        helper.make_node("Identity", ["total_next"], ["y"]),
+    ]
+    shape = ["batch", 2]
+    model = exported.build(
+        nodes,
+        [("x", 1, shape), ("total", 1, shape)],
+        [("y", 1, shape), ("total_next", 1, shape)],
+        {"axis": np.array([0], np.int64)},
+    )
+    path = write(tmp_path, model)
+    ended = run_command("inspect", str(path))
+    assert (
+        "rows run one by one, and their state has no batch: in a batch of 2, 'y' has other bits than alone"
+        in ended.stdout
+    )
+    assert written(path)["state"][0]["shape"] == [1, 2]
+
+
 def crash(message: str, path: Path, *options: str) -> None:
     """Checks that a file is refused with one line that has these words, and that nothing is written."""
     ended = run_command("inspect", str(path), *options)
