@@ -340,7 +340,13 @@ class _Guesser:
                     "each timestep brings it" if part.kind == "timestep" else "a stream brings it once, when it begins"
                 )
                 guess.remarks.append(f"input '{part.name}': guessed that {when}; check it")
-        if not guess.batched:
+        first = x.declared[:1]
+        if not guess.batched and len(x.declared) > 1 and isinstance(first[0], int) and first[0] > 1:
+            guess.remarks.append(
+                f"the first dimension of '{x.name}' is {first[0]} and taken as part of a timestep; if it is the batch, "
+                "export the graph again with an open one"
+            )
+        elif not guess.batched:
             guess.remarks.append("the graph takes one stream at a time, so rows run one by one")
 
 

@@ -4,6 +4,7 @@ It also tells whether streams get the same bits in a batch as alone. It is run i
 (`cli.graph_trial`): the graph is not trusted.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ STEPS = 2
 # Two sizes above one tell an axis that is the batch from one that only happens to have its size. The last size is that
 # of a few registers: most kernels that compute a batch in another order do so by then.
 BATCHES = (1, 2, 3, 8)
+
+# The types of numbers that a server takes.
+SERVED = re.compile(r"float(16|32|64)|u?int(8|16|32|64)|bool")
 
 Results = dict[str, Array]
 
@@ -132,10 +136,9 @@ def _values(tensor: GuessedTensor, step: int, rows: range | list[int]) -> Array:
 
 
 def _dtype(tensor: GuessedTensor) -> np.dtype[Any]:
-    try:
-        return np.dtype(tensor.dtype)
-    except TypeError:
-        raise TrialFailed(f"'{tensor.name}' is {tensor.dtype or 'no tensor'}, which is not served") from None
+    if not SERVED.fullmatch(tensor.dtype):
+        raise TrialFailed(f"'{tensor.name}' is {tensor.dtype or 'no tensor'}, which is not served")
+    return np.dtype(tensor.dtype)
 
 
 def _first_line(error: Exception) -> str:

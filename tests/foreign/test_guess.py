@@ -222,3 +222,13 @@ def test_an_axis_of_x_that_could_be_the_batch_too_is_known() -> None:
     assert found.inputs[0].dims == ("batch", 1, 3)
     assert found.other_batch_axes == [1]
     assert guess_description(file, batch_axis=1).inputs[0].dims == (1, "batch", 3)
+
+
+def test_a_batch_that_is_fixed_above_one_is_told() -> None:
+    """A graph for four streams at once is taken for one stream, which is seldom what is wanted."""
+    node = helper.make_node("Add", ["x", "total"], ["total_next"])
+    copy = helper.make_node("Identity", ["total_next"], ["y"])
+    tensors = [[(name, FLOAT, [4, 3]) for name in names] for names in (("x", "total"), ("y", "total_next"))]
+    found = guess(build([node, copy], tensors[0], tensors[1], {}))
+    assert found.features == 12
+    assert "the first dimension of 'x' is 4 and taken as part of a timestep" in found.remarks[-1]

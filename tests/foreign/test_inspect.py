@@ -213,6 +213,15 @@ def test_a_graph_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     crash("onnxruntime cannot load the graph", path)
 
 
+@pytest.mark.parametrize("kind", ["STRING", "BFLOAT16"])
+def test_types_that_are_not_served_are_refused(tmp_path: Path, kind: str) -> None:
+    """With the name of the tensor."""
+    dtype = getattr(TensorProto, kind)
+    node = helper.make_node("Identity", ["x"], ["y"])
+    path = write(tmp_path, exported.build([node], [("x", dtype, ["batch", 3])], [("y", dtype, ["batch", 3])], {}))
+    crash(f"'x' is {kind.lower()}, which is not served", path)
+
+
 def test_weights_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
     """A graph does not make us read another file."""
     (tmp_path / "secret").write_bytes(bytes(192))
@@ -272,7 +281,7 @@ def test_a_graph_that_takes_all_memory_is_ended(tmp_path: Path) -> None:
     crash("", path)
 
 
-def test_a_table_of_data_still_needs_the_training_package(tmp_path: Path) -> None:
+def test_a_table_of_data_goes_to_the_training_package(tmp_path: Path) -> None:
     """The name of the command is the same; what the file is decides."""
     table = tmp_path / "rows.csv"
     table.write_text("time,a\n2026-01-01,1\n2026-01-02,2\n2026-01-03,3\n", "utf-8")
