@@ -23,6 +23,8 @@ MIB = 1 << 20
 MEMORY_BYTES = 2 << 30
 # How much memory a byte of a file may take: the file as read, as parsed, as the session's own, and as optimised.
 BYTES_A_FILE_BYTE = 4
+# How onnxruntime and the C++ library say that an allocation failed.
+OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "allocate memory", "failed to allocate", "memoryerror")
 # It is ended by its parent after its deadline, and by the system if there is no parent any more.
 SPARE_CPU_SECONDS = 30
 
@@ -70,9 +72,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"found": asdict(try_graph(request["path"], from_json(request["guess"])))}
     except TrialFailed as error:
-        return {"failed": str(error), "ran": error.ran}
+        reason, ran = str(error), error.ran
     except MemoryError:
-        return {"failed": f"it needs more than {request['memory'] // MIB} MiB of memory", "ran": False}
+        reason, ran = "MemoryError", False
+    if any(words in reason.lower() for words in OUT_OF_MEMORY):
+        reason, ran = f"it needs more than {request['memory'] // MIB} MiB of memory ({reason})", False
+    return {"failed": reason, "ran": ran}
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def test_the_guess_is_what_the_authors_say(tmp_path: Path, packages_cache: Path,
     assert tuple(1 if size == "batch" else size for size in x.dims) == foreign.x[1]
     assert found.batched == foreign.batched
     assert not found.questions
+    # Where state is carried, an LSTM that begins anew is one for a call without state, or runs over frequencies.
+    assert not foreign.pairs or not [remark for remark in found.remarks if "start from the same values" in remark]
 
 
 def test_the_operator_tells_h_from_c() -> None:
@@ -80,7 +82,7 @@ def test_a_cell_of_single_operators_tells_h_from_c() -> None:
     model = build(
         nodes,
         [("x", FLOAT, ["batch", 1, 3]), ("h", FLOAT, state), ("c", FLOAT, state)],
-        [("y", FLOAT, ["batch", 2]), ("first", FLOAT, state), ("second", FLOAT, state)],
+        [("y", FLOAT, ["batch", 2]), ("second", FLOAT, state), ("first", FLOAT, state)],
         {"in": normal(1, 3, 4), "again": normal(2, 4, 4), "head": normal(3, 4, 2)},
     )
     found = guess(model)
@@ -203,6 +205,17 @@ def test_a_forecast_that_is_called_as_x_is_no_state() -> None:
 def test_one_number_beside_a_longer_x_is_a_setting() -> None:
     """Such as the limit of a noise filter: asked for, since nobody sends it with each timestep."""
     assert [question.name for question in guess(with_constant("limit_db", FLOAT, [1])).questions] == ["limit_db"]
+
+
+def test_a_length_or_a_mask_is_never_x() -> None:
+    """Though it may stand first."""
+    model = with_constant("lengths", INT64, ["batch"])
+    inputs = list(model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend(reversed(inputs))
+    for tensor, node in ((model.graph.input[2], model.graph.node[0]),):
+        tensor.name = node.input[0] = "signals"  # no name that is known for x
+    assert guess(model).inputs[0].name == "signals"
 
 
 def test_an_integer_of_each_stream_is_given_once() -> None:

@@ -40,6 +40,13 @@ def test_it_reads_what_onnx_reads(graph: bytes) -> None:
         assert tensor.dims == tuple(dim.dim_param or dim.dim_value or "" for dim in kind.shape.dim)
 
 
+def test_inputs_that_are_weights_are_left_out() -> None:
+    """Old exporters list every weight as an input too; nobody feeds them."""
+    model = exported.time_major_lstm()
+    model.graph.input.append(helper.make_tensor_value_info("head", exported.FLOAT, [4, 2]))
+    assert [tensor.name for tensor in read_onnx(model.SerializeToString()).graph.inputs] == ["x", "h0", "c0"]
+
+
 def test_random_bytes_are_refused() -> None:
     """With a reason, and without any other error."""
     rng = random.Random(0)
