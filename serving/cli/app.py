@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, streams
+from tidegate.cli import bench, conformance, streams, tokens
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from tidegate.cli.options import AsJson, ModelName, ModelVersion, with_options_of
@@ -45,6 +45,7 @@ app = typer.Typer(
 )
 
 app.add_typer(streams.app, name="streams")
+app.add_typer(tokens.app, name="token")
 app.command("bench")(bench.bench)
 app.command("conformance")(conformance.conformance)
 
@@ -56,6 +57,10 @@ def serve(
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(envvar="TIDEGATE_LOG_FORMAT", help="text, json, or auto: text for a terminal, else json."),
+    ] = "auto",
     **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
@@ -64,11 +69,16 @@ def serve(
     from tidegate.runtime.descriptors import raise_limit
     from tidegate.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
     from tidegate.runtime.log import start_log
+    from tidegate.runtime.log_format import choose_format
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise CommandError(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
     open_standard_files()
-    start_log(log_level.upper())
+    try:
+        form = choose_format(log_format, sys.stderr.isatty())
+    except ValueError as error:
+        raise CommandError(f"--log-format: {error}", EXIT_USAGE) from None
+    start_log(log_level.upper(), form)
     raise_limit()
     try:
         arm(os.environ.get(VARIABLE, ""))
@@ -81,7 +91,7 @@ def serve(
         if config.worker_count == 1:
             _serve_in_process(config)
         else:
-            _serve_with_workers(config, log_level.upper())
+            _serve_with_workers(config, {"log_level": log_level.upper(), "log_format": form})
     except (ContractBroken, StartFailed) as error:
         raise CommandError(str(error), EXIT_START_FAILED) from None
     except StopFailed as error:
@@ -191,8 +201,19 @@ def health(
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
+    http: Annotated[
+        bool,
+        typer.Option(
+            "--http", help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token."
+        ),
+    ] = False,
 ) -> None:
     """Check whether a server is serving; exit code 0 means yes."""
+    if http:
+        from tidegate.cli.http_health import ask_health
+
+        print(ask_health(os.environ, timeout))
+        return
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -256,7 +277,7 @@ def _serve_in_process(config: ServerConfig) -> None:
     uvloop.run(server.run(lambda: print_ready(server.ready_line), asyncio.Event()))
 
 
-def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
+def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
     from tidegate.runtime.supervisor import Supervisor
 
@@ -264,7 +285,7 @@ def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
         [sys.executable, "-P", "-m", "tidegate.cli.worker"],
-        {"log_level": log_level, "config": settings},
+        {**log_settings, "config": settings},
         workers=config.worker_count,
         host=config.host,
         port=config.port,
