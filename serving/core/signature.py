@@ -153,7 +153,8 @@ class _Reader:
         is_x = part.name == self._described.input
         features = len(_features(self._described))
         guess = _guess_x(features, part.window or 1) if is_x else _guess
-        row = self._read_row(self._inputs, part.name, part.shape, guess, part.window or 1)
+        hint = f" for {features} features" if is_x and part.shape is None else ""
+        row = self._read_row(self._inputs, part.name, part.shape, guess, part.window or 1, hint)
         if row is None:
             return None
         self._one_by_one |= row.one_by_one
