@@ -111,6 +111,25 @@ async def test_a_take_over_keeps_them(root: Path) -> None:
         assert await step(client, "a") == [9, 18]
 
 
+async def test_another_server_goes_on_with_them(root: Path, tmp_path: Path) -> None:
+    """They are in the store with the state; before the first timestep nothing is, and it needs them again."""
+    state = f"sqlite:///{tmp_path / 'state.db'}"
+    async with (
+        run_server(root, state=state) as left,
+        run_server(root, state=state) as right,
+        raw_channel(left) as channel,
+        Client(address_of(left)) as client,
+        Client(address_of(right)) as other,
+    ):
+        async with client.open("a", inputs=scale(3), sync=True) as stream:
+            assert (await stream.step(X))["sum"].tolist() == [3, 6]
+        assert await step(other, "a") == [6, 12]
+        await RawCall(channel).open("b", inputs=named(3))
+        with pytest.raises(InvalidArgument, match="stream 'b' begins here"):
+            await step(other, "b")
+        assert await step(other, "b", scale(5)) == [5, 10]
+
+
 async def test_a_stream_that_sleeps_before_its_first_timestep_wakes_with_them(root: Path) -> None:
     """Nothing of it is stored yet."""
     async with run_server(root) as server, raw_channel(server) as channel:
