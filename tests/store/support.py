@@ -157,9 +157,11 @@ def sqlite_place(folder: Path) -> Place:
 def redis_place(server: RedisServer) -> Place:
     """In an emptied redis. On a busy machine it may not answer for some seconds."""
     from tidegate.store.redis import RedisStore  # needs the package `redis`
+    from tidegate.store.redis_address import parse_redis_address
 
     assert server.command("FLUSHALL") == b"+OK\r\n"
-    return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=TIMEOUT_S))
+    address = parse_redis_address(server.address)
+    return Place(lambda clock: RedisStore(address, clock=clock, timeout_s=TIMEOUT_S))
 
 
 @contextmanager

@@ -1,0 +1,140 @@
+"""Connections to a redis: plain or with TLS, to a server or to the primary that sentinels name."""
+
+import ssl
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import Connection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from tidegate.store.redis_address import RedisAddress, Tls
+
+# Connections of this process. An operation holds one for a round trip. If none is free it waits, within its timeout.
+CONNECTIONS_MAX = 16
+# The part of an operation's timeout that one sentinel may take. So an operation finds the third when two hang.
+SENTINEL_PART = 0.25
+
+
+class NotReplicated(Exception):
+    """Fewer replicas than asked for have a write."""
+
+
+class _TlsConnection(Connection):
+    """A connection with TLS. It reads the files anew, so certificates may be replaced while the server runs."""
+
+    def __init__(self, *, tls: Tls, **options: Any) -> None:
+        super().__init__(**options)
+        self._tls = tls
+
+    def _connection_arguments(self) -> Any:
+        return {**super()._connection_arguments(), "ssl": self._tls.context()}
+
+
+class _PrimaryTlsConnection(_TlsConnection, SentinelManagedConnection):
+    """The same to the primary that sentinels name."""
+
+
+class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the primary that sentinels name. A caller waits when all are in use."""
+
+
+def make_client(address: RedisAddress, timeout_s: float) -> Redis:
+    """A client that connects when it is used. `close_client` closes it."""
+    options = {**_options(address.tls, timeout_s), "db": address.database}
+    options |= {"username": address.user, "password": address.password}
+    options |= {"max_connections": CONNECTIONS_MAX, "timeout": timeout_s}
+    if not address.service:
+        ((host, port),) = address.nodes
+        kind = _TlsConnection if address.tls else Connection
+        return Redis(connection_pool=BlockingConnectionPool(connection_class=kind, host=host, port=port, **options))
+    sentinel = Sentinel(())  # type: ignore[no-untyped-call]
+    sentinel.sentinels = _sentinels(address, timeout_s * SENTINEL_PART)
+    managed = _PrimaryTlsConnection if address.tls else SentinelManagedConnection
+    pool = _PrimaryPool(address.service, sentinel, connection_class=managed, **options)  # type: ignore[no-untyped-call]
+    return Redis(connection_pool=pool)
+
+
+def _sentinels(address: RedisAddress, timeout_s: float) -> list[Redis]:
+    options = _options(address.tls, timeout_s)
+    options |= {"username": address.sentinel_user, "password": address.sentinel_password}
+    kind = _TlsConnection if address.tls else Connection
+    pools = (
+        BlockingConnectionPool(connection_class=kind, timeout=timeout_s, host=host, port=port, **options)
+        for host, port in address.nodes
+    )
+    return [Redis(connection_pool=pool) for pool in pools]
+
+
+def _options(tls: Tls | None, timeout_s: float) -> dict[str, Any]:
+    """The options of all connections."""
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        # Callers retry if they still need the result. A connection that died while it was in the pool is
+        # detected when it is taken, and replaced.
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # supported by all versions of both
+        **({"tls": tls} if tls else {}),
+    }
+
+
+async def close_client(client: Redis) -> None:
+    """Closes the connections, also those to sentinels."""
+    await client.aclose()
+    pool = client.connection_pool
+    await pool.disconnect()
+    if isinstance(pool, _PrimaryPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.connection_pool.disconnect()
+
+
+async def forget_primary(client: Redis) -> None:
+    """Closes idle connections to a primary that sentinels have named, so that they are asked again."""
+    pool = client.connection_pool
+    if isinstance(pool, _PrimaryPool):
+        await pool.disconnect(inuse_connections=False)
+
+
+def explained(error: Exception, timeout_s: float) -> str:
+    """What is wrong with the server, and what to do about it."""
+    cause: BaseException = error
+    while (deeper := cause.__cause__ or cause.__context__) is not None:
+        cause = deeper
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not accepted ({cause.verify_message}); see the option ca and the host in its address"
+        )
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed ({cause.reason or cause}); see the options ca, cert and key in its address"
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"the file {cause.filename} cannot be read ({cause.strerror}); see the options ca, cert and key in its address"
+    meaning = next(
+        (meaning for kind, meaning in _MEANINGS if isinstance(error, kind)),
+        "refused a command: {error}" if isinstance(error, RedisError) else "the connection failed: {error!r}",
+    )
+    return meaning.format(error=error, seconds=timeout_s)
+
+
+# The first match counts: the library's timeouts and refusals are connection errors too.
+_MEANINGS: tuple[tuple[type[Exception], str], ...] = (
+    (TimeoutError, "did not answer within {seconds:g} s"),
+    (RedisTimeoutError, "did not answer within {seconds:g} s"),
+    (NotReplicated, "{error}; see that its replicas run and are connected"),
+    (AuthenticationError, "does not let this user in ({error}); correct the user name and the password in its address"),
+    (BusyLoadingError, "is still loading its data after a start; wait"),
+    (RedisConnectionError, "cannot be reached ({error}); see that it runs and listens there"),
+    (OSError, "cannot be reached ({error}); see that it runs and listens there"),
+    (ReadOnlyError, "is a replica, which cannot be written; name the primary"),
+    (OutOfMemoryError, "its memory is full; nothing was written: raise maxmemory"),
+)
