@@ -75,8 +75,9 @@ FORMAT = 3
 OLDER_FORMATS = (b"1", b"2")
 # The time for a whole operation. A healthy server answers in a millisecond; the checkpointer retries by itself.
 TIMEOUT_S = 2.0
-# How long a write waits for replicas: a part of the whole, so that the server tells how many have it.
-REPLICAS_PART = 0.5
+# The part of the timeout that a write waits for replicas, so that the server tells how many have it. It waits twice
+# when the server does not know the script.
+REPLICAS_PART = 0.4
 # A failover must not undo these once they were confirmed: who owns a stream, its state, and that it is gone.
 _REPLICATED = frozenset((PROLOGUE + CLAIM, PROLOGUE + CREATE, PROLOGUE + DELETE, SAVE))
 # Streams of one script, which runs for about 2 ms. Meanwhile the server serves nobody else.
@@ -255,6 +256,7 @@ class RedisStore:
 
     async def _check_server(self) -> None:
         """Checks that the server can be used, and warns of dangerous settings."""
+        await self._call(self._read_certificates())
         format_key = f"{PREFIX}:format"
         kept = await self._call(self._redis.set(format_key, FORMAT, nx=True, get=True))
         if kept in OLDER_FORMATS:
@@ -276,6 +278,11 @@ class RedisStore:
             log.warning(
                 "%s: redis forgets streams when its memory is full; set maxmemory-policy noeviction", self._name
             )
+
+    async def _read_certificates(self) -> None:
+        """Raises OSError when a file cannot be used: sentinels that are not reached do not tell."""
+        if self._address.tls:
+            self._address.tls.context()
 
     async def _check_replicas(self) -> None:
         """Says what a failover loses, and warns when writes cannot be confirmed now."""
@@ -391,7 +398,7 @@ class RedisStore:
             if task.cancelling() > cancelled:
                 raise asyncio.CancelledError from error
             await forget_primary(self._redis)
-            raise StoreUnavailable(self._name, explained(error, self._timeout_s)) from error
+            raise StoreUnavailable(self._name, explained(error, self._timeout_s, self._address.tls)) from error
         # sometimes the library swallows the cancellation, and the caller would never end
         if task.cancelling() > cancelled:
             raise asyncio.CancelledError

@@ -1,12 +1,14 @@
 """Connections to a redis: plain or with TLS, to a server or to the primary that sentinels name."""
 
+import asyncio
 import ssl
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -45,8 +47,31 @@ class _PrimaryTlsConnection(_TlsConnection, SentinelManagedConnection):
     """The same to the primary that sentinels name."""
 
 
+class _Sentinels(Sentinel):
+    """The sentinels, which are asked by one caller after the other.
+
+    The library puts the one that answered first by exchanging two places. Several callers at once would exchange
+    places that have changed meanwhile, and sentinels would be forgotten.
+    """
+
+    def __init__(self, sentinels: list[Redis]) -> None:
+        super().__init__(())  # type: ignore[no-untyped-call]
+        self.sentinels = sentinels
+        self._lock = asyncio.Lock()
+
+    async def discover_master(self, service_name: str) -> Any:
+        async with self._lock:
+            return await super().discover_master(service_name)
+
+
 class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
     """Connections to the primary that sentinels name. A caller waits when all are in use."""
+
+    async def forget(self) -> None:
+        """Closes idle connections. Does not wait: a primary that is frozen never answers the end of a TLS connection."""
+        for connection in list(self._available_connections):
+            with suppress(Exception):  # it is given up in any case
+                await connection.disconnect(nowait=True)
 
 
 def make_client(address: RedisAddress, timeout_s: float) -> Redis:
@@ -58,8 +83,7 @@ def make_client(address: RedisAddress, timeout_s: float) -> Redis:
         ((host, port),) = address.nodes
         kind = _TlsConnection if address.tls else Connection
         return Redis(connection_pool=BlockingConnectionPool(connection_class=kind, host=host, port=port, **options))
-    sentinel = Sentinel(())  # type: ignore[no-untyped-call]
-    sentinel.sentinels = _sentinels(address, timeout_s * SENTINEL_PART)
+    sentinel = _Sentinels(_sentinels(address, timeout_s * SENTINEL_PART))
     managed = _PrimaryTlsConnection if address.tls else SentinelManagedConnection
     pool = _PrimaryPool(address.service, sentinel, connection_class=managed, **options)  # type: ignore[no-untyped-call]
     return Redis(connection_pool=pool)
@@ -91,38 +115,40 @@ def _options(tls: Tls | None, timeout_s: float) -> dict[str, Any]:
 
 async def close_client(client: Redis) -> None:
     """Closes the connections, also those to sentinels."""
-    await client.aclose()
     pool = client.connection_pool
-    await pool.disconnect()
+    pools = [pool]
     if isinstance(pool, _PrimaryPool):
-        for sentinel in pool.sentinel_manager.sentinels:
-            await sentinel.connection_pool.disconnect()
+        pools += [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+    for each in pools:
+        with suppress(RedisError):  # a server that is frozen does not answer the end of a TLS connection
+            await each.disconnect()
 
 
 async def forget_primary(client: Redis) -> None:
     """Closes idle connections to a primary that sentinels have named, so that they are asked again."""
-    pool = client.connection_pool
-    if isinstance(pool, _PrimaryPool):
-        await pool.disconnect(inuse_connections=False)
+    if isinstance(client.connection_pool, _PrimaryPool):
+        await client.connection_pool.forget()
 
 
-def explained(error: Exception, timeout_s: float) -> str:
+def explained(error: Exception, timeout_s: float, tls: Tls | None) -> str:
     """What is wrong with the server, and what to do about it."""
-    cause: BaseException = error
-    while (deeper := cause.__cause__ or cause.__context__) is not None:
-        cause = deeper
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError) and getattr(cause, "filename", None) is None:
+        cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not accepted ({cause.verify_message}); see the option ca and the host in its address"
         )
     if isinstance(cause, ssl.SSLError):
-        return f"TLS failed ({cause.reason or cause}); see the options ca, cert and key in its address"
-    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"TLS failed ({cause.reason or cause}); see ca and the options cert and key in its address"
+    if isinstance(cause, OSError):
         return f"the file {cause.filename} cannot be read ({cause.strerror}); see the options ca, cert and key in its address"
     meaning = next(
         (meaning for kind, meaning in _MEANINGS if isinstance(error, kind)),
         "refused a command: {error}" if isinstance(error, RedisError) else "the connection failed: {error!r}",
     )
+    if tls and tls.cert is None and meaning.startswith("cannot be reached"):
+        meaning += ", without a client certificate (the options cert and key)"
     return meaning.format(error=error, seconds=timeout_s)
 
 
@@ -132,6 +158,11 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (RedisTimeoutError, "did not answer within {seconds:g} s"),
     (NotReplicated, "{error}; see that its replicas run and are connected"),
     (AuthenticationError, "does not let this user in ({error}); correct the user name and the password in its address"),
+    # The library's text of this one has the options of connections, in some versions with passwords.
+    (
+        MasterNotFoundError,
+        "its sentinels name no primary that is up; see that they run, know this name, and accept this login and its TLS",
+    ),
     (BusyLoadingError, "is still loading its data after a start; wait"),
     (RedisConnectionError, "cannot be reached ({error}); see that it runs and listens there"),
     (OSError, "cannot be reached ({error}); see that it runs and listens there"),

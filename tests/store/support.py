@@ -84,15 +84,18 @@ class Clock:
 
 
 class RedisServer:
-    """A redis-server with its own folder, which can be killed and restarted."""
+    """A redis-server with its own folder, which can be killed and restarted. With `config` it is a sentinel."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, *settings: str, config: Path | None = None, port: int | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+            self.port = port or free.getsockname()[1]
         self.address = f"redis://127.0.0.1:{self.port}"
-        self._command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder)]
-        self._command += ["--save", "", "--loglevel", "warning", *settings]
+        common = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder), "--loglevel", "warning"]
+        if config is None:
+            self._command = ["redis-server", *common, "--save", "", *settings]
+        else:
+            self._command = ["redis-server", str(config), "--sentinel", *common]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -74,7 +74,7 @@ async def test_streams_are_kept_over_tls(
         (
             LOGIN,
             "rediss://localhost:{port}?ca={ca}",
-            "TLS failed (TLSV13_ALERT_CERTIFICATE_REQUIRED); see the options ca, cert and key",
+            "the options cert and key",
         ),
         (LOGIN, "rediss://127.0.0.2:{port}?ca={ca}", "IP address mismatch"),
         ("ann:wrong-secret@", "rediss://localhost:{port}{all}", "does not let this user in"),
