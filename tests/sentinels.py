@@ -75,11 +75,14 @@ class Sentinels:
             time.sleep(0.02)
 
     def failed_over(self) -> RedisServer:
-        """Waits until another server is the primary, and returns it."""
+        """Waits until another server is the primary and all sentinels say so. Returns it."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             for node in self.nodes[1:]:
                 if b"role:master" in node.command("INFO", "replication"):
+                    port = str(self._ports[self.nodes.index(node)])
+                    for watcher in self.watchers:
+                        self.wait_for(watcher, f"SENTINEL GET-MASTER-ADDR-BY-NAME {SERVICE}", f"\r\n{port}\r\n")
                     return node
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -48,10 +48,10 @@ class _PrimaryTlsConnection(_TlsConnection, SentinelManagedConnection):
 
 
 class _Sentinels(Sentinel):
-    """The sentinels, which are asked by one caller after the other.
+    """The sentinels. The one that answered last is asked first.
 
-    The library puts the one that answered first by exchanging two places. Several callers at once would exchange
-    places that have changed meanwhile, and sentinels would be forgotten.
+    The library's own search asks for all primaries and passes over those that are down, so that it finds none until all
+    replicas have changed over. And it forgets sentinels when several callers search at once.
     """
 
     def __init__(self, sentinels: list[Redis]) -> None:
@@ -59,16 +59,28 @@ class _Sentinels(Sentinel):
         self.sentinels = sentinels
         self._lock = asyncio.Lock()
 
-    async def discover_master(self, service_name: str) -> Any:
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Host and port of the primary. Raises MasterNotFoundError when no sentinel tells."""
         async with self._lock:
-            return await super().discover_master(service_name)
+            for sentinel in list(self.sentinels):
+                with suppress(RedisConnectionError, RedisTimeoutError):
+                    found: Any = await sentinel.sentinel_get_master_addr_by_name(service_name)
+                    if found:
+                        return str(found[0]), int(found[1])
+                self.ask_another()
+        raise MasterNotFoundError
+
+    def ask_another(self) -> None:
+        """Asks this one last from now on: it does not answer, or what it told is out of date."""
+        self.sentinels.append(self.sentinels.pop(0))
 
 
 class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
     """Connections to the primary that sentinels name. A caller waits when all are in use."""
 
     async def forget(self) -> None:
-        """Closes idle connections. Does not wait: a primary that is frozen never answers the end of a TLS connection."""
+        """Closes idle connections, and asks another sentinel next. Does not wait: a primary that is frozen never answers the end of a TLS connection."""
+        self.sentinel_manager.ask_another()
         for connection in list(self._available_connections):
             with suppress(Exception):  # it is given up in any case
                 await connection.disconnect(nowait=True)
@@ -91,7 +103,7 @@ def make_client(address: RedisAddress, timeout_s: float) -> Redis:
 
 def _sentinels(address: RedisAddress, timeout_s: float) -> list[Redis]:
     options = _options(address.tls, timeout_s)
-    options |= {"username": address.sentinel_user, "password": address.sentinel_password}
+    options |= {"username": address.sentinel_user, "password": address.sentinel_password, "decode_responses": True}
     kind = _TlsConnection if address.tls else Connection
     pools = (
         BlockingConnectionPool(connection_class=kind, timeout=timeout_s, host=host, port=port, **options)
