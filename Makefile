@@ -9,6 +9,8 @@ PROTOC := .venv-protoc
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := .venv-triton
+# The client library of Triton wants an older protobuf than ours.
+TRITONCLIENT := .venv-tritonclient
 RELEASED := protos/tidegate/v1/released.binpb
 IMAGE ?= tidegate
 # Builds the image where no container engine runs, if such a tool is at hand.
@@ -36,10 +38,10 @@ quick: $(READY)
 	$(PYTEST) -m 'not slow'
 
 # The same, and which branches they take; a third slower.
-coverage: $(READY) $(PROTOC)/.ready
+coverage: $(READY) $(PROTOC)/.ready $(TRITONCLIENT)/.ready
 	$(PYTEST) -m 'not slow' --cov --cov-report=term
 
-slow: $(READY)
+slow: $(READY) $(TRITONCLIENT)/.ready
 	$(PYTEST) -m slow
 
 check: $(READY)
@@ -71,6 +73,7 @@ bench-peers: $(READY) $(TRITON)/.ready
 
 protos: $(PROTOC)/.ready
 	$(PROTOC)/bin/python -m grpc_tools.protoc -I protos --python_out=src --pyi_out=src --grpc_python_out=src tidegate/v1/tidegate.proto
+	$(PROTOC)/bin/python -m grpc_tools.protoc -I protos --descriptor_set_out=serving/rpc/kserve/inference.binpb inference/inference.proto
 
 # Their style, and that clients of the last release go on to work.
 check-protos: $(READY)
@@ -98,6 +101,11 @@ $(READY): pyproject.toml requirements.lock
 $(PROTOC)/.ready:
 	$(PYTHON) -m venv $(PROTOC)
 	$(PROTOC)/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0 grpcio==1.76.0 protobuf==6.31.1 'setuptools<81'
+	touch $@
+
+$(TRITONCLIENT)/.ready:
+	$(PYTHON) -m venv $(TRITONCLIENT)
+	$(TRITONCLIENT)/bin/pip install --quiet --disable-pip-version-check --editable . 'tritonclient[grpc]==2.73.0'
 	touch $@
 
 # The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests.

@@ -15,13 +15,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tidegate.core.errors import StoreUnavailable
 from tidegate.rpc import reflection, servicer
+from tidegate.rpc.kserve import messages as kserve_messages
+from tidegate.rpc.kserve import servicer as kserve
+from tidegate.rpc.kserve.backend import ServingLimits
 from tidegate.rpc.malformed_requests import MalformedRequestInterceptor
+from tidegate.rpc.open_calls import OpenCalls
 from tidegate.runtime.admin_service import AdminService
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.connection_limit import ConnectionLimiter
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.host import is_unix, why_not_unix, with_port
+from tidegate.runtime.inference_status import InferenceStatus
 from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
 from tidegate.runtime.metrics import Metrics
@@ -91,6 +96,7 @@ class Server:
         self.admin_service: AdminService
         self._health = health.aio.HealthServicer()
         self._connection_limiter = ConnectionLimiter()
+        self._calls = OpenCalls(config.live_max_of_a_peer)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -151,14 +157,13 @@ class Server:
         self.stream_service = StreamService(self.repository, store, metrics, self.registry)
         self.admin_service = AdminService(self.repository, store, self.registry)
         self._servicer = servicer.TidegateServicer(
-            self.stream_service,
-            self.admin_service,
-            live_max=config.live_max_of_a_peer,
-            message_bytes_max=config.message_bytes_max,
+            self.stream_service, self.admin_service, self._calls, message_bytes_max=config.message_bytes_max
         )
         servicer.add_to_server(self._servicer, self._server)
+        kserve.add_to_server(self._make_kserve_servicer(), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.add_to_server((SERVICE, health.SERVICE_NAME), self._server)
+        services = (SERVICE, kserve_messages.SERVICE_NAME, health.SERVICE_NAME)
+        reflection.add_to_server(services, self._server, [kserve_messages.POOL])
         if self.context is None:
             source.counters, source.up = metrics.create_counters(), True
         else:
@@ -192,7 +197,7 @@ class Server:
         self.registry.checkpointer.set_deadline(0.0 if any(task.done() for task in self._tasks) else time_to_store)
         try:
             async with asyncio.timeout_at(deadline):
-                await self._servicer.drain()
+                await self._calls.drain()
         except TimeoutError:
             log.warning("calls did not end within %g s and are cancelled", self.config.drain_after)
         # The calls have ended, but their last messages may still be in transit. Calls that have not ended are
@@ -213,7 +218,7 @@ class Server:
 
     async def _store_all(self) -> None:
         """Waits until there are no calls and every stream is stored."""
-        await self._servicer.drain()
+        await self._calls.drain()
         await self.stream_service.close()
 
     async def wait(self) -> None:
@@ -257,6 +262,12 @@ class Server:
             watch.cancel()
             asking.cancel()
             await self.stop()
+
+    def _make_kserve_servicer(self) -> kserve.InferenceServicer:
+        config = self.config
+        limits = ServingLimits(config.batch_max, config.live_max, config.forget_after, self.context is None)
+        status = InferenceStatus(self.repository, self.registry)
+        return kserve.InferenceServicer(self.stream_service, self.admin_service, status, self._calls, limits)
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
