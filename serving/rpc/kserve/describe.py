@@ -67,10 +67,9 @@ def _describe_state(described: Any, tensor: StateTensor) -> None:
 def model_statistics(spec: Spec, counts: ModelCounts) -> Any:
     """What a model has done.
 
-    Clients divide times by counts of requests. A batch is measured as a whole, so each of its timesteps counts with the
-    mean time of a batch. Copying values in and out is part of that time.
+    Clients divide times by counts of requests. A batch is measured as a whole, and its time is shared by its timesteps.
+    Copying values in and out is part of that time.
     """
-    mean_batch_s = counts.batch_seconds / counts.batches if counts.batches else 0.0
     statistics = ModelStatistics(
         name=spec.name, version=spec.version, inference_count=counts.applied, execution_count=counts.batches
     )
@@ -80,7 +79,7 @@ def model_statistics(spec: Spec, counts: ModelCounts) -> Any:
         (stats.fail, counts.failed, 0.0),
         (stats.queue, counts.queued, counts.queue_seconds),
         (stats.compute_input, counts.applied, 0.0),  # the three counts must be equal: clients check it
-        (stats.compute_infer, counts.applied, counts.applied * mean_batch_s),
+        (stats.compute_infer, counts.applied, counts.batch_seconds),
         (stats.compute_output, counts.applied, 0.0),
         (stats.cache_hit, 0, 0.0),
         (stats.cache_miss, 0, 0.0),

@@ -5,8 +5,8 @@ The rules of this file:
 2. Requests of one sequence are applied in their order. Those of different sequences run together, in one batch.
 3. What only needs a batch is queued at once, without a task. To begin, resume, wake or end a sequence takes longer and
    has a task, which waits for the request before it in its sequence.
-4. Requests that arrive while answers are written wait for the next batch. Their answers could not be written earlier, and
-   one call brings one request at a time: each would be a batch of its own.
+4. Requests that arrive while earlier ones are stored or answered wait for the next batch. Their answers could not be
+   written earlier, and one call brings one request at a time: each would be a batch of its own.
 5. At most `PENDING_MAX` requests and `PENDING_BYTES_MAX` bytes are pending. Then the call stops reading, and flow control
    throttles the client.
 6. An answer to a timestep without a number waits until it is durable: its sender cannot know whether to send it again.
@@ -109,7 +109,7 @@ class StreamInferCall(Call):
         self._pending: deque[Pending] = deque()
         self._pending_bytes = 0
         self._waiting: list[tuple[Request, Pending]] = []  # those of the pending requests that were not started
-        self._writing = False  # whether an answer is being written
+        self._answering = False  # whether a prediction is being stored or written
         self._arrived = asyncio.Event()
         self._answered = asyncio.Event()  # an answer was written since the call waits for that
         self._writer: asyncio.Task[None]
@@ -160,7 +160,7 @@ class StreamInferCall(Call):
         self._pending.append(pending)
         self._pending_bytes += pending.size
         self._arrived.set()
-        if self._writing:
+        if self._answering:
             self._waiting.append((request, pending))
         else:
             self._start(request, pending)
@@ -298,11 +298,9 @@ class StreamInferCall(Call):
                 if head.future is None and head.error is None:
                     self._start_waiting()
                 answer = await self._answer(head)
-                self._writing = True
-                try:
-                    await self.context.write(answer)
-                finally:
-                    self._writing = False
+                self._answering = True
+                await self.context.write(answer)
+                self._answering = False
                 self._pending_bytes -= pending.popleft().size
                 self._answered.set()
             self._arrived.clear()
@@ -315,6 +313,7 @@ class StreamInferCall(Call):
                 raise pending.error
             assert pending.future is not None
             prediction = await pending.future
+            self._answering = True
             held = pending.held
             if pending.sync and held.lease.durable_step < prediction.step:
                 await self._wait_durable(held, prediction.step)
