@@ -178,7 +178,7 @@ async def test_a_repeat_with_its_number_is_applied_once(sum_root: Path) -> None:
         assert parameters_of(again)["duplicate"] is True
         gap = await call.refused(infer_request(7, 2.0, step=4))
         assert gap.error_message.startswith("step: got 4, expected 3")
-        assert parameters_of(gap.infer_response)["reason"] == "STEP_GAP"
+        assert parameters_of(gap.infer_response) == {"reason": "STEP_GAP", "next_step": 3}
         differ = await call.refused(infer_request(7, 9.0, step=2))
         assert parameters_of(differ.infer_response)["reason"] == "VALUES_DIFFER"
 

@@ -16,7 +16,7 @@ import asyncio
 from collections import deque
 from time import perf_counter
 
-from tidegate.core.errors import Stopping, StoreBehind, StreamNotFound, TakenOver, TidegateError
+from tidegate.core.errors import StepGap, Stopping, StoreBehind, StreamNotFound, TakenOver, TidegateError
 from tidegate.core.spec import Key, Prediction, Timestep
 from tidegate.core.streams import Lease
 from tidegate.rpc.backend import CloseReason
@@ -409,4 +409,6 @@ def encode_error(request_id: str, error: TidegateError) -> bytes:
     response.infer_response.id = request_id
     reason = wire_status(error, of_timestep=True).reason
     response.infer_response.parameters["reason"].string_param = reason_name(reason)
+    if isinstance(error, StepGap):
+        response.infer_response.parameters["next_step"].int64_param = error.expected
     return bytes(response.SerializeToString())
