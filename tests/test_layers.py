@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tidegate.rpc.names",
         "tidegate.rpc.wire",
         "tidegate.core.spec",
+        "tidegate.core.input_layout",
         "tidegate.v1",
     },
     "tidegate.blocking": {"tidegate.client", "tidegate.core.spec"},

@@ -1,17 +1,17 @@
-"""Varints: protobuf's encoding of numbers and lengths."""
+"""Numbers as protobuf encodes them: seven bits in each byte, lowest first; the eighth bit tells that more bytes follow."""
 
-ONE_BYTE = tuple(bytes([digit]) for digit in range(0x80))
+ONE_BYTE_VARINTS = tuple(bytes([digit]) for digit in range(0x80))
 
 
 def varint(number: int) -> bytes:
-    """A number that is not negative: seven bits in each byte, lowest first; the eighth bit tells that more follow."""
+    """A number that is not negative, as a varint."""
     if number < 0x80:
-        return ONE_BYTE[number]
+        return ONE_BYTE_VARINTS[number]
     if number < 0x4000:
         return bytes((number & 0x7F | 0x80, number >> 7))
     return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + varint(number >> 14)
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field of bytes, of text or of a message."""
+    """A field of bytes, of text or of a message, with its tag and length."""
     return varint(number << 3 | 2) + varint(len(content)) + content

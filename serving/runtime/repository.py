@@ -1,6 +1,7 @@
 """The models on disk, `<name>/<version>/model.onnx`: loads, checks, warms up and looks up."""
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from pathlib import Path
 from tidegate.core.engine import Engine
 from tidegate.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
 from tidegate.core.model import Model
-from tidegate.core.self_check import batch_variant_sizes
+from tidegate.core.self_check import SelfCheck, check_model, describe_check, describe_sizes
 from tidegate.core.slots import Slots
-from tidegate.core.spec import Ints, Spec
+from tidegate.core.spec import Spec
 from tidegate.rpc.backend import ModelInfo
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.metrics import Metrics, ModelMetrics
+from tidegate.runtime.model_digest import digest_model
 
 log = logging.getLogger("tidegate.repository")
 
@@ -100,10 +102,10 @@ def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A checked model. `varying` are the batch sizes that change its bits."""
+    """A checked model."""
 
     model: Model
-    varying: Ints
+    check: SelfCheck
     card_json: str
 
 
@@ -112,32 +114,35 @@ def _load(batch_max: int, path: Path) -> _Loaded:
     name, version = path.parent.parent.name, path.parent.name
     if not version.isdecimal():
         raise ContractBroken(str(path), f"version '{version}' is not a decimal number, expected for example {name}/1")
+    if version != str(int(version)):
+        raise ContractBroken(str(path), f"version '{version}' begins with a zero, expected {name}/{int(version)}")
     sidecar, card = path.with_name("model.toml"), path.with_name("card.json")
     try:
-        graph = path.read_bytes()
+        digest = digest_model(f"{name}/{version}", path)
         sidecar_text = sidecar.read_text("utf-8") if sidecar.exists() else None
         card_json = card.read_text("utf-8") if card.exists() else ""
     except OSError as error:
         raise ContractBroken(str(path), f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
-    model = Model(name, version, graph, sidecar_text)
-    return _Loaded(model, batch_variant_sizes(model, batch_max), card_json)
+    model = Model(name, version, str(path), sidecar_text, digest)
+    return _Loaded(model, check_model(model, batch_max, time.perf_counter), card_json)
 
 
 def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> ServedModel:
     """Creates the slots and the batcher of a model, and logs the result of the check."""
-    model, varying = loaded.model, loaded.varying
+    model, check = loaded.model, loaded.check
+    model.limit_batches(check.sizes, limits.batch_max)
     measured = metrics.add_model(model.spec.name, model.spec.version, model.spec.fingerprint)
-    measured.batch_invariant = not varying.size
-    if varying.size:
-        log.warning(
-            "model %s: on this CPU a prediction may change its last bits with the batch it is in (batches of %s); "
-            "serve with --batch-max 1 if that matters",
-            model.spec.title,
-            ", ".join(str(size) for size in varying[:8]),
-        )
+    measured.batch_invariant = check.batch_invariant
+    for sentence in describe_check(check):
+        log.warning("model %s: %s", model.spec.title, sentence)
     slots = Slots(model.spec, limits.live_max, limits.answers)
     batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
-    log.info("model %s loaded, fingerprint %s", model.spec.title, model.spec.fingerprint[:12])
+    log.info(
+        "model %s loaded, fingerprint %s, %s",
+        model.spec.title,
+        model.spec.fingerprint[:12],
+        describe_sizes(check, limits.batch_max),
+    )
     return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)

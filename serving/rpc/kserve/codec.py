@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from tidegate.core.errors import InvalidField, ModelMismatch
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.named_inputs import Named
 from tidegate.core.spec import Prediction, Spec
-from tidegate.rpc.kserve.decode import SHARED_MEMORY, Request, decode_row
+from tidegate.rpc.kserve.decode import SHARED_MEMORY, Request, decode_tensor, decode_tensors
 from tidegate.rpc.kserve.messages import InferParameter, ModelInferResponse
-from tidegate.rpc.kserve.tensors import input_tensors, output_tensors
+from tidegate.rpc.kserve.tensors import output_tensors, stream_tensors, timestep_tensors
 from tidegate.rpc.varint import field, varint
 
 # Numbers of the fields of a ModelInferResponse, and of an entry of its parameters.
@@ -50,13 +52,17 @@ class ModelCodec:
 
     Attributes:
         spec: the model.
-        inputs: its inputs, in the order of a row.
+        stream_inputs: the inputs that a sequence begins with.
 
     """
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.inputs = input_tensors(spec)
+        self.stream_inputs = stream_tensors(spec)
+        self._inputs = timestep_tensors(spec)
+        self._layout = InputLayout(spec.inputs)
+        # The only input of a request; None when requests may have several.
+        self._only = self._inputs[0] if self._layout.plain and not self.stream_inputs else None
         self._names = {output.name: position for position, output in enumerate(spec.outputs)}
         self._head = ModelInferResponse(model_name=spec.name, model_version=spec.version).SerializeToString()
         self._all = Selection(spec, tuple(range(len(spec.outputs))))
@@ -73,8 +79,28 @@ class ModelCodec:
             raise ModelMismatch(stream_id, f"{name}/{version}" if version else name, self.spec.title)
 
     def decode_row(self, request: Request) -> bytes:
-        """The packed values of a timestep; raises InvalidField."""
-        return decode_row(request, self.inputs)
+        """The packed row of a timestep; raises InvalidField."""
+        if self._only is not None and (values := decode_tensor(request, self._only)) is not None:
+            return values
+        columns = decode_tensors(request, self._inputs, self.stream_inputs)
+        return self._layout.pack(columns, 1).tobytes()
+
+    def decode_stream_inputs(self, request: Request, *, start: bool) -> Named:
+        """The inputs that a sequence begins with: all of them with a start, later all or none.
+
+        Raises InvalidField.
+        """
+        names = {tensor.name for tensor in request.inputs}
+        if not self.stream_inputs or not (start or any(part.name in names for part in self.stream_inputs)):
+            return ()
+        columns = decode_tensors(request, (*self._inputs, *self.stream_inputs))
+        return [(part.name, columns[part.name]) for part in self.stream_inputs]
+
+    def check_start(self, request: Request) -> None:
+        """Raises InvalidField when a request cannot begin a sequence."""
+        self.select(request)
+        self.decode_row(request)
+        self.decode_stream_inputs(request, start=True)
 
     def select(self, request: Request) -> Selection:
         """The outputs that a request asks for; all of them if it names none.

@@ -16,7 +16,6 @@ Request = Any
 
 DURABILITIES = {"sync": True, "background": False}
 SHARED_MEMORY = "shared_memory_region"
-# What the names of types in numpy are called by people who write requests by hand.
 UINT64_VALUES = 1 << 64
 
 
@@ -66,25 +65,40 @@ def read_flags(request: Request) -> SequenceFlags:
     return SequenceFlags(stream_id, start, end, step, sync)
 
 
-def decode_row(request: Request, inputs: Sequence[Tensor]) -> bytes:
-    """The packed values of one timestep.
+def decode_tensor(request: Request, expected: Tensor) -> bytes | None:
+    """The packed values of the only tensor of a request; None when it has not exactly this one.
+
+    Raises InvalidField as `decode_tensors` does.
+    """
+    tensors, raw = request.inputs, request.raw_input_contents
+    if len(tensors) != 1 or len(raw) > 1 or tensors[0].name != expected.name:
+        return None
+    return _read_tensor(tensors[0], expected, raw[0] if raw else None)
+
+
+def decode_tensors(request: Request, required: Sequence[Tensor], optional: Sequence[Tensor] = ()) -> dict[str, bytes]:
+    """The packed values of each input that a request has, by name.
 
     Raises:
-        InvalidField: there is not exactly one tensor for each input, with its type and shape and all of its values.
+        InvalidField: an input is missing, is unknown or comes twice, or has not its type, its shape and all of its
+            values.
 
     """
     tensors = request.inputs
     raw = request.raw_input_contents
     if len(raw) not in (0, len(tensors)):
         raise InvalidField("raw_input_contents", f"got {len(raw)} for {len(tensors)} inputs, expected one for each")
-    if len(inputs) == 1 == len(tensors) and tensors[0].name == inputs[0].name:
-        return _read_tensor(tensors[0], inputs[0], raw[0] if raw else None)
-    got = [tensor.name for tensor in tensors]
-    if sorted(got) != sorted(tensor.name for tensor in inputs):
-        expected = ", ".join(f"'{tensor.name}'" for tensor in inputs)
-        raise InvalidField("inputs", f"got {_quote(got)}, expected {expected}, once")
-    values = {tensor.name: (tensor, raw[position] if raw else None) for position, tensor in enumerate(tensors)}
-    return b"".join(_read_tensor(values[tensor.name][0], tensor, values[tensor.name][1]) for tensor in inputs)
+    names = [tensor.name for tensor in tensors]
+    known = {tensor.name: tensor for tensor in (*required, *optional)}
+    missing = [tensor.name for tensor in required if tensor.name not in names]
+    if missing or not known.keys() >= set(names) or len(set(names)) < len(names):
+        may = f", and {_quote([tensor.name for tensor in optional])} if it is sent" if optional else ""
+        wanted = _quote([tensor.name for tensor in required])
+        raise InvalidField("inputs", f"got {_quote(names)}, expected {wanted}{may}, each once")
+    return {
+        name: _read_tensor(tensor, known[name], raw[position] if raw else None)
+        for position, (name, tensor) in enumerate(zip(names, tensors, strict=True))
+    }
 
 
 def _read_tensor(got: Any, expected: Tensor, raw: bytes | None) -> bytes:
@@ -103,6 +117,8 @@ def _read_tensor(got: Any, expected: Tensor, raw: bytes | None) -> bytes:
         _refuse(expected, "has contents and raw_input_contents", "one of the two")
     if len(raw) != expected.nbytes:
         _refuse(expected, f"has {len(raw)} bytes in raw_input_contents", f"{expected.nbytes}")
+    if expected.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+        _refuse(expected, "has a byte that is neither 0 nor 1", "booleans of one byte each")
     return raw
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from tidegate.core.spec import Spec, StateTensor
 from tidegate.rpc.kserve.backend import ModelCounts, ServingLimits
 from tidegate.rpc.kserve.messages import ModelConfig, ModelMetadataResponse, ModelStatistics, StatisticDuration
-from tidegate.rpc.kserve.tensors import DATA_TYPES, input_tensors, output_tensors
+from tidegate.rpc.kserve.tensors import DATA_TYPES, output_tensors, stream_tensors, timestep_tensors
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("sequence", "sequence(string_id)", "model_configuration", "model_repository", "parameters")
@@ -31,7 +31,8 @@ def extensions(limits: ServingLimits) -> list[str]:
 def model_metadata(spec: Spec, versions: Sequence[str]) -> Any:
     """The tensors of a model. State is not among them: clients do not send it."""
     response = ModelMetadataResponse(name=spec.name, versions=versions, platform=PLATFORM)
-    for described, tensors in ((response.inputs, input_tensors(spec)), (response.outputs, output_tensors(spec))):
+    inputs = (*timestep_tensors(spec), *stream_tensors(spec))
+    for described, tensors in ((response.inputs, inputs), (response.outputs, output_tensors(spec))):
         for tensor in tensors:
             described.add(name=tensor.name, datatype=tensor.data_type.name, shape=[-1, *tensor.shape])
     return response
@@ -42,8 +43,10 @@ def model_config(spec: Spec, limits: ServingLimits) -> Any:
     config = ModelConfig(name=spec.name, platform=PLATFORM, backend="onnxruntime", max_batch_size=limits.batch_max)
     config.default_model_filename = "model.onnx"
     config.version_policy.all.SetInParent()
-    for tensor in input_tensors(spec):
+    for tensor in timestep_tensors(spec):
         config.input.add(name=tensor.name, data_type=tensor.data_type.number, dims=tensor.shape)
+    for tensor in stream_tensors(spec):  # only a start must have them
+        config.input.add(name=tensor.name, data_type=tensor.data_type.number, dims=tensor.shape, optional=True)
     for tensor in output_tensors(spec):
         config.output.add(name=tensor.name, data_type=tensor.data_type.number, dims=tensor.shape)
     config.instance_group.add(name=spec.name, kind=2, count=1)  # KIND_CPU
@@ -51,7 +54,7 @@ def model_config(spec: Spec, limits: ServingLimits) -> Any:
     forget_us = round(limits.forget_after_s * MICROSECONDS)
     batching.max_sequence_idle_microseconds = forget_us or FOREVER
     batching.oldest.max_candidate_sequences = limits.live_max
-    for state in spec.state:
+    for state in filter(lambda tensor: tensor.next_name, spec.state):  # the server itself moves windows on
         _describe_state(batching.state.add(), state)
     return config
 

@@ -14,7 +14,7 @@ from tidegate.core.streams import Lease
 from tidegate.rpc.kserve.codec import encode_parameter
 from tidegate.rpc.kserve.decode import Request, SequenceFlags, read_flags
 from tidegate.rpc.kserve.errors import NotStored
-from tidegate.rpc.kserve.sequences import Sequences, sequence_key
+from tidegate.rpc.kserve.sequences import Sequences, check_stream_inputs, sequence_key
 from tidegate.rpc.stream_quota import StreamQuota
 
 # Every try but the first claims the stream. They all fail only if others claim it within the milliseconds of each.
@@ -36,8 +36,7 @@ class InferHandler:
         served = self._sequences.codec_of(request.model_name, request.model_version)
         key = sequence_key(flags.stream_id, served.spec.name)
         if flags.start:  # the old stream is deleted before the new one begins, so check everything first
-            served.select(request)
-            served.decode_row(request)
+            served.check_start(request)
         # A client that times out sends its request again, perhaps while the first one is still being stored.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
@@ -82,14 +81,17 @@ class InferHandler:
 
     async def _open(self, key: Key, request: Request, flags: SequenceFlags, quota: StreamQuota) -> Lease:
         model, version = request.model_name, request.model_version
+        served = self._sequences.codec_of(model, version)
+        inputs = served.decode_stream_inputs(request, start=flags.start)
         if flags.start:
-            return await self._sequences.begin(key, self._sequences.codec_of(model, version).spec, quota)
-        return await self._sequences.resume(key, model, version, quota)
+            return await self._sequences.begin(key, served.spec, quota, inputs)
+        return await self._sequences.resume(key, model, version, quota, inputs)
 
     async def _step(self, lease: Lease, request: Request, flags: SequenceFlags) -> Prediction:
         """Applies the timestep, and stores it or ends the sequence."""
         codec = self._sequences.codec(lease.stream.slots.spec)
         codec.select(request)
+        check_stream_inputs(lease, codec.decode_stream_inputs(request, start=False))
         prediction = await self._backend.queue(lease).submit(lease, Timestep(flags.step, codec.decode_row(request)))
         if flags.end:
             await self._backend.delete(lease)

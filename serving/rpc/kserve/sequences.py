@@ -8,8 +8,10 @@ A sequence is a stream of the default tenant. Its id is the sequence id; a numbe
 """
 
 from tidegate.core.errors import ModelMismatch, StreamExists, StreamExpired, StreamNotFound
+from tidegate.core.named_inputs import Named
 from tidegate.core.spec import Key, Spec
 from tidegate.core.stream_id import check_stream_id
+from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Existence, Lease, OpenOptions
 from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, StreamBackend
 from tidegate.rpc.kserve.codec import ModelCodec
@@ -39,8 +41,8 @@ class Sequences:
         """The codec of a model by name; ModelNotFound when it is not served."""
         return self.codec(self.backend.model(model, version).spec)
 
-    async def begin(self, key: Key, spec: Spec, quota: StreamQuota) -> Lease:
-        """Begins a sequence anew under a model.
+    async def begin(self, key: Key, spec: Spec, quota: StreamQuota, inputs: Named = ()) -> Lease:
+        """Begins a sequence anew under a model, with the inputs of a stream that this model takes.
 
         Raises:
             ModelMismatch: the id belongs to a stream of another model; nothing has changed.
@@ -51,7 +53,7 @@ class Sequences:
         for tries_left in range(TRIES, 0, -1):
             try:
                 with quota.reserve(spec):
-                    options = OpenOptions(Existence.MUST_BE_NEW)
+                    options = OpenOptions(Existence.MUST_BE_NEW, inputs=inputs)
                     return (await self.backend.open(key, spec.name, spec.version, options)).lease
             except StreamExists:
                 if tries_left == 1:
@@ -59,8 +61,8 @@ class Sequences:
             await self._delete(key, spec)
         raise AssertionError("the last try returns or raises")
 
-    async def resume(self, key: Key, model: str, version: str, quota: StreamQuota) -> Lease:
-        """Continues a sequence.
+    async def resume(self, key: Key, model: str, version: str, quota: StreamQuota, inputs: Named = ()) -> Lease:
+        """Continues a sequence. Inputs that it began with may be given again.
 
         Raises:
             StartMissing: it is unknown, or has expired.
@@ -69,7 +71,8 @@ class Sequences:
         """
         try:
             with quota.reserve():
-                return (await self.backend.open(key, model, version, OpenOptions(Existence.MUST_EXIST))).lease
+                options = OpenOptions(Existence.MUST_EXIST, inputs=inputs)
+                return (await self.backend.open(key, model, version, options)).lease
         except StreamNotFound:
             raise StartMissing(key.stream_id, model) from None
         except StreamExpired as error:
@@ -85,6 +88,13 @@ class Sequences:
             await self._admin.delete(key)
         except StreamNotFound:
             pass  # somebody else has deleted it
+
+
+def check_stream_inputs(lease: Lease, inputs: Named) -> None:
+    """Raises InvalidField when a live stream began with other inputs than these."""
+    if inputs:
+        stream = lease.stream
+        decide_inputs(stream.key, stream.slots, inputs, stream, None)
 
 
 def sequence_key(stream_id: str, model: str) -> Key:

@@ -26,7 +26,7 @@ from tidegate.rpc.kserve.codec import ModelCodec, Selection, encode_parameter
 from tidegate.rpc.kserve.decode import Request, SequenceFlags, decode_message, read_flags
 from tidegate.rpc.kserve.errors import NotStored
 from tidegate.rpc.kserve.messages import ModelStreamInferResponse
-from tidegate.rpc.kserve.sequences import Sequences, sequence_key
+from tidegate.rpc.kserve.sequences import Sequences, check_stream_inputs, sequence_key
 from tidegate.rpc.names import reason_name
 from tidegate.rpc.status import error_message, wire_status
 from tidegate.rpc.stream_quota import StreamQuota
@@ -207,6 +207,8 @@ class StreamInferCall(Call):
         codec.check_model(request, held.lease.stream.key.stream_id)
         pending.held = held
         pending.selection = codec.select(request)
+        if codec.stream_inputs:
+            check_stream_inputs(held.lease, codec.decode_stream_inputs(request, start=False))
         return held.queue.submit(held.lease, Timestep(flags.step, codec.decode_row(request)))
 
     async def _run(
@@ -253,17 +255,18 @@ class StreamInferCall(Call):
             if not flags.start and not isinstance(why, TakenOver | StreamNotFound):
                 raise why
             held = None
+        if held is not None and not flags.start:
+            return held
+        served = self._sequences.codec_of(request.model_name, request.model_version)
+        inputs = served.decode_stream_inputs(request, start=flags.start)
         if flags.start:
-            served = self._sequences.codec_of(request.model_name, request.model_version)
-            served.select(request)  # the old stream is deleted, so check everything first
-            served.decode_row(request)
+            served.check_start(request)  # the old stream is deleted, so check everything first
             if held is not None:
                 await self._end(sequence, held)
-            lease = await self._sequences.begin(sequence.key, served.spec, self._quota)
-        elif held is not None:
-            return held
+            lease = await self._sequences.begin(sequence.key, served.spec, self._quota, inputs)
         else:
-            lease = await self._sequences.resume(sequence.key, request.model_name, request.model_version, self._quota)
+            model, version = request.model_name, request.model_version
+            lease = await self._sequences.resume(sequence.key, model, version, self._quota, inputs)
             pending.resumed = True
         # No await may come between the open and this: from here on the call releases the lease when it ends.
         self._quota.leases.add(lease)

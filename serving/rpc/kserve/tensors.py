@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tidegate.core.spec import Output, Spec
+from tidegate.core.spec import Input, Output, Spec
 
 
 class DataType(NamedTuple):
@@ -58,15 +58,20 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def input_tensors(spec: Spec) -> tuple[Tensor, ...]:
+def timestep_tensors(spec: Spec) -> tuple[Tensor, ...]:
     """The inputs of a timestep, in the order of its row."""
-    return (Tensor(spec.input, np.dtype(np.float32), (len(spec.features),)),)
+    return tuple(_tensor(part) for part in spec.inputs if part.kind == "timestep")
+
+
+def stream_tensors(spec: Spec) -> tuple[Tensor, ...]:
+    """The inputs that a sequence begins with."""
+    return tuple(map(_tensor, spec.stream_inputs))
 
 
 def output_tensors(spec: Spec) -> tuple[Tensor, ...]:
     """The outputs of a prediction."""
-    return tuple(_output_tensor(output) for output in spec.outputs)
+    return tuple(map(_tensor, spec.outputs))
 
 
-def _output_tensor(output: Output) -> Tensor:
-    return Tensor(output.name, output.dtype, output.shape)
+def _tensor(part: Input | Output) -> Tensor:
+    return Tensor(part.name, part.dtype, part.shape)
