@@ -20,7 +20,11 @@ from tests.tools import find_tool
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 SERVICE = "tidegate.v1.TidegateService"
+KSERVE = "inference.GRPCInferenceService"
 SYMBOLS = [
+    KSERVE,
+    f"{KSERVE}.ModelInfer",
+    "inference.ModelInferRequest.parameters",
     SERVICE,
     f"{SERVICE}.PredictOne",
     "tidegate.v1.Open.resume_from",
