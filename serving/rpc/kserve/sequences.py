@@ -20,6 +20,8 @@ from tidegate.rpc.stream_quota import StreamQuota
 
 # Each try but the first comes after another client has begun the same sequence meanwhile.
 TRIES = 4
+# More models than a server has at a time: those that were replaced are forgotten some day.
+CODECS_MAX = 1024
 
 
 class Sequences:
@@ -34,6 +36,8 @@ class Sequences:
         """The codec of a model."""
         codec = self._codecs.get(id(spec))
         if codec is None:
+            if len(self._codecs) >= CODECS_MAX:
+                self._codecs.clear()
             codec = self._codecs[id(spec)] = ModelCodec(spec)  # the codec keeps the spec, so its id is not reused
         return codec
 

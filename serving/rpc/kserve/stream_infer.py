@@ -91,6 +91,11 @@ class Pending:
         self.sync = False
         self.resumed = False
 
+    @property
+    def settled(self) -> bool:
+        """Whether it was refused or has run."""
+        return self.error is not None or (self.future is not None and self.future.done())
+
 
 class StreamInferCall(Call):
     """One call of `ModelStreamInfer`.
@@ -166,7 +171,7 @@ class StreamInferCall(Call):
             self._start(request, pending)
 
     def _start_waiting(self) -> None:
-        """Starts the requests that have waited, in their order."""
+        """Starts the requests that have waited, in their order: nothing can be answered before others have run."""
         waiting, self._waiting = self._waiting, []
         for request, pending in waiting:
             self._start(request, pending)
@@ -298,7 +303,7 @@ class StreamInferCall(Call):
         while True:
             while pending:
                 head = pending[0]
-                if head.future is None and head.error is None:
+                if not head.settled:
                     self._start_waiting()
                 answer = await self._answer(head)
                 self._answering = True
