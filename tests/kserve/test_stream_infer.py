@@ -1,16 +1,20 @@
 """`ModelStreamInfer`: timesteps of many sequences over one call."""
 
 import asyncio
+import random
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 
 from tests.calls import RawCall, pack, raw_channel
 from tests.graphs import LSTM_FEATURES
 from tests.kserve.calls import StreamInfer, infer_request, parameters_of, raw_outputs
 from tests.servers import live, run_server, scrape
 from tests.timeouts import eventually
+from tidegate.rpc.kserve import messages
 
 
 def total(response: object) -> float:
@@ -279,3 +283,56 @@ async def test_a_client_that_does_not_read_stops_being_read(sum_root: Path) -> N
         sending.cancel()
         flood.call.cancel()
         await eventually(lambda: len(server._servicer._calls) == 1, "the end of the call")
+
+
+def any_request(rng: random.Random) -> Any:
+    """A request that is right, or has parts that are wrong or missing."""
+    if rng.random() < 0.5:
+        start, end = rng.random() < 0.3, rng.random() < 0.2
+        return infer_request(rng.choice([1, 2, 3]), rng.random(), start=start, end=end, step=rng.choice([0, 0, 1, 2]))
+    request = messages.ModelInferRequest(model_name=rng.choice(["toy", "toy", "toy", "", "other", "é" * 300]))
+    request.model_version = rng.choice(["", "", "1", "2", "x"])
+    for name in ("sequence_id", "sequence_start", "sequence_end", "step", "durability", "other"):
+        if rng.random() < 0.6:
+            kind, value = rng.choice(
+                [
+                    ("bool_param", rng.random() < 0.5),
+                    ("int64_param", rng.choice([1, 2, 3, 0, -1, 2**63 - 1])),
+                    ("uint64_param", rng.choice([1, 2, 2**64 - 1])),
+                    ("string_param", rng.choice(["1", "2", "sync", "background", "", "\n", "x" * 300])),
+                    ("double_param", float("nan")),
+                ]
+            )
+            setattr(request.parameters[name], kind, value)
+    for _ in range(rng.choice([1, 1, 1, 1, 0, 2])):
+        tensor = request.inputs.add(
+            name=rng.choice(["x", "x", "x", "y"]), datatype=rng.choice(["FP32", "FP32", "BYTES"])
+        )
+        tensor.shape.extend(rng.choice([[1, 1], [1, 1], [1], [], [-1, 1], [2**62, 2**62]]))
+        if rng.random() < 0.2:
+            tensor.contents.fp32_contents.extend([rng.random()] * rng.choice([1, 0, 3]))
+        if rng.random() < 0.1:
+            tensor.contents.bytes_contents.append(b"x")
+        if rng.random() < 0.9:
+            request.raw_input_contents.append(rng.randbytes(rng.choice([4, 4, 4, 0, 5])))
+    for _ in range(rng.choice([0, 0, 0, 1, 2])):
+        request.outputs.add(name=rng.choice(["sum", "steps", "loss"]))
+    return request
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_anything_is_answered_once(sum_root: Path, seed: int) -> None:
+    """In order, with its id; and the server serves on."""
+    rng = random.Random(seed)
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = StreamInfer(channel)
+        requests = [any_request(rng) for _ in range(300)]
+        for number, request in enumerate(requests):
+            request.id = str(number)
+        sending = asyncio.create_task(call.send(*requests))
+        responses = [await call.read() for _ in requests]
+        await sending
+        assert [response.infer_response.id for response in responses] == [request.id for request in requests]
+        assert {bool(response.error_message) for response in responses} == {True, False}
+        assert (await call.finish()).code is grpc.StatusCode.OK
+        assert total(await StreamInfer(channel).step(99, 1.0, start=True)) == 1.0
