@@ -97,6 +97,17 @@ class StreamInfer:
         assert response.error_message
         return response
 
+    async def rest(self) -> list[Any]:
+        """The responses until the end of the call."""
+        responses = []
+        async with asyncio.timeout(TIMEOUT_S):
+            try:
+                while (response := await self.call.read()) is not grpc.aio.EOF:
+                    responses.append(response)
+            except grpc.aio.AioRpcError:
+                pass  # `ending` has the status
+        return responses
+
     async def ending(self) -> Ending:
         """Reads until the end of the call."""
         return await ending_of(self.call)

@@ -14,7 +14,9 @@ from tests.graphs import LSTM_FEATURES
 from tests.kserve.calls import StreamInfer, infer_request, parameters_of, raw_outputs
 from tests.servers import live, run_server, scrape
 from tests.timeouts import eventually
+from tidegate.core.spec import Key
 from tidegate.rpc.kserve import messages
+from tidegate.rpc.kserve.stream_infer import PENDING_MAX
 
 
 def total(response: object) -> float:
@@ -252,15 +254,21 @@ async def test_an_error_can_be_the_status_of_the_call(sum_root: Path) -> None:
 
 
 async def test_a_stopping_server_answers_and_stores(sum_root: Path) -> None:
-    """Then the call ends UNAVAILABLE."""
-    async with run_server(sum_root) as server, raw_channel(server) as channel:
+    """Every timestep that it has applied is answered and stored; then the call ends UNAVAILABLE."""
+    async with run_server(sum_root, checkpoint_every=3600.0) as server, raw_channel(server) as channel:
         call = StreamInfer(channel)
         await call.step(7, 1.0, start=True, step=1)
+        (serving,) = server._servicer._calls
+        for _ in range(200):
+            await call.call.write(infer_request(7, 1.0, durability="background").SerializeToString())
+        await eventually(lambda: len(serving._pending) > 1, "requests in flight")  # type: ignore[attr-defined]
         stopping = asyncio.create_task(server._servicer._calls.drain())
+        answered = 1 + len(await call.rest())
         ending = await call.ending()
-        assert ending.code is grpc.StatusCode.UNAVAILABLE
-        assert ending.reason == "STOPPING"
+        assert (ending.code, ending.reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
         await stopping
+        found = await server.admin_service.describe(Key("default", "7"))
+        assert (found.step, found.durable_step) == (answered, answered)
 
 
 async def test_a_client_that_does_not_read_stops_being_read(sum_root: Path) -> None:
@@ -273,13 +281,16 @@ async def test_a_client_that_does_not_read_stops_being_read(sum_root: Path) -> N
             while True:
                 await flood.call.write(infer_request(1, 1.0, durability="background").SerializeToString())
 
+        def pending() -> int:
+            return max(len(call._pending) for call in server._servicer._calls)  # type: ignore[attr-defined]
+
         sending = asyncio.create_task(send())
+        await eventually(lambda: pending() >= PENDING_MAX, "the bound")
         other = StreamInfer(other_channel)
         await other.step(2, 1.0, start=True)
-        for _ in range(200):
-            await other.step(2, 1.0)
-        held = [len(call._pending) for call in server._servicer._calls]  # type: ignore[attr-defined]
-        assert max(held) <= 1024
+        for _ in range(50):
+            assert total(await other.step(2, 1.0, durability="background")) > 1.0
+        assert pending() == PENDING_MAX
         sending.cancel()
         flood.call.cancel()
         await eventually(lambda: len(server._servicer._calls) == 1, "the end of the call")
