@@ -96,11 +96,10 @@ class ModelCodec:
         columns = decode_tensors(request, (*self._inputs, *self.stream_inputs))
         return [(part.name, columns[part.name]) for part in self.stream_inputs]
 
-    def check_start(self, request: Request) -> None:
-        """Raises InvalidField when a request cannot begin a sequence."""
+    def check_timestep(self, request: Request) -> None:
+        """Raises InvalidField when the timestep of a request cannot be applied."""
         self.select(request)
         self.decode_row(request)
-        self.decode_stream_inputs(request, start=True)
 
     def select(self, request: Request) -> Selection:
         """The outputs that a request asks for; all of them if it names none.

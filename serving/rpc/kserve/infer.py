@@ -36,7 +36,7 @@ class InferHandler:
         served = self._sequences.codec_of(request.model_name, request.model_version)
         key = sequence_key(flags.stream_id, served.spec.name)
         if flags.start:  # the old stream is deleted before the new one begins, so check everything first
-            served.check_start(request)
+            served.check_timestep(request)
         # A client that times out sends its request again, perhaps while the first one is still being stored.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:

@@ -265,7 +265,7 @@ class StreamInferCall(Call):
         served = self._sequences.codec_of(request.model_name, request.model_version)
         inputs = served.decode_stream_inputs(request, start=flags.start)
         if flags.start:
-            served.check_start(request)  # the old stream is deleted, so check everything first
+            served.check_timestep(request)  # the old stream is deleted, so check everything first
             if held is not None:
                 await self._end(sequence, held)
             lease = await self._sequences.begin(sequence.key, served.spec, self._quota, inputs)
