@@ -26,8 +26,8 @@ from tidegate.runtime.server import Server
 @asynccontextmanager
 async def run_server(root: Path, **settings: Any) -> AsyncIterator[Server]:
     """A real server on free ports."""
-    settings = {"batch_max": 16, "state": "memory:", **settings}
-    server = Server(ServerConfig(models=root, host="127.0.0.1", port=0, metrics_port=0, **settings))
+    settings = {"batch_max": 16, "state": "memory:", "host": "127.0.0.1", **settings}
+    server = Server(ServerConfig(models=root, port=0, metrics_port=0, **settings))
     await server.start()
     try:
         yield server

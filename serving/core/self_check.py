@@ -204,33 +204,40 @@ class _Check:
 
 def describe_check(check: SelfCheck) -> list[str]:
     """What an operator should know of a check, a sentence each; nothing when all is as promised."""
-    told = []
+    sentences = []
     if check.random:
-        told.append(
+        sentences.append(
             "two equal runs differ, so it has a random operator: a timestep that is computed again after a crash has "
             "another answer, and whether batches change bits cannot be told"
         )
     elif check.mixes:
-        told.append(
+        sentences.append(
             f"a row depends on the other rows of its batch, '{check.tensor}' by up to {_percent(check.difference)} of its "
             "standard deviation, as with dynamically quantised weights: its rows run one by one, which is slower"
         )
     elif check.varying:
-        sizes = ", ".join(str(size) for size in check.varying[:8])
-        told.append(
-            f"on this CPU a prediction changes with the size of its batch (batches of {sizes}), '{check.tensor}' by up to "
+        sentences.append(
+            f"on this CPU a prediction changes with the size of its batch (batches of {_ranges(check.varying)}), '{check.tensor}' by up to "
             f"{_percent(check.difference)} of its standard deviation; serve with --batch-max 1 if that matters"
         )
-    return told
+    return sentences
 
 
 def describe_sizes(check: SelfCheck, batch_max: int) -> str:
     """Which batch sizes were checked."""
     if check.sizes == (1,):
         return "rows run one by one"
-    if len(check.sizes) == batch_max:
-        return f"batches of 1 to {batch_max} checked"
-    return f"batches of {', '.join(str(size) for size in check.sizes[:16])} checked, others run in parts of these sizes"
+    others = "" if len(check.sizes) == batch_max else "; others run in parts of these sizes"
+    return f"batches of {_ranges(check.sizes)} checked{others}"
+
+
+def _ranges(sizes: Sequence[int]) -> str:
+    """Sizes in ascending order, with those that follow each other as a range."""
+    starts = [size for size in sizes if size - 1 not in sizes]
+    ends = [size for size in sizes if size + 1 not in sizes]
+    return ", ".join(
+        str(first) if first == last else f"{first} to {last}" for first, last in zip(starts, ends, strict=True)
+    )
 
 
 def _order(size_max: int) -> list[int]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import TidegateError
 from tidegate.core.spec import Key
 from tidegate.core.stream_id import check_stream_id
 from tidegate.rpc import wire
-from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend
+from tidegate.rpc.backend import Access, AdminBackend
+from tidegate.rpc.identify import identify
 from tidegate.rpc.status import abort
 from tidegate.rpc.time_slice import TimeSlice
 from tidegate.v1 import tidegate_pb2 as pb
@@ -18,7 +20,14 @@ PAGE_SIZE = 100
 # A page of ten thousand streams is about a megabyte, a quarter of what gRPC clients accept by default.
 PAGE_SIZE_MAX = 10_000
 
-Self = TypeVar("Self")
+
+class HasAccess(Protocol):
+    """A servicer that knows who makes a call."""
+
+    access: Access
+
+
+Self = TypeVar("Self", bound=HasAccess)
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 # grpc ships no types; this stands for grpc.aio.ServicerContext.
@@ -26,14 +35,14 @@ Context = Any
 
 
 def unary(
-    method: Callable[[Self, Request], Awaitable[Response]],
+    method: Callable[[Self, Request, Caller], Awaitable[Response]],
 ) -> Callable[[Self, Request, Context], Coroutine[Any, Any, Response]]:
-    """Turns a method that raises TidegateError into a gRPC method."""
+    """Turns a method that raises TidegateError into a gRPC method. The method gets the caller, who has a valid token."""
 
     @wraps(method)
     async def answer(self: Self, request: Request, context: Context) -> Response:
         try:
-            return await method(self, request)
+            return await method(self, request, identify(self.access, context))
         except TidegateError as error:
             await abort(context, error)
 
@@ -43,11 +52,12 @@ def unary(
 class AdminServicer(pb_grpc.TidegateServiceServicer):
     """Serves the administrative calls."""
 
-    def __init__(self, admin: AdminBackend) -> None:
+    def __init__(self, admin: AdminBackend, access: Access) -> None:
         self._admin = admin
+        self.access = access
 
     @unary
-    async def ListModels(self, _: pb.ListModelsRequest) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
+    async def ListModels(self, _: pb.ListModelsRequest, __: Caller) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
         """Lists the models."""
         models = [
             wire.encode_model(model.spec, batch_invariant=model.batch_invariant) for model in self._admin.models()
@@ -55,18 +65,18 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
         return pb.ListModelsResponse(models=models)
 
     @unary
-    async def DescribeModel(self, request: pb.DescribeModelRequest) -> pb.DescribeModelResponse:  # noqa: N802
+    async def DescribeModel(self, request: pb.DescribeModelRequest, _: Caller) -> pb.DescribeModelResponse:  # noqa: N802
         """Describes one model."""
         model = self._admin.model(request.name, request.version)
         described = wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
         return pb.DescribeModelResponse(model=described, card_json=model.card_json)
 
     @unary
-    async def ListStreams(self, request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:  # noqa: N802
+    async def ListStreams(self, request: pb.ListStreamsRequest, caller: Caller) -> pb.ListStreamsResponse:  # noqa: N802
         """Lists streams, page by page. The token of a page is the last id of the page before."""
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
         phase = wire.decode_phase(request.state)
-        streams = await self._admin.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
+        streams = await self._admin.list(caller.tenant.name, request.prefix, request.page_token, size, phase)
         page = pb.ListStreamsResponse(next_page_token=streams[-1].stream_id if len(streams) == size else "")
         time_slice = TimeSlice()
         for info in streams:
@@ -75,38 +85,42 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
         return page
 
     @unary
-    async def DescribeStream(self, request: pb.DescribeStreamRequest) -> pb.DescribeStreamResponse:  # noqa: N802
+    async def DescribeStream(self, request: pb.DescribeStreamRequest, caller: Caller) -> pb.DescribeStreamResponse:  # noqa: N802
         """Describes one stream."""
-        return pb.DescribeStreamResponse(stream=wire.encode_stream(await self._admin.describe(_key(request.stream_id))))
+        return pb.DescribeStreamResponse(
+            stream=wire.encode_stream(await self._admin.describe(_key(caller, request.stream_id)))
+        )
 
     @unary
-    async def DeleteStream(self, request: pb.DeleteStreamRequest) -> pb.DeleteStreamResponse:  # noqa: N802
+    async def DeleteStream(self, request: pb.DeleteStreamRequest, caller: Caller) -> pb.DeleteStreamResponse:  # noqa: N802
         """Deletes a stream."""
-        return pb.DeleteStreamResponse(stream=wire.encode_stream(await self._admin.delete(_key(request.stream_id))))
+        return pb.DeleteStreamResponse(
+            stream=wire.encode_stream(await self._admin.delete(_key(caller, request.stream_id)))
+        )
 
     @unary
-    async def ExportStream(self, request: pb.ExportStreamRequest) -> pb.ExportStreamResponse:  # noqa: N802
+    async def ExportStream(self, request: pb.ExportStreamRequest, caller: Caller) -> pb.ExportStreamResponse:  # noqa: N802
         """Returns a stream's state."""
-        record, info = await self._admin.export(_key(request.stream_id))
+        record, info = await self._admin.export(_key(caller, request.stream_id))
         return pb.ExportStreamResponse(checkpoint=record, stream=wire.encode_stream(info))
 
     @unary
-    async def ImportStream(self, request: pb.ImportStreamRequest) -> pb.ImportStreamResponse:  # noqa: N802
+    async def ImportStream(self, request: pb.ImportStreamRequest, caller: Caller) -> pb.ImportStreamResponse:  # noqa: N802
         """Creates a stream from an exported state."""
         if request.stream_id:
             check_stream_id(request.stream_id)
-        info = await self._admin.import_(DEFAULT_TENANT, request.checkpoint, request.stream_id)
+        info = await self._admin.import_(caller.tenant.name, request.checkpoint, request.stream_id)
         return pb.ImportStreamResponse(stream=wire.encode_stream(info))
 
     @unary
-    async def ForkStream(self, request: pb.ForkStreamRequest) -> pb.ForkStreamResponse:  # noqa: N802
+    async def ForkStream(self, request: pb.ForkStreamRequest, caller: Caller) -> pb.ForkStreamResponse:  # noqa: N802
         """Copies a stream."""
         if request.new_stream_id:
             check_stream_id(request.new_stream_id, "new_stream_id")
-        info = await self._admin.fork(_key(request.stream_id), request.new_stream_id)
+        info = await self._admin.fork(_key(caller, request.stream_id), request.new_stream_id)
         return pb.ForkStreamResponse(stream=wire.encode_stream(info))
 
 
-def _key(stream_id: str) -> Key:
+def _key(caller: Caller, stream_id: str) -> Key:
     check_stream_id(stream_id)
-    return Key(DEFAULT_TENANT, stream_id)
+    return Key(caller.tenant.name, stream_id)

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
-from tidegate.core.errors import Stopping
+from tidegate.core.access import Caller
+from tidegate.core.errors import Stopping, Unauthenticated
 from tidegate.rpc.call import Call, Context
 from tidegate.rpc.stream_quota import StreamQuota
 
@@ -68,6 +69,12 @@ class OpenCalls:
         if quota is None:
             quota = self._quotas[context.peer()] = StreamQuota(self._live_max)
         return quota
+
+    def end_withdrawn(self, is_valid: Callable[[Caller], bool]) -> None:
+        """Ends the calls of callers whose token no longer gets in."""
+        for call in list(self._calls):
+            if not is_valid(call.caller):
+                call.end(Unauthenticated("the token was withdrawn, or allows something else now"))
 
     async def drain(self) -> None:
         """Asks every call to end and waits until all have ended. Later calls are refused.

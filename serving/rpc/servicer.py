@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import (
     InvalidField,
     Stopping,
@@ -29,8 +30,9 @@ from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Lease
 from tidegate.rpc import wire
 from tidegate.rpc.admin import AdminServicer
-from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, CloseReason, StepQueue, StreamBackend
+from tidegate.rpc.backend import Access, AdminBackend, CloseReason, StepQueue, StreamBackend
 from tidegate.rpc.call import Call, Context
+from tidegate.rpc.identify import identify_or_abort
 from tidegate.rpc.open_calls import OpenCalls
 from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.predict_one import PredictOneHandler
@@ -47,8 +49,8 @@ HALF_CLOSE_SECONDS = 1.0
 class PredictCall(Call):
     """One call of `Predict`. Others may ask it to end, or to tell its client which timestep is durable."""
 
-    def __init__(self, context: Context, quota: StreamQuota) -> None:
-        super().__init__(context)
+    def __init__(self, context: Context, caller: Caller, quota: StreamQuota) -> None:
+        super().__init__(context, caller)
         self.quota = quota
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         self.lease: Lease | None = None
@@ -88,17 +90,18 @@ class TidegateServicer(AdminServicer):
     """Serves `tidegate.v1`. A request has at most `message_bytes_max` bytes."""
 
     def __init__(
-        self, backend: StreamBackend, admin: AdminBackend, calls: OpenCalls, *, message_bytes_max: int
+        self, backend: StreamBackend, admin: AdminBackend, access: Access, calls: OpenCalls, *, message_bytes_max: int
     ) -> None:
-        super().__init__(admin)
+        super().__init__(admin, access)
         self._backend = backend
-        self._predict_one = PredictOneHandler(backend)
+        self._predict_one = PredictOneHandler(backend, access)
         self._message_bytes_max = message_bytes_max
         self._calls = calls
 
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the proto file."""
-        call = PredictCall(context, self._calls.quota(context))
+        caller = await identify_or_abort(self.access, context)
+        call = PredictCall(context, caller, self._calls.quota(context))
         self._calls.add(call)
         reason: CloseReason = "disconnected"
         try:
@@ -128,11 +131,12 @@ class TidegateServicer(AdminServicer):
 
     async def PredictOne(self, request: pb.PredictOneRequest, context: Context) -> pb.PredictOneResponse:  # noqa: N802 - as above
         """Runs one timestep of one stream; see the proto file."""
-        call = Call(context)  # so that `drain` waits for it
+        caller = await identify_or_abort(self.access, context)
+        call = Call(context, caller)  # so that `drain` waits for it
         self._calls.add(call)
         try:
             self._calls.check_accepting()
-            return await self._predict_one.predict(request, self._calls.quota(context))
+            return await self._predict_one.predict(request, caller, self._calls.quota(context))
         except TidegateError as error:
             await abort(context, error)
         finally:
@@ -140,7 +144,9 @@ class TidegateServicer(AdminServicer):
 
     async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs many streams; see the proto file."""
-        call = PredictBlocksCall(self._backend, context, self._calls.quota(context), self._message_bytes_max)
+        caller = await identify_or_abort(self.access, context)
+        quota = self._calls.quota(context)
+        call = PredictBlocksCall(self._backend, self.access, context, caller, quota, self._message_bytes_max)
         self._calls.add(call)
         try:
             self._calls.check_accepting()
@@ -169,7 +175,8 @@ class TidegateServicer(AdminServicer):
         call.sync = wire.decode_sync(open_message.durability)
         call.client_buffer_max = open_message.kept_max or CLIENT_BUFFER_DEFAULT
         call.output_format = wire.decode_output_format(open_message.output_format)
-        key = Key(DEFAULT_TENANT, open_message.stream_id)
+        key = Key(call.caller.tenant.name, open_message.stream_id)
+        self.access.take_opens(call.caller, 1)
         with call.quota.reserve():
             result = await self._backend.open(
                 key, open_message.model, open_message.version, wire.decode_open_options(open_message)
@@ -253,6 +260,8 @@ class TidegateServicer(AdminServicer):
             if timestep is None:
                 assert request is not None
                 timestep = wire.decode_timestep(request.timestep, stream.slots.layout)
+            if call.caller.tenant.limits_steps:
+                self.access.take_steps(call.caller, 1)
             if stream.slot < 0:
                 with call.quota.reserve(stream.slots.spec):
                     await self._backend.wake(lease)

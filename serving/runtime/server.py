@@ -20,6 +20,7 @@ from tidegate.rpc.kserve import servicer as kserve
 from tidegate.rpc.kserve.backend import ServingLimits
 from tidegate.rpc.malformed_requests import MalformedRequestInterceptor
 from tidegate.rpc.open_calls import OpenCalls
+from tidegate.runtime.access import Access
 from tidegate.runtime.admin_service import AdminService
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.config import ServerConfig
@@ -37,6 +38,7 @@ from tidegate.runtime.shared_counters import SharedCounters
 from tidegate.runtime.signals import hang_up
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
+from tidegate.runtime.tls import TlsCredentials
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -45,6 +47,8 @@ log = logging.getLogger("tidegate.server")
 # How often the lag of the store is checked, in seconds. A caller that waits for a store that hangs may get its error so
 # much later.
 LAG_WATCH_SECONDS = 0.25
+# How often the token file is looked at, in seconds. Whoever withdraws a token waits so long for its calls to end.
+TOKEN_WATCH_SECONDS = 1.0
 # The garbage collector runs after so many new objects. A timestep in flight has about twenty. With Python's default of
 # 700, those of a hundred streams were examined again and again, though reference counting frees each when it is
 # answered.
@@ -98,6 +102,7 @@ class Server:
         self._connection_limiter = ConnectionLimiter()
         self._calls = OpenCalls(config.live_max_of_a_peer)
         self._tasks: list[asyncio.Task[None]] = []
+        self._serving = False
 
     @property
     def ready_line(self) -> str:
@@ -124,11 +129,13 @@ class Server:
         gc.freeze()
         gc.set_threshold(NEW_OBJECTS)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._serving = True
         log.info("serving %r", self.repository)
 
     async def _start(self, resources: AsyncExitStack) -> None:
         config = self.config
         metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
+        self._access = Access(config.tokens_path, metrics.count_refusal)
         # This servicer's overall status starts as SERVING. Nothing is served before the end of `start`.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server = self._make_server()
@@ -146,18 +153,16 @@ class Server:
         limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
         self.repository = load_repository(config.models, limits, metrics)
         self._warn_of_memory()
-        self.registry = StreamRegistry(
-            self.repository,
-            store,
-            metrics,
-            streams_max=config.streams_max,
-            forget_after_s=config.forget_after,
-            schedule=CheckpointSchedule(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
-        )
+        self.registry = self._make_registry(store, metrics)
+        metrics.ready = lambda: self._serving and self.registry.checkpointer.ready
         self.stream_service = StreamService(self.repository, store, metrics, self.registry)
         self.admin_service = AdminService(self.repository, store, self.registry)
         self._servicer = servicer.TidegateServicer(
-            self.stream_service, self.admin_service, self._calls, message_bytes_max=config.message_bytes_max
+            self.stream_service,
+            self.admin_service,
+            self._access,
+            self._calls,
+            message_bytes_max=config.message_bytes_max,
         )
         servicer.add_to_server(self._servicer, self._server)
         kserve.add_to_server(self._make_kserve_servicer(), self._server)
@@ -180,6 +185,7 @@ class Server:
             asyncio.create_task(self.registry.sweeper.run(), name="sweeper"),
             asyncio.create_task(self.registry.peers.run(), name="peers"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
+            asyncio.create_task(self._watch_tokens(), name="token watch"),
             asyncio.create_task(self._connection_limiter.run(), name="descriptor watch"),
             *([] if self.context is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
         ]
@@ -190,6 +196,7 @@ class Server:
         A call ends once its streams are stored, or when the store does not save them in time. Raises StopFailed at the
         end if the store did not save all state in time.
         """
+        self._serving = False
         await self._health.enter_graceful_shutdown()
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
         time_to_store = self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2)
@@ -267,7 +274,21 @@ class Server:
         config = self.config
         limits = ServingLimits(config.batch_max, config.live_max, config.forget_after, self.context is None)
         status = InferenceStatus(self.repository, self.registry)
-        return kserve.InferenceServicer(self.stream_service, self.admin_service, status, self._calls, limits)
+        return kserve.InferenceServicer(
+            self.stream_service, self.admin_service, status, self._access, self._calls, limits
+        )
+
+    def _make_registry(self, store: Store, metrics: Metrics) -> StreamRegistry:
+        config = self.config
+        return StreamRegistry(
+            self.repository,
+            store,
+            metrics,
+            limits_of=self._access.limits_of,
+            streams_max=config.streams_max,
+            forget_after_s=config.forget_after,
+            schedule=CheckpointSchedule(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
+        )
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
@@ -294,10 +315,15 @@ class Server:
 
     def _listen(self) -> None:
         address = with_port(self.config.host, self.config.port)
+        if self.config.exposed and (self.context is None or self.context.is_first):
+            log.warning("%s has no TLS: whoever reaches it can read and change every stream; see --tls-cert", address)
         if is_unix(address) and (why := why_not_unix(address)):
             raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
         try:
-            self.grpc_port = self._server.add_insecure_port(address)
+            if (files := self.config.tls_files) is None:
+                self.grpc_port = self._server.add_insecure_port(address)
+            else:
+                self.grpc_port = self._server.add_secure_port(address, TlsCredentials(files).credentials)
         except RuntimeError as error:
             raise StartFailed(
                 f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
@@ -348,6 +374,13 @@ class Server:
                 log.warning("%s: %r", "ready again" if ready else "not ready", self.registry.checkpointer)
                 status = health_pb2.HealthCheckResponse
                 await self._health.set(SERVICE, status.SERVING if ready else status.NOT_SERVING)
+
+    async def _watch_tokens(self) -> None:
+        """Reads the token file again when it has changed, and ends the calls whose token no longer gets in."""
+        while True:
+            await asyncio.sleep(TOKEN_WATCH_SECONDS)
+            if self._access.reload():
+                self._calls.end_withdrawn(self._access.is_valid)
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", SERVICE):

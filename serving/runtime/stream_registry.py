@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TypeGuard
 from weakref import WeakValueDictionary
 
+from tidegate.core.access import TenantLimits
 from tidegate.core.errors import (
     CheckpointBroken,
     StateLost,
@@ -32,6 +33,7 @@ from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.peers import Peers
 from tidegate.runtime.repository import Repository
 from tidegate.runtime.sweeper import Sweeper
+from tidegate.runtime.tenant_streams import TenantStreams
 from tidegate.store import Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
 
 log = logging.getLogger("tidegate.streams")
@@ -64,6 +66,7 @@ class StreamRegistry:
         store: Store,
         metrics: Metrics,
         *,
+        limits_of: Callable[[str], TenantLimits],
         streams_max: int,
         forget_after_s: float,
         schedule: CheckpointSchedule,
@@ -89,6 +92,7 @@ class StreamRegistry:
             self._on_parked,
             schedule,
         )
+        self.tenants = TenantStreams(store, limits_of)
         self.sweeper = Sweeper(store, forget_after_s, self._set_known_count)
         self.idle_streams = IdleStreams(self.checkpointer.park_soon)
         metrics.live_streams = self._count_live

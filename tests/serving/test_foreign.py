@@ -1,5 +1,6 @@
 """Graphs of others: each is served bit for bit as a plain loop of onnxruntime runs it."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,16 @@ import pytest
 
 from tests.engines import key
 from tests.foreign_graphs import FOREIGN, Foreign, plain_loop
+from tests.graphs import write_model
+from tests.servers import address_of, run_server
+from tidegate.client import Client
 from tidegate.core.engine import Engine
+from tidegate.core.import_check import check_import
 from tidegate.core.input_layout import InputLayout
 from tidegate.core.model import Model
 from tidegate.core.self_check import check_model
 from tidegate.core.slots import Slots
-from tidegate.core.spec import Timestep
+from tidegate.core.spec import Checkpoint, Timestep
 
 STREAMS, STEPS = 5, 7
 
@@ -95,6 +100,14 @@ def test_batches_of_changing_sizes_have_the_bits_of_a_plain_loop(streams: Stream
         done[chosen] += 1
 
 
+def test_a_record_of_a_stream_can_be_imported(streams: Streams) -> None:
+    """Also where its state may be infinite, as the description says."""
+    for slot in streams.slots.tolist():
+        assert streams.engine.run_one(slot, Timestep(1, streams.x[slot, 0].tobytes())) is not None
+        payload = streams.engine.slots.pack(streams.slots[slot : slot + 1]).tobytes()
+        check_import(Checkpoint(key("a"), 1, 1, streams.engine.model.spec.id, 2, payload), streams.engine.slots)
+
+
 def test_a_stream_goes_on_from_its_checkpoint(streams: Streams) -> None:
     """What is stored of a stream is all that the graph needs: state, window and the stream's own inputs."""
     for step in range(STEPS):
@@ -107,3 +120,32 @@ def test_a_stream_goes_on_from_its_checkpoint(streams: Streams) -> None:
         result = streams.engine.run(streams.slots, np.full(STREAMS, step + 1), streams.x[:, step])
         for stream in range(STREAMS):
             assert streams.answer(result.outputs, stream) == streams.expected[stream][step]
+
+
+SERVED = ["time first", "batch of one", "open dimensions", "constants", "scalar state", "running max", "window"]
+SERVED += ["window, time last", "output that is state", "darts, recurrent", "darts, window"]
+
+
+@pytest.mark.parametrize("name", SERVED)
+async def test_a_server_gives_the_bits_of_a_plain_loop(tmp_path: Path, name: str) -> None:
+    """One stream in a call of its own, many in blocks, and each stream again after a restart."""
+    foreign = FOREIGN[name]()
+    streams = Streams(foreign)
+    root = write_model(tmp_path / "models", foreign.graph, sidecar=foreign.toml or None)
+    half = STEPS // 2
+    for steps in (range(half), range(half, STEPS)):
+        async with (
+            run_server(root, state=f"sqlite:///{tmp_path}/state.db") as server,
+            Client(address_of(server)) as client,
+        ):
+            async with client.open("alone") as stream:
+                for step in steps:
+                    got = await stream.step(streams.x[0, step])
+                    assert [got[output].tobytes() for output in foreign.outputs] == streams.expected[0][step]
+            async with client.block([f"s{number}" for number in range(STREAMS)]) as block:
+                for step in steps:
+                    answer = await block.step(streams.x[:, step])
+                    assert not answer.errors
+                    for number in range(STREAMS):
+                        got_row = [answer[output][number].tobytes() for output in foreign.outputs]
+                        assert got_row == streams.expected[number][step]

@@ -122,7 +122,7 @@ def test_a_batch_size_that_changes_bits_is_told_with_how_much() -> None:
     assert not found.batch_invariant
     assert found.varying == (2, 3, 4, 5, 6)
     (told,) = describe_check(found)
-    assert "batches of 2, 3, 4, 5, 6" in told
+    assert "batches of 2 to 6" in told
     assert "'sum' by up to" in told
     assert "--batch-max 1" in told
 

@@ -286,6 +286,7 @@ class Error(_message.Message):
         REASON_UNAUTHENTICATED: _ClassVar[Error.Reason]
         REASON_STATE_UNREADABLE: _ClassVar[Error.Reason]
         REASON_VALUES_DIFFER: _ClassVar[Error.Reason]
+        REASON_PERMISSION_DENIED: _ClassVar[Error.Reason]
     REASON_UNSPECIFIED: Error.Reason
     REASON_WRONG_WIDTH: Error.Reason
     REASON_NOT_FINITE: Error.Reason
@@ -307,6 +308,7 @@ class Error(_message.Message):
     REASON_UNAUTHENTICATED: Error.Reason
     REASON_STATE_UNREADABLE: Error.Reason
     REASON_VALUES_DIFFER: Error.Reason
+    REASON_PERMISSION_DENIED: Error.Reason
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]

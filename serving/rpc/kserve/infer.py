@@ -8,6 +8,7 @@ import asyncio
 from time import perf_counter
 from weakref import WeakValueDictionary
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import InvalidField, LeaseEnded, StepGap, StoreBehind, StreamRefused, ValuesDiffer
 from tidegate.core.spec import Key, Prediction, Timestep
 from tidegate.core.streams import Lease
@@ -29,18 +30,19 @@ class InferHandler:
         self._backend = sequences.backend
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
-    async def infer(self, request: Request, quota: StreamQuota) -> bytes:
+    async def infer(self, request: Request, caller: Caller, quota: StreamQuota) -> bytes:
         """The answer to one request. Raises TidegateError when its timestep was not applied or could not be stored."""
         started = perf_counter()
         flags = read_flags(request)
         served = self._sequences.codec_of(request.model_name, request.model_version)
-        key = sequence_key(flags.stream_id, served.spec.name)
+        key = sequence_key(flags.stream_id, served.spec.name, caller)
+        self._sequences.access.take_steps(caller, 1)
         if flags.start:  # the old stream is deleted before the new one begins, so check everything first
             served.check_timestep(request)
         # A client that times out sends its request again, perhaps while the first one is still being stored.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            prediction, lease, resumed = await self._answer(key, request, flags, quota)
+            prediction, lease, resumed = await self._answer(key, request, flags, caller, quota)
         codec = self._sequences.codec(lease.stream.slots.spec)
         self._backend.queue(lease).observe_step(perf_counter() - started)
         return codec.encode(
@@ -53,7 +55,7 @@ class InferHandler:
         )
 
     async def _answer(
-        self, key: Key, request: Request, flags: SequenceFlags, quota: StreamQuota
+        self, key: Key, request: Request, flags: SequenceFlags, caller: Caller, quota: StreamQuota
     ) -> tuple[Prediction, Lease, bool]:
         """The answer, the lease under which it was computed, which is over, and whether the sequence was resumed."""
         idle = None
@@ -61,7 +63,7 @@ class InferHandler:
             idle = self._backend.acquire_idle(key, request.model_name, request.model_version)
         for tries_left in range(TRIES, 0, -1):
             reused = idle is not None  # and the store was not asked whether it is still valid
-            lease = idle or await self._open(key, request, flags, quota)
+            lease = idle or await self._open(key, request, flags, caller, quota)
             quota.leases.add(lease)
             try:
                 prediction = await self._step(lease, request, flags)
@@ -79,13 +81,15 @@ class InferHandler:
             idle = None
         raise AssertionError("the last try returns or raises")
 
-    async def _open(self, key: Key, request: Request, flags: SequenceFlags, quota: StreamQuota) -> Lease:
+    async def _open(
+        self, key: Key, request: Request, flags: SequenceFlags, caller: Caller, quota: StreamQuota
+    ) -> Lease:
         model, version = request.model_name, request.model_version
         served = self._sequences.codec_of(model, version)
         inputs = served.decode_stream_inputs(request, start=flags.start)
         if flags.start:
-            return await self._sequences.begin(key, served.spec, quota, inputs)
-        return await self._sequences.resume(key, model, version, quota, inputs)
+            return await self._sequences.begin(key, served.spec, caller, quota, inputs)
+        return await self._sequences.resume(key, model, version, caller, quota, inputs)
 
     async def _step(self, lease: Lease, request: Request, flags: SequenceFlags) -> Prediction:
         """Applies the timestep, and stores it or ends the sequence."""

@@ -1,19 +1,20 @@
 """Opens the streams of sequences.
 
-A sequence is a stream of the default tenant. Its id is the sequence id; a number is written in decimal digits.
+A sequence is a stream of the tenant that calls. Its id is the sequence id; a number is written in decimal digits.
 1. The START flag begins a new stream. A stream of that id and model is deleted first, whoever has it open.
 2. Without the flag, a sequence continues where its stream is: also after silence, a restart of the server, or a step
    over another connection. An unknown id is refused.
 3. The END flag deletes the stream once its timestep has run: the client says that the sequence is over.
 """
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import ModelMismatch, StreamExists, StreamExpired, StreamNotFound
 from tidegate.core.named_inputs import Named
 from tidegate.core.spec import Key, Spec
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Existence, Lease, OpenOptions
-from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, StreamBackend
+from tidegate.rpc.backend import Access, AdminBackend, StreamBackend
 from tidegate.rpc.kserve.codec import ModelCodec
 from tidegate.rpc.kserve.errors import SequenceMissing, StartMissing
 from tidegate.rpc.stream_quota import StreamQuota
@@ -27,8 +28,9 @@ CODECS_MAX = 1024
 class Sequences:
     """Opens sequences, and has the codec of each model."""
 
-    def __init__(self, backend: StreamBackend, admin: AdminBackend) -> None:
+    def __init__(self, backend: StreamBackend, admin: AdminBackend, access: Access) -> None:
         self.backend = backend
+        self.access = access
         self._admin = admin
         self._codecs: dict[int, ModelCodec] = {}
 
@@ -45,7 +47,7 @@ class Sequences:
         """The codec of a model by name; ModelNotFound when it is not served."""
         return self.codec(self.backend.model(model, version).spec)
 
-    async def begin(self, key: Key, spec: Spec, quota: StreamQuota, inputs: Named = ()) -> Lease:
+    async def begin(self, key: Key, spec: Spec, caller: Caller, quota: StreamQuota, inputs: Named = ()) -> Lease:
         """Begins a sequence anew under a model, with the inputs of a stream that this model takes.
 
         Raises:
@@ -54,6 +56,7 @@ class Sequences:
             TidegateError: as `StreamBackend.open` does.
 
         """
+        self.access.take_opens(caller, 1)
         for tries_left in range(TRIES, 0, -1):
             try:
                 with quota.reserve(spec):
@@ -65,7 +68,9 @@ class Sequences:
             await self._delete(key, spec)
         raise AssertionError("the last try returns or raises")
 
-    async def resume(self, key: Key, model: str, version: str, quota: StreamQuota, inputs: Named = ()) -> Lease:
+    async def resume(
+        self, key: Key, model: str, version: str, caller: Caller, quota: StreamQuota, inputs: Named = ()
+    ) -> Lease:
         """Continues a sequence. Inputs that it began with may be given again.
 
         Raises:
@@ -73,6 +78,7 @@ class Sequences:
             TidegateError: as `StreamBackend.open` does.
 
         """
+        self.access.take_opens(caller, 1)
         try:
             with quota.reserve():
                 options = OpenOptions(Existence.MUST_EXIST, inputs=inputs)
@@ -101,8 +107,8 @@ def check_stream_inputs(lease: Lease, inputs: Named) -> None:
         decide_inputs(stream.key, stream.slots, inputs, stream, None)
 
 
-def sequence_key(stream_id: str, model: str) -> Key:
-    """The key of a sequence.
+def sequence_key(stream_id: str, model: str, caller: Caller) -> Key:
+    """The key of a sequence of a caller.
 
     Raises:
         SequenceMissing: the request belongs to none.
@@ -112,4 +118,4 @@ def sequence_key(stream_id: str, model: str) -> Key:
     if not stream_id:
         raise SequenceMissing(model)
     check_stream_id(stream_id, "sequence_id")
-    return Key(DEFAULT_TENANT, stream_id)
+    return Key(caller.tenant.name, stream_id)

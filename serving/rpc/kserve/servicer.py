@@ -6,10 +6,12 @@ from typing import Any
 
 import grpc
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import ModelNotFound, TidegateError
 from tidegate.rpc.admin import unary
-from tidegate.rpc.backend import AdminBackend, StreamBackend
+from tidegate.rpc.backend import Access, AdminBackend, StreamBackend
 from tidegate.rpc.call import Call, Context
+from tidegate.rpc.identify import identify_or_abort
 from tidegate.rpc.kserve import messages
 from tidegate.rpc.kserve.backend import ServerStatus, ServingLimits
 from tidegate.rpc.kserve.describe import extensions, model_config, model_metadata, model_statistics
@@ -48,6 +50,7 @@ class InferenceServicer:
         backend: opens streams and runs timesteps.
         admin: finds and deletes streams.
         status: the state of the server.
+        access: says who makes a call.
         calls: the open calls of the server.
         limits: limits that clients can read.
 
@@ -58,28 +61,28 @@ class InferenceServicer:
         backend: StreamBackend,
         admin: AdminBackend,
         status: ServerStatus,
+        access: Access,
         calls: OpenCalls,
         limits: ServingLimits,
     ) -> None:
         self._admin = admin
         self._status = status
+        self.access = access
         self._calls = calls
         self._limits = limits
-        self._sequences = Sequences(backend, admin)
+        self._sequences = Sequences(backend, admin, access)
         self._infer = InferHandler(self._sequences)
 
-    @unary
-    async def ServerLive(self, _: Message) -> Message:  # noqa: N802 - named by the protocol
-        """Answers that the process runs."""
+    async def ServerLive(self, _: Message, __: Context) -> Message:  # noqa: N802 - named by the protocol
+        """Answers that the process runs, to anybody."""
         return messages.ServerLiveResponse(live=True)
 
-    @unary
-    async def ServerReady(self, _: Message) -> Message:  # noqa: N802 - as above
-        """Whether the server accepts new streams."""
+    async def ServerReady(self, _: Message, __: Context) -> Message:  # noqa: N802 - as above
+        """Whether the server accepts new streams, to anybody."""
         return messages.ServerReadyResponse(ready=self._is_ready)
 
     @unary
-    async def ModelReady(self, request: Message) -> Message:  # noqa: N802
+    async def ModelReady(self, request: Message, _: Caller) -> Message:  # noqa: N802
         """Whether a model accepts new streams."""
         try:
             self._admin.model(request.name, request.version)
@@ -88,27 +91,27 @@ class InferenceServicer:
         return messages.ModelReadyResponse(ready=self._is_ready)
 
     @unary
-    async def ServerMetadata(self, _: Message) -> Message:  # noqa: N802
+    async def ServerMetadata(self, _: Message, __: Caller) -> Message:  # noqa: N802
         """Names the server and its extensions."""
         return messages.ServerMetadataResponse(
             name="tidegate", version=version("tidegate"), extensions=extensions(self._limits)
         )
 
     @unary
-    async def ModelMetadata(self, request: Message) -> Message:  # noqa: N802
+    async def ModelMetadata(self, request: Message, _: Caller) -> Message:  # noqa: N802
         """The tensors of a model."""
         spec = self._admin.model(request.name, request.version).spec
         versions = [model.spec.version for model in self._admin.models() if model.spec.name == spec.name]
         return model_metadata(spec, sorted(versions, key=int))
 
     @unary
-    async def ModelConfig(self, request: Message) -> Message:  # noqa: N802
+    async def ModelConfig(self, request: Message, _: Caller) -> Message:  # noqa: N802
         """How a model is served."""
         spec = self._admin.model(request.name, request.version).spec
         return messages.ModelConfigResponse(config=model_config(spec, self._limits))
 
     @unary
-    async def ModelStatistics(self, request: Message) -> Message:  # noqa: N802
+    async def ModelStatistics(self, request: Message, _: Caller) -> Message:  # noqa: N802
         """What one model has done, or all of them."""
         specs = [model.spec for model in self._admin.models()]
         if request.name:
@@ -118,7 +121,7 @@ class InferenceServicer:
         return messages.ModelStatisticsResponse(model_stats=found)
 
     @unary
-    async def RepositoryIndex(self, _: Message) -> Message:  # noqa: N802
+    async def RepositoryIndex(self, _: Message, __: Caller) -> Message:  # noqa: N802
         """The models, all of which are ready."""
         response = messages.RepositoryIndexResponse()
         for model in self._admin.models():
@@ -127,11 +130,12 @@ class InferenceServicer:
 
     async def ModelInfer(self, request: Message, context: Context) -> bytes:  # noqa: N802
         """One timestep of a sequence."""
-        call = Call(context)  # so that `drain` waits for it
+        caller = await identify_or_abort(self.access, context)
+        call = Call(context, caller)  # so that `drain` waits for it
         self._calls.add(call)
         try:
             self._calls.check_accepting()
-            return await self._infer.infer(request, self._calls.quota(context))
+            return await self._infer.infer(request, caller, self._calls.quota(context))
         except TidegateError as error:
             await abort(context, error)
         finally:
@@ -140,7 +144,9 @@ class InferenceServicer:
     async def ModelStreamInfer(self, _: object, context: Context) -> None:  # noqa: N802
         """Timesteps of many sequences."""
         status_errors = STATUS_ERRORS in (tuple(pair) for pair in context.invocation_metadata() or ())
-        call = StreamInferCall(self._sequences, context, self._calls.quota(context), status_errors=status_errors)
+        caller = await identify_or_abort(self.access, context)
+        quota = self._calls.quota(context)
+        call = StreamInferCall(self._sequences, context, caller, quota, status_errors=status_errors)
         self._calls.add(call)
         try:
             self._calls.check_accepting()

@@ -16,6 +16,7 @@ import asyncio
 from collections import deque
 from time import perf_counter
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import StepGap, Stopping, StoreBehind, StreamNotFound, TakenOver, TidegateError
 from tidegate.core.spec import Key, Prediction, Timestep
 from tidegate.core.streams import Lease
@@ -103,8 +104,10 @@ class StreamInferCall(Call):
     With `status_errors` the first error ends the call with its gRPC status.
     """
 
-    def __init__(self, sequences: Sequences, context: Context, quota: StreamQuota, *, status_errors: bool) -> None:
-        super().__init__(context)
+    def __init__(
+        self, sequences: Sequences, context: Context, caller: Caller, quota: StreamQuota, *, status_errors: bool
+    ) -> None:
+        super().__init__(context, caller)
         self._sequences = sequences
         self._backend = sequences.backend
         self._quota = quota
@@ -186,6 +189,8 @@ class StreamInferCall(Call):
     def _queue(self, request: Request, flags: SequenceFlags, pending: Pending) -> None:
         """Queues a timestep, at once or in a task. Raises the error with which it is refused at once."""
         sequence = self._by_id.get(flags.stream_id)
+        if self.caller.tenant.limits_steps:
+            self._sequences.access.take_steps(self.caller, 1)
         pending.sync = flags.step == 0 if flags.sync is None else flags.sync
         if sequence is not None and (sequence.task is None or sequence.task.done()):
             held = sequence.held
@@ -242,7 +247,7 @@ class StreamInferCall(Call):
 
     def _add(self, stream_id: str, request: Request) -> Sequence:
         """Adds a sequence. Raises TidegateError when there can be none."""
-        key = sequence_key(stream_id, request.model_name)
+        key = sequence_key(stream_id, request.model_name, self.caller)
         if len(self._by_id) >= SEQUENCES_MAX:
             oldest = next((sequence for sequence in self._by_id.values() if sequence.idle), None)
             if oldest is not None:
@@ -268,10 +273,10 @@ class StreamInferCall(Call):
             served.check_timestep(request)  # the old stream is deleted, so check everything first
             if held is not None:
                 await self._end(sequence, held)
-            lease = await self._sequences.begin(sequence.key, served.spec, self._quota, inputs)
+            lease = await self._sequences.begin(sequence.key, served.spec, self.caller, self._quota, inputs)
         else:
             model, version = request.model_name, request.model_version
-            lease = await self._sequences.resume(sequence.key, model, version, self._quota, inputs)
+            lease = await self._sequences.resume(sequence.key, model, version, self.caller, self._quota, inputs)
             pending.resumed = True
         # No await may come between the open and this: from here on the call releases the lease when it ends.
         self._quota.leases.add(lease)
