@@ -118,7 +118,13 @@ class StreamInfer:
         return await self.ending()
 
 
-async def ask(channel: grpc.aio.Channel, method: str, request: Any = None, **fields: Any) -> Any:
+async def ask(
+    channel: grpc.aio.Channel,
+    method: str,
+    request: Any = None,
+    metadata: tuple[tuple[str, str], ...] = (),
+    **fields: Any,
+) -> Any:
     """A unary call."""
     descriptor = messages.POOL.FindServiceByName(messages.SERVICE_NAME).FindMethodByName(method)
     if request is None:
@@ -129,7 +135,7 @@ async def ask(channel: grpc.aio.Channel, method: str, request: Any = None, **fie
         response_deserializer=message_class(descriptor.output_type.name).FromString,
     )
     async with asyncio.timeout(TIMEOUT_S):
-        return await call(request)
+        return await call(request, metadata=metadata)
 
 
 async def infer(channel: grpc.aio.Channel, sequence: int | str, *values: float, **more: Any) -> Any:
