@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tidegate.client import Model  # imported when a command connects
 
 TRAINING_COMMANDS = {
-    "inspect": "Tell what a table of sensor data holds, and what looks wrong.",
+    "inspect": "Tell what a table of sensor data or an ONNX graph holds, and what looks wrong.",
     "train": "Learn a model from a sensor series.",
     "backtest": "Learn from an ever longer past and judge what follows, several times.",
     "tune": "Search for good settings of a model.",
@@ -57,6 +57,10 @@ def serve(
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(envvar="TIDEGATE_LOG_FORMAT", help="text, json, or auto: text for a terminal, else json."),
+    ] = "auto",
     **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
@@ -65,11 +69,16 @@ def serve(
     from tidegate.runtime.descriptors import raise_limit
     from tidegate.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
     from tidegate.runtime.log import start_log
+    from tidegate.runtime.log_format import choose_format
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise CommandError(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
     open_standard_files()
-    start_log(log_level.upper())
+    try:
+        form = choose_format(log_format, sys.stderr.isatty())
+    except ValueError as error:
+        raise CommandError(f"--log-format: {error}", EXIT_USAGE) from None
+    start_log(log_level.upper(), form)
     raise_limit()
     try:
         arm(os.environ.get(VARIABLE, ""))
@@ -82,7 +91,7 @@ def serve(
         if config.worker_count == 1:
             _serve_in_process(config)
         else:
-            _serve_with_workers(config, log_level.upper())
+            _serve_with_workers(config, {"log_level": log_level.upper(), "log_format": form})
     except (ContractBroken, StartFailed) as error:
         raise CommandError(str(error), EXIT_START_FAILED) from None
     except StopFailed as error:
@@ -239,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         del os.environ["TIDEGATE_PORT"]
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments and arguments[0] in TRAINING_COMMANDS:
+        if arguments[:1] == ["inspect"] and any(_is_graph(argument) for argument in arguments[1:]):
+            code = _graph_command()(arguments[1:], prog_name="tidegate inspect", standalone_mode=False) or 0
+        elif arguments and arguments[0] in TRAINING_COMMANDS:
             _run_training(arguments)
             code = 0
         else:
@@ -266,7 +277,7 @@ def _serve_in_process(config: ServerConfig) -> None:
     uvloop.run(server.run(lambda: print_ready(server.ready_line), asyncio.Event()))
 
 
-def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
+def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
     from tidegate.runtime.supervisor import Supervisor
 
@@ -274,7 +285,7 @@ def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
         [sys.executable, "-P", "-m", "tidegate.cli.worker"],
-        {"log_level": log_level, "config": settings},
+        {**log_settings, "config": settings},
         workers=config.worker_count,
         host=config.host,
         port=config.port,
@@ -283,6 +294,19 @@ def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
         drain_after_s=config.drain_after,
     )
     asyncio.run(supervisor.run())
+
+
+def _is_graph(argument: str) -> bool:
+    return argument.lower().endswith(".onnx") and not argument.startswith("-")
+
+
+def _graph_command() -> typer.Typer:
+    """The other `tidegate inspect`: that of a graph, which needs no training package."""
+    from tidegate.cli.inspect_graph import inspect_graph
+
+    command = typer.Typer(add_completion=False, rich_markup_mode=None)
+    command.command()(inspect_graph)
+    return command
 
 
 def _run_training(arguments: list[str]) -> None:
