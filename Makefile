@@ -31,7 +31,7 @@ examples: $(READY)
 	for example in forecast classify anomaly own_data own_network tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
 # All tests, in one run: each run loads everything in each of its processes.
-test: $(READY) $(PROTOC)/.ready
+test: $(READY) $(PROTOC)/.ready $(TRITONCLIENT)/.ready
 	$(PYTEST)
 
 # What is done in some minutes on two cores: without the tests that kill servers, train models or run clients as programs.
