@@ -115,7 +115,7 @@ class _Reader:
         self.mistakes: list[str] = []
 
     def read(self, name: str, version: str) -> Spec | None:
-        """The spec, without its fingerprint. None, or a spec with parts left out, when there are mistakes."""
+        """The spec, without its fingerprint; None when there are mistakes."""
         described = self._described
         given = [described.x, *(part for part in described.others if part.value is None)]
         inputs = [self._read_input(part) for part in given]
@@ -295,7 +295,7 @@ class _Reader:
 def _features(described: Description) -> tuple[Feature, ...]:
     if isinstance(described.features, int):
         return tuple(Feature(f"{described.input}{index}") for index in range(described.features))
-    return tuple(Feature(part.name, part.unit, part.low, part.high) for part in described.features)
+    return tuple(Feature(part.name, part.unit, part.low, part.high, part.mean, part.std) for part in described.features)
 
 
 def _dims(tensor: Any) -> tuple[int | str, ...]:
