@@ -204,7 +204,9 @@ def health(
     http: Annotated[
         bool,
         typer.Option(
-            "--http", help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token."
+            "--http",
+            envvar="TIDEGATE_HEALTH_HTTP",
+            help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token.",
         ),
     ] = False,
 ) -> None:
