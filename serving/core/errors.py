@@ -288,6 +288,7 @@ class ContractBroken(TidegateError):
 
     def __init__(self, where: str, message: str) -> None:
         self.where = where
+        self.message = message
         super().__init__(f"{where}: {message}")
 
 

@@ -111,7 +111,7 @@ class WorkerProcess:
             # No other thread of the supervisor starts processes, so no other process inherits them meanwhile.
             for file in inherited:
                 os.set_inheritable(file, True)
-            self.metrics.pid = os.posix_spawn(command[0], command, _environment(), setsigmask=BLOCKED_SIGNALS)
+            self.metrics.pid = os.posix_spawn(command[0], command, own_environment(), setsigmask=BLOCKED_SIGNALS)
         except OSError:
             ours.close()
             raise
@@ -165,6 +165,6 @@ class WorkerProcess:
                 raise AssertionError(f"worker {self.number} sent {message}")
 
 
-def _environment() -> dict[str, str]:
+def own_environment() -> dict[str, str]:
     """Our environment with our own search path, so that a worker runs the same code as this process."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}  # noqa: PTH100
