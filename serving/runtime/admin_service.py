@@ -47,11 +47,11 @@ class AdminService:
 
     def models(self) -> list[ModelInfo]:
         """The models being served."""
-        return [served.info for served in self._repository]
+        return [served.info for served in self._repository.shown]
 
     def model(self, name: str, version: str) -> ModelInfo:
         """One model; ModelNotFound when it is not served."""
-        return self._repository.find(name, version).info
+        return self._repository.find(name, version, begun=True).info
 
     async def list(self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None) -> list[StreamInfo]:
         """Streams in the order of their ids: at most `limit` after `after`, only those in `phase` if it is given.
@@ -149,9 +149,9 @@ class AdminService:
         self, checkpoint: Checkpoint, key: Key, check: Callable[[Checkpoint, Slots], None] = check_payload_size
     ) -> StreamInfo:
         """Stores a state as a new stream, in one write: either all of it is stored, or nothing."""
-        served = [served for served in self._repository if served.spec.fingerprint == checkpoint.model.fingerprint]
+        served = [served for served in self._repository.shown if served.spec.fingerprint == checkpoint.model.fingerprint]
         if not served:
-            titles = [f"{served.spec.title} ({served.spec.fingerprint[:12]})" for served in self._repository]
+            titles = [f"{served.spec.title} ({served.spec.fingerprint[:12]})" for served in self._repository.shown]
             raise ModelNotFound(checkpoint.model.title, f"with fingerprint {checkpoint.model.fingerprint[:12]}", titles)
         check(checkpoint, served[0].slots)
         with self._registry.reserve_new() as confirm:

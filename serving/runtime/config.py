@@ -66,6 +66,15 @@ class ServerConfig:
     """
 
     models: Path = setting(Path("models"), "Folder of <name>/<version>/model.onnx.")  # noqa: RUF009 - a field
+    load: tuple[str, ...] = setting((), "Serve only this model, NAME or NAME/VERSION; may be repeated. None: all.")
+    models_poll: float = duration("5s", "How often --models is looked at for new and removed versions; 0 for never.")
+    # A graph of 2 GiB cannot be read at all. Weights beside it may be larger.
+    model_bytes_max: int = setting(1 << 30, "Largest size of the files of a version.", at_least=1)
+    model_memory_max: int = setting(
+        0, "Most memory that trying a model may take, in bytes; 0: 1 GiB and four times its files.", at_least=0
+    )
+    load_timeout: float = duration("60s", "Longest time that loading a model may take, and checking it.", at_least=0.1)
+    step_timeout: float = duration("10s", "Longest time that one run of a model may take.", at_least=0.1)
     # 0.0.0.0 and :: are all addresses of both families: the server of a container is for others to reach.
     host: str = setting("0.0.0.0", "Name or address to listen on, or unix:PATH.")  # noqa: S104
     port: int = setting(50051, "Port of gRPC; 0 picks a free one.", at_least=0, at_most=65535)
@@ -168,6 +177,8 @@ def _validated(value: Any, kind: Any, about: Setting) -> Any:
         value = seconds(value)
     if kind in (str, Path):
         return kind(value)
+    if kind == tuple[str, ...]:
+        return tuple(value)
     if not value >= about.at_least:  # also NaN
         raise ValueError(f"expected at least {about.at_least:g}")
     if value > about.at_most:
