@@ -40,7 +40,7 @@ class RowBinding:
         self._run = partial(session._sess.run_with_iobinding, binding._iobinding, None)  # noqa: SLF001
         binding.bind_input(spec.x.name, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
         for tensor, part, next_part in zip(spec.state, self._state, self._next_state, strict=True):
-            shape = (*tensor.shape[: tensor.batch_axis], 1, *tensor.shape[tensor.batch_axis :])
+            shape = tensor.graph_shape(1)
             binding.bind_input(tensor.name, "cpu", 0, tensor.dtype, shape, part.ctypes.data)
             binding.bind_output(tensor.next_name, "cpu", 0, tensor.dtype, shape, next_part.ctypes.data)
         for output, part in zip(spec.outputs, self._outputs, strict=True):
@@ -81,12 +81,12 @@ class BatchBinding:
         binding.bind_input(spec.x.name, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
         state, next_state = [], []
         for tensor in spec.state:
-            shape = (*tensor.shape[: tensor.batch_axis], size, *tensor.shape[tensor.batch_axis :])
+            shape, axis = tensor.graph_shape(size), tensor.batch_axis or 0
             part, next_part = np.zeros(shape, tensor.dtype), np.zeros(shape, tensor.dtype)
             binding.bind_input(tensor.name, "cpu", 0, tensor.dtype, shape, part.ctypes.data)
             binding.bind_output(tensor.next_name, "cpu", 0, tensor.dtype, shape, next_part.ctypes.data)
-            state.append(np.moveaxis(part, tensor.batch_axis, 0))
-            next_state.append(np.moveaxis(next_part, tensor.batch_axis, 0))
+            state.append(np.moveaxis(part, axis, 0))
+            next_state.append(np.moveaxis(next_part, axis, 0))
         for output, part in zip(spec.outputs, self.outputs, strict=True):
             binding.bind_output(output.name, "cpu", 0, output.dtype, part.shape, part.ctypes.data)
         self.state: Arrays = tuple(state)

@@ -12,7 +12,7 @@ import numpy as np
 from tidegate.core.errors import ContractBroken, ModelFailed
 from tidegate.core.io_binding import BatchBinding, RowBinding
 from tidegate.core.signature import read_spec
-from tidegate.core.spec import Arrays, Floats
+from tidegate.core.spec import Arrays, Floats, StateTensor
 
 # Serving sends no telemetry. The variable works while onnxruntime is loaded, the call below from then on.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -63,14 +63,7 @@ class Model:
             *(tensor.next_name for tensor in self.spec.state),
         ]
         # The axes that transpose a batch-first array to the graph's layout, and back.
-        self._axes = [
-            (
-                tensor.name,
-                (*range(1, tensor.batch_axis + 1), 0, *range(tensor.batch_axis + 1, len(tensor.shape) + 1)),
-                (tensor.batch_axis, *(axis for axis in range(len(tensor.shape) + 1) if axis != tensor.batch_axis)),
-            )
-            for tensor in self.spec.state
-        ]
+        self._axes = [(tensor.name, *_axes(tensor)) for tensor in self.spec.state]
 
     def __repr__(self) -> str:
         return f"<Model {self.spec.title} {self.spec.fingerprint[:12]}>"
@@ -139,6 +132,13 @@ class Model:
             target[:] = source
         rows.run(x)
         return (*rows.outputs, *rows.next_state)
+
+
+def _axes(tensor: StateTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes that transpose a batch-first array to the graph's layout, and back."""
+    assert tensor.batch_axis is not None
+    rank, batch = len(tensor.shape) + 1, tensor.batch_axis
+    return (*range(1, batch + 1), 0, *range(batch + 1, rank)), (batch, *(axis for axis in range(rank) if axis != batch))
 
 
 def _first_line(error: Exception) -> str:

@@ -81,11 +81,11 @@ def read_spec(name: str, version: str, fingerprint: str, session: Any, sidecar: 
         fingerprint=fingerprint,
         task=described.task,
         period_s=described.period_s,
-        inputs=(Input(described.input, x_type, (len(described.features),)),),
         handles_missing=described.handles_missing,
         features=tuple(Feature(part.name, part.unit, part.low, part.high) for part in described.features),
         outputs=tuple(predictions),
         state=state,
+        inputs=(Input(described.input, x_type, (len(described.features),)),),
     )
 
 

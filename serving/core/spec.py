@@ -6,8 +6,7 @@ Shapes are those of one stream. An array that holds many streams has the batch a
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -39,34 +38,39 @@ class Feature:
     high: float | None = None
 
 
-class InputKind(StrEnum):
-    """Where the values of an input come from."""
-
-    TIMESTEP = "timestep"  # each timestep brings them
-    STREAM = "stream"  # the stream brings them when it is opened, and they stay
-    CONSTANT = "constant"  # the description has them
-
-
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input of the graph that is not state.
+    """One tensor that clients give to a model. `shape` is that of one stream, and of one timestep.
 
-    `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph; None when the graph has
-    none there, and then the whole tensor is one row. `value`, of that shape, is the value of a constant; for an input of
-    a stream, what a stream has that brings none, and None where it must bring it. An input of a timestep has none.
+    `batch_axis` is the position of the batch axis in the graph; None when the graph has none there, and then the whole
+    tensor is one row. `kind` tells when it is given: with each timestep, or once, when a stream begins. State and
+    constants are no inputs in this sense.
+
+    A graph may take the last `window` timesteps at once; then `window_axis` is the position of that axis in a row of
+    the graph, and the earlier timesteps are in a state tensor of the same name.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     batch_axis: int | None = 0
-    kind: InputKind = InputKind.TIMESTEP
-    value: Array | None = None
+    kind: Literal["timestep", "stream"] = "timestep"
+    window: int = 1
+    window_axis: int = 0
 
     @property
-    def bytes_per_row(self) -> int:
-        """The packed size of one stream's values."""
+    def nbytes(self) -> int:
+        """The size of the tensor of one stream, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """An input of the graph whose value is in the description. `value` and `batch_axis` are as in `Input`."""
+
+    name: str
+    value: Array
+    batch_axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class StateTensor:
 
     `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph; None when the graph has
     none there, and then the whole tensor is one row. `initial` is the value for a new stream, of that shape. `finite`
-    tells whether a value that is not finite is a fault.
+    tells whether a value that is not finite is a fault. `next_name` is empty where the server moves a window on.
     """
 
     name: str
@@ -103,17 +107,21 @@ class StateTensor:
     initial: Array
     finite: bool = True
 
+    def graph_shape(self, batch: int) -> tuple[int, ...]:
+        """The shape in the graph for so many streams."""
+        if self.batch_axis is None:
+            return self.shape
+        return (*self.shape[: self.batch_axis], batch, *self.shape[self.batch_axis :])
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What a model declares.
 
-    `fingerprint` is a SHA-256; a state is valid for one fingerprint only. `inputs` are the inputs of the graph that are
-    not state. The first one is x, which `features` name; it is an input of a timestep, and the other inputs of a
-    timestep follow it. `handles_missing` tells whether they may hold NaN.
+    `fingerprint` is a SHA-256; a state is valid for one fingerprint only. `inputs` has x first, whose values `features`
+    name; see `core.input_layout`. `handles_missing` tells whether a timestep may hold NaN. `batches` tells whether the
+    graph can run several rows at once.
 
-    The packed values of a timestep are those of its inputs, one after the other, in this order. The state of a stream
-    is that of `state`, then the values of `stream_inputs`, which no timestep changes.
     """
 
     name: str
@@ -121,11 +129,13 @@ class Spec:
     fingerprint: str
     task: str
     period_s: float | None
-    inputs: tuple[Input, ...]
     handles_missing: bool
     features: tuple[Feature, ...]
     outputs: tuple[Output, ...]
     state: tuple[StateTensor, ...]
+    inputs: tuple[Input, ...]
+    constants: tuple[Constant, ...] = ()
+    batches: bool = True
 
     @property
     def x(self) -> Input:
@@ -133,29 +143,9 @@ class Spec:
         return self.inputs[0]
 
     @property
-    def timestep_inputs(self) -> tuple[Input, ...]:
-        """The inputs that each timestep brings; x is the first."""
-        return tuple(part for part in self.inputs if part.kind is InputKind.TIMESTEP)
-
-    @property
     def stream_inputs(self) -> tuple[Input, ...]:
-        """The inputs that a stream brings when it is opened."""
-        return tuple(part for part in self.inputs if part.kind is InputKind.STREAM)
-
-    @property
-    def constants(self) -> tuple[Input, ...]:
-        """The inputs whose values are in the description."""
-        return tuple(part for part in self.inputs if part.kind is InputKind.CONSTANT)
-
-    @property
-    def takes_floats(self) -> bool:
-        """Whether a timestep is one tensor of float32. Then a batch of timesteps is an array (batch, features)."""
-        return len(self.timestep_inputs) == 1 and self.x.dtype == np.float32
-
-    @property
-    def timestep_bytes(self) -> int:
-        """The packed size of one timestep."""
-        return sum(part.bytes_per_row for part in self.timestep_inputs)
+        """The inputs that a stream gives once."""
+        return tuple(part for part in self.inputs if part.kind == "stream")
 
     @property
     def id(self) -> "ModelId":

@@ -37,6 +37,7 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_INT32: _ClassVar[DataType]
     DATA_TYPE_INT64: _ClassVar[DataType]
     DATA_TYPE_BOOL: _ClassVar[DataType]
+    DATA_TYPE_FLOAT16: _ClassVar[DataType]
 EXISTENCE_UNSPECIFIED: Existence
 EXISTENCE_MUST_EXIST: Existence
 EXISTENCE_MUST_BE_NEW: Existence
@@ -52,6 +53,7 @@ DATA_TYPE_FLOAT64: DataType
 DATA_TYPE_INT32: DataType
 DATA_TYPE_INT64: DataType
 DATA_TYPE_BOOL: DataType
+DATA_TYPE_FLOAT16: DataType
 
 class PredictRequest(_message.Message):
     __slots__ = ("timestep", "open", "close")
@@ -80,7 +82,7 @@ class PredictResponse(_message.Message):
     def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format")
+    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format", "inputs")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +92,7 @@ class Open(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
@@ -99,7 +102,8 @@ class Open(_message.Message):
     resume_from: int
     kept_max: int
     output_format: OutputFormat
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model", "owner_changed", "message_bytes_max")
@@ -134,14 +138,24 @@ class Opened(_message.Message):
     def __init__(self, stream_id: _Optional[str] = ..., kind: _Optional[_Union[Opened.Kind, str]] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., durable_step: _Optional[int] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., owner_changed: bool = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
 
 class Timestep(_message.Message):
-    __slots__ = ("step", "values", "numbers")
+    __slots__ = ("step", "values", "numbers", "inputs")
     STEP_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     step: int
     values: bytes
     numbers: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
+
+class InputValues(_message.Message):
+    __slots__ = ("name", "values")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    values: bytes
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("step", "outputs", "durable_step", "duplicate", "output_numbers")
@@ -164,7 +178,7 @@ class Numbers(_message.Message):
     def __init__(self, numbers: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictOneRequest(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format")
+    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format", "inputs")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +187,7 @@ class PredictOneRequest(_message.Message):
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
@@ -181,7 +196,8 @@ class PredictOneRequest(_message.Message):
     numbers: _containers.RepeatedScalarFieldContainer[float]
     durability: Durability
     output_format: OutputFormat
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class PredictOneResponse(_message.Message):
     __slots__ = ("prediction", "model", "version")
@@ -322,7 +338,7 @@ class PredictBlocksResponse(_message.Message):
     def __init__(self, block: _Optional[_Union[PredictedBlock, _Mapping]] = ..., opened: _Optional[_Union[OpenedStreams, _Mapping]] = ..., closed: _Optional[_Union[ClosedStreams, _Mapping]] = ..., durable: _Optional[_Union[DurableStreams, _Mapping]] = ..., ended: _Optional[_Union[EndedStreams, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class OpenStreams(_message.Message):
-    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "independent")
+    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "independent", "inputs")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -332,6 +348,7 @@ class OpenStreams(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     INDEPENDENT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     model: str
     version: str
@@ -341,7 +358,8 @@ class OpenStreams(_message.Message):
     resume_from: _containers.RepeatedScalarFieldContainer[int]
     kept_max: int
     independent: bool
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: bool = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: bool = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class OpenedStreams(_message.Message):
     __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max", "refused")
@@ -372,16 +390,18 @@ class OpenedStreams(_message.Message):
     def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ..., refused: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Block(_message.Message):
-    __slots__ = ("block", "handles", "steps", "values")
+    __slots__ = ("block", "handles", "steps", "values", "inputs")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     block: int
     handles: bytes
     steps: bytes
     values: bytes
-    def __init__(self, block: _Optional[int] = ..., handles: _Optional[bytes] = ..., steps: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, block: _Optional[int] = ..., handles: _Optional[bytes] = ..., steps: _Optional[bytes] = ..., values: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class PredictedBlock(_message.Message):
     __slots__ = ("block", "steps", "outputs", "durable_steps", "duplicate_rows", "forgotten_rows", "errors", "refused")
@@ -448,7 +468,7 @@ class EndedStreams(_message.Message):
     def __init__(self, handles: _Optional[_Iterable[int]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "task", "period", "features", "outputs", "state", "batch_invariant", "handles_missing")
+    __slots__ = ("name", "version", "fingerprint", "task", "period", "features", "outputs", "state", "batch_invariant", "handles_missing", "inputs")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -459,6 +479,7 @@ class Model(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     HANDLES_MISSING_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     fingerprint: str
@@ -469,7 +490,30 @@ class Model(_message.Message):
     state: _containers.RepeatedCompositeFieldContainer[StateTensor]
     batch_invariant: bool
     handles_missing: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: bool = ..., handles_missing: bool = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: bool = ..., handles_missing: bool = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("name", "data_type", "shape", "kind")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Input.Kind]
+        KIND_VALUES: _ClassVar[Input.Kind]
+        KIND_TIMESTEP: _ClassVar[Input.Kind]
+        KIND_STREAM: _ClassVar[Input.Kind]
+    KIND_UNSPECIFIED: Input.Kind
+    KIND_VALUES: Input.Kind
+    KIND_TIMESTEP: Input.Kind
+    KIND_STREAM: Input.Kind
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data_type: DataType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    kind: Input.Kind
+    def __init__(self, name: _Optional[str] = ..., data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., kind: _Optional[_Union[Input.Kind, str]] = ...) -> None: ...
 
 class Feature(_message.Message):
     __slots__ = ("name", "unit", "low", "high")
