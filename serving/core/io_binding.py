@@ -21,10 +21,10 @@ class RowBinding:
     """The memory of one row, and the graph that runs on it.
 
     `state`, `next_state` and `outputs` are that memory as bytes, one for each tensor. `run` reads `state` and the
-    values of `set_inputs`; it writes `next_state` and `outputs`.
+    values of `set_inputs`; it writes `next_state` and `outputs`. `run_options` are onnxruntime's.
     """
 
-    def __init__(self, session: Any, spec: Spec) -> None:
+    def __init__(self, session: Any, spec: Spec, run_options: Any = None) -> None:
         self._x = np.zeros((1, len(spec.features)), np.float32)
         self._state = tuple(np.zeros((1, *tensor.shape), tensor.dtype) for tensor in spec.state)
         self._next_state = tuple(np.zeros_like(part) for part in self._state)
@@ -37,7 +37,7 @@ class RowBinding:
         self.outputs = [part.data.cast("B") for part in self._outputs]
         binding = session.io_binding()
         # The public `run_with_iobinding` also prepares for WebGPU, which takes half as long as a small graph.
-        self._run = partial(session._sess.run_with_iobinding, binding._iobinding, None)  # noqa: SLF001
+        self._run = partial(session._sess.run_with_iobinding, binding._iobinding, run_options)  # noqa: SLF001
         binding.bind_input(spec.x.name, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
         for tensor, part, next_part in zip(spec.state, self._state, self._next_state, strict=True):
             shape = tensor.graph_shape(1)
@@ -72,12 +72,12 @@ class BatchBinding:
     content is valid until the next run.
     """
 
-    def __init__(self, session: Any, spec: Spec, size: int) -> None:
+    def __init__(self, session: Any, spec: Spec, size: int, run_options: Any = None) -> None:
         self.size = size
         self._x = np.zeros((size, len(spec.features)), np.float32)
         self.outputs: Arrays = tuple(np.zeros((size, *output.shape), output.dtype) for output in spec.outputs)
         binding = session.io_binding()
-        self._run = partial(session._sess.run_with_iobinding, binding._iobinding, None)  # noqa: SLF001 - as above
+        self._run = partial(session._sess.run_with_iobinding, binding._iobinding, run_options)  # noqa: SLF001 - as above
         binding.bind_input(spec.x.name, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
         state, next_state = [], []
         for tensor in spec.state:

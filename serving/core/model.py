@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.errors import ContractBroken, ModelFailed, RunEnded
 from tidegate.core.io_binding import BatchBinding, RowBinding
 from tidegate.core.signature import read_spec
 from tidegate.core.spec import Arrays, Floats, StateTensor
@@ -55,7 +55,9 @@ class Model:
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
         self.spec = read_spec(name, version, hashlib.sha256(graph).hexdigest(), self._session, sidecar)
-        self.row_binding = RowBinding(self._session, self.spec)
+        # The same object for every run: without one, onnxruntime creates one for each.
+        self._run_options = onnxruntime.RunOptions()
+        self.row_binding = RowBinding(self._session, self.spec, self._run_options)
         self._batch_bindings: dict[int, BatchBinding] = {}  # by batch size, the oldest first
         self._last_size = 0
         self._fetch = [
@@ -83,8 +85,18 @@ class Model:
                 return None
             if len(self._batch_bindings) == BOUND_SIZES_MAX:
                 del self._batch_bindings[next(iter(self._batch_bindings))]
-            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch)
+            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch, self._run_options)
         return rows.state
+
+    def end_run(self) -> None:
+        """Makes the run that is under way in another thread fail at its next operator."""
+        self._run_options.terminate = True
+
+    def resume(self) -> bool:
+        """Lets runs go on after `end_run`. Returns whether it was called."""
+        ended: bool = self._run_options.terminate
+        self._run_options.terminate = False
+        return ended
 
     def step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
         """Computes one timestep of a batch.
@@ -99,6 +111,7 @@ class Model:
 
         Raises:
             ModelFailed: the graph could not be run.
+            RunEnded: `end_run` was called meanwhile.
 
         """
         try:
@@ -108,13 +121,15 @@ class Model:
                 return tuple([part.copy() for part in rows.outputs]), rows.next_state
             return self.row_binding.step(x, state) if len(x) == 1 else self._step(x, state)
         except Exception as error:  # onnxruntime has no public base class for its errors
+            if self.resume():
+                raise RunEnded(f"model {self.spec.title}: its run took too long and was ended") from error
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
     def _step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
         feed = {self.spec.x.name: x}
         for (name, inwards, _), rows in zip(self._axes, state, strict=True):
             feed[name] = rows.transpose(inwards)
-        results = self._session.run(self._fetch, feed)
+        results = self._session.run(self._fetch, feed, self._run_options)
         count = len(self.spec.outputs)
         next_state = tuple(
             result.transpose(outwards) for result, (_, _, outwards) in zip(results[count:], self._axes, strict=True)

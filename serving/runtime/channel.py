@@ -28,7 +28,10 @@ class Channel:
     Args:
         reader, writer: the socket.
         on_request: answers a request of the other process. What it raises as `RequestRefused` is raised there too.
-        on_message: handles a message that is neither a request nor an answer; b"" is never passed.
+        on_message: handles a line that is neither a request nor an answer.
+
+    Attributes:
+        closed: set when the other process has closed its end.
 
     """
 
@@ -46,7 +49,7 @@ class Channel:
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answering: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.closed = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Channel: {len(self._waiting)} requests are not answered>"
@@ -64,7 +67,7 @@ class Channel:
             ChannelClosed: the other process has ended.
 
         """
-        if self._closed or self.writer.is_closing():
+        if self.closed.is_set() or self.writer.is_closing():
             raise ChannelClosed("the other process has ended")
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
@@ -83,7 +86,7 @@ class Channel:
         except ConnectionError:  # it ended before it had read everything
             pass
         finally:
-            self._closed = True
+            self.closed.set()
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(ChannelClosed("the other process has ended"))

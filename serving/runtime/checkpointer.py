@@ -377,7 +377,9 @@ class Checkpointer:
         silent = []
         time_slice = TimeSlice()
         streams_by_slot = self._streams.by_slot(served.slots)
-        for row in self._idle_times_of(served.slots).rows(served.slots.step, self._clock(), self._schedule.park_after_s):
+        for row in self._idle_times_of(served.slots).rows(
+            served.slots.step, self._clock(), self._schedule.park_after_s
+        ):
             stream = streams_by_slot[row]
             if stream is not None and stream not in self._parking:
                 silent.append(stream)

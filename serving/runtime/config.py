@@ -7,6 +7,7 @@ from typing import Any
 
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_unix
+from tidegate.runtime.model_checker import TrialLimits
 
 # A store in the memory of one process.
 MEMORY = "memory:"
@@ -141,6 +142,11 @@ class ServerConfig:
     def worker_count(self) -> int:
         """The number of processes that serve. Memory and a unix socket belong to one process."""
         return self.workers or (1 if self.state == MEMORY or is_unix(self.host) else usable_cores())
+
+    @property
+    def trial_limits(self) -> TrialLimits:
+        """What a model may take when it is tried."""
+        return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout)
 
     def _validate_hosts(self) -> None:
         if is_unix(self.metrics_host):

@@ -131,6 +131,10 @@ class ModelMetrics:
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
 
+    def read_queue_depth(self) -> float:
+        """How many timesteps wait for a batch."""
+        return self.queue_depth()
+
     @property
     def missing_values(self) -> int:
         """How many values of applied timesteps were missing."""
@@ -338,9 +342,7 @@ def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
     yield _Metric(
         MetricFamily("tidegate_missing_values", text, "counter", labels, [model.labels]), [model.missing.attach]
     )
-    yield metrics.gauge(
-        "queue_depth", "Timesteps waiting for a batch.", labels, {model.labels: lambda: model.queue_depth()}
-    )
+    yield metrics.gauge("queue_depth", "Timesteps waiting for a batch.", labels, {model.labels: model.read_queue_depth})
     yield metrics.gauge(
         "batch_invariant",
         "1 when the start-up check found the same bits alone and in every batch.",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tidegate.core.errors import ContractBroken
+from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.runtime.channel import ChannelClosed
 from tidegate.runtime.exposition import Events
 from tidegate.runtime.model_checker import CheckedModel, ModelChecker, TrialLimits
@@ -35,8 +36,6 @@ COPY_TRIES = 10
 # How often it is asked whether the last stream of a version has ended, in seconds.
 UNLOAD_SECONDS = 0.5
 
-Outcome = Literal["loaded", "refused", "unloading"]
-
 
 class ModelRefused(Exception):
     """A process could not load a version. The message is the reason."""
@@ -48,16 +47,6 @@ class Target:
 
     model: CheckedModel
     phase: Literal["serving", "retiring"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChange:
-    """What became of a version. `reason` says why it was refused."""
-
-    name: str
-    version: str
-    outcome: Outcome
-    reason: str = ""
 
 
 class Host(Protocol):
@@ -79,11 +68,18 @@ class ModelCatalog:
     Args:
         root: the folder of models.
         chosen: what to serve of it, as NAME or NAME/VERSION; empty for all.
-        copies: where the private copies are.
         make_checker: starts a process that tries models.
         limits: what a model may take when it is tried.
         bytes_max: how large the files of a version may be, in bytes.
         poll_s: how often the folder is looked at, in seconds; 0 for never.
+        spare: the folder for private copies where the system has none for temporary files.
+
+    Attributes:
+        load_s: how long a process may take to load a version, in seconds.
+        events: what became of versions, as counts.
+
+    Raises:
+        StartFailed: there is no folder for private copies.
 
     """
 
@@ -91,19 +87,21 @@ class ModelCatalog:
         self,
         root: Path,
         chosen: Sequence[str],
-        copies: ModelCopies,
         make_checker: Callable[[], ModelChecker],
         limits: TrialLimits,
         *,
         bytes_max: int,
         poll_s: float,
+        spare: Path,
     ) -> None:
         self._root = root
         self._chosen = {*chosen}
-        self._copies = copies
+        self._copies = ModelCopies(spare)
         self._make_checker = make_checker
+        self._first_checker = make_checker()  # loads its libraries while this process starts
         self._limits = limits
         self._bytes_max = bytes_max
+        self.load_s = 2 * limits.load_s  # a process loads what was tried, beside serving
         self._poll_s = poll_s
         self._hosts: list[Host] = []
         self._targets: dict[str, Target] = {}
@@ -125,11 +123,12 @@ class ModelCatalog:
         """What every process is to have loaded."""
         return list(self._targets.values())
 
-    async def start(self, checker: ModelChecker) -> None:
-        """Tries all versions that were chosen. Closes the checker.
+    async def start(self) -> None:
+        """Tries all versions that were chosen.
 
         Raises ContractBroken when there is none, or one cannot be served; then it names all that cannot.
         """
+        checker = self._first_checker
         try:
             found = self._wanted(await asyncio.to_thread(self._scan) if self._root.is_dir() else [])
             results = await asyncio.gather(*(self._try(files, checker) for files in found), return_exceptions=True)
@@ -146,6 +145,11 @@ class ModelCatalog:
         for files, model in zip(found, results, strict=True):
             assert isinstance(model, CheckedModel)
             self._add(files, model)
+
+    async def close(self) -> None:
+        """Ends what `start` would use, and removes the private copies."""
+        await self._first_checker.close()
+        self._copies.close()
 
     async def join(self, host: Host) -> None:
         """Adds a process, and has it catch up with what was decided while it started."""
@@ -168,6 +172,12 @@ class ModelCatalog:
                 if self._poll_s and loop.time() - looked >= min(self._poll_s, self._next_look()):
                     looked = loop.time()
                     await self._look(settled_only=True)
+
+    async def change(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
+        """Does what an operator asks for. Returns what became of each version, none when there is none."""
+        if action == "reload":
+            return await self.reload()
+        return await (self.load if action == "load" else self.unload)(name, version)
 
     async def reload(self) -> list[ModelChange]:
         """Looks at the folder now. What was refused before is tried again."""
@@ -279,7 +289,9 @@ class ModelCatalog:
                 break
             except StillChanging:
                 if not tries_left:
-                    raise ContractBroken(files.title, "its files go on changing; write them elsewhere and rename their folder") from None
+                    raise ContractBroken(
+                        files.title, "its files go on changing; write them elsewhere and rename their folder"
+                    ) from None
                 await asyncio.sleep(SETTLE_SECONDS / 2)
                 found = [each for each in await asyncio.to_thread(self._scan) if each.title == files.title]
                 if not found:
@@ -287,7 +299,7 @@ class ModelCatalog:
                 files = found[0]
                 check(files, self._bytes_max)
         try:
-            return await checker.check(files.name, files.version, folder, self._limits)
+            return await checker.check(files.name, files.version, folder, files.bytes, self._limits)
         except BaseException:
             self._copies.remove(folder)
             raise
@@ -321,7 +333,11 @@ class ModelCatalog:
             target = self._targets[title]
             name, version = target.model.name, target.model.version
             if sum(each.phase == "serving" for each in self._targets.values()) == 1:
-                changes.append(ModelChange(name, version, "refused", f"{title} is the last that is served; stop the server instead"))
+                changes.append(
+                    ModelChange(
+                        name, version, "refused", f"{title} is the last that is served; stop the server instead"
+                    )
+                )
                 continue
             self._targets[title] = Target(target.model, "retiring")
             changes.append(ModelChange(name, version, "unloading"))
@@ -379,14 +395,21 @@ class ModelCatalog:
     def _next_look(self) -> float:
         """How soon the folder is looked at again: soon, when something changes."""
         now = asyncio.get_running_loop().time()
-        return SETTLE_SECONDS / 2 if any(now - since < SETTLE_SECONDS for _, since in self._seen.values()) else self._poll_s
+        return (
+            SETTLE_SECONDS / 2
+            if any(now - since < SETTLE_SECONDS for _, since in self._seen.values())
+            else self._poll_s
+        )
 
     def _tell_changed(self, found: dict[str, VersionFiles]) -> None:
         """Logs once that the files of a loaded version were changed."""
         for title, files in self._files.items():
             now = found.get(title, files)
             if now != files and self._changed.get(title) != now:
-                log.warning("model %s: its files were changed and the loaded ones stay; give changed files another version", title)
+                log.warning(
+                    "model %s: its files were changed and the loaded ones stay; give changed files another version",
+                    title,
+                )
                 self._changed[title] = now
 
     def _forget_events(self, found: Iterable[str]) -> None:
@@ -410,7 +433,5 @@ class ModelCatalog:
                 raise ContractBroken(str(self._root), "no model found, expected <name>/<version>/model.onnx below it")
             missing = self._chosen - {files.name for files in wanted} - {files.title for files in wanted}
             if missing:
-                raise ContractBroken(
-                    str(self._root), f"--load names {', '.join(sorted(missing))}, which is not there"
-                )
+                raise ContractBroken(str(self._root), f"--load names {', '.join(sorted(missing))}, which is not there")
         return wanted

@@ -31,7 +31,14 @@ READ_BYTES = 1 << 16
 # The processor time that a process may use beyond its deadlines: it ends by itself if nobody is left to end it.
 SPARE_CPU_SECONDS = 60
 # How onnxruntime and the C++ library say that an allocation failed.
-OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "allocate memory", "failed to allocate", "cannot allocate", "memoryerror")
+OUT_OF_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "allocate memory",
+    "failed to allocate",
+    "cannot allocate",
+    "memoryerror",
+)
 
 
 class Trial:
@@ -97,6 +104,9 @@ class Trial:
 
 def main(server: socket.socket) -> None:
     """Answers requests until the server has ended."""
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # the first process of a container ignores it, and its children inherit that
     waiting: deque[dict[str, Any]] = deque()
     trials: list[Trial] = []
     text, cores = b"", usable_cores()
@@ -105,7 +115,8 @@ def main(server: socket.socket) -> None:
             trials.append(Trial(waiting.popleft()))
         now = time.monotonic()
         timeout = max(0.0, min(trial.deadline for trial in trials) - now) if trials else None
-        ready, _, _ = select.select([server, *(trial.reader for trial in trials)], [], [], timeout)
+        readable: list[Any] = [server, *(trial.reader for trial in trials)]
+        ready, _, _ = select.select(readable, [], [], timeout)
         for trial in list(trials):
             answer = trial.read() if trial.reader in ready else None
             if answer is None:

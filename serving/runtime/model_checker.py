@@ -5,11 +5,10 @@ This module imports no library that a model needs, so the supervisor can use it.
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -73,15 +72,9 @@ class ModelChecker:
     """Starts the process when it is created, so that it loads its libraries meanwhile. `close` ends it."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", "tidegate.runtime.model_check", str(theirs.fileno())]
-        # One thread: this process forks, and does not compute.
-        environment = {**own_environment(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self._socket, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
-            )
-        self._socket = ours
+            self._wait = self._start(theirs)
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._connecting = asyncio.Lock()
@@ -89,10 +82,20 @@ class ModelChecker:
         self._writer: asyncio.StreamWriter
 
     def __repr__(self) -> str:
-        return f"<ModelChecker: pid {self._process.pid}, {len(self._waiting)} models are tried>"
+        return f"<ModelChecker: {len(self._waiting)} models are tried>"
 
-    async def check(self, name: str, version: str, folder: Path, limits: TrialLimits) -> CheckedModel:
-        """Tries a model. Several are tried side by side.
+    @staticmethod
+    def _start(server: socket.socket) -> Callable[[], object]:
+        """Starts the process. Returns a function that waits for its end."""
+        command = [sys.executable, "-P", "-m", "tidegate.runtime.model_check", str(server.fileno())]
+        # One thread: this process forks, and does not compute.
+        environment = {**own_environment(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(  # noqa: S603 - our own code
+            command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[server.fileno()], start_new_session=True
+        ).wait
+
+    async def check(self, name: str, version: str, folder: Path, size: int, limits: TrialLimits) -> CheckedModel:
+        """Tries a model, whose files have `size` bytes. Several are tried side by side.
 
         Raises ContractBroken when it cannot be served, with the reason.
         """
@@ -103,7 +106,6 @@ class ModelChecker:
         number = next(self._numbers)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         request = {
             "id": number,
             "name": name,
@@ -129,7 +131,7 @@ class ModelChecker:
             del self._waiting[number]
 
     async def close(self) -> None:
-        """Ends the process, and all that it has started."""
+        """Ends the process, and all that it has started. Does nothing the second time."""
         if self._reading is None:
             self._socket.close()
         else:
@@ -137,7 +139,7 @@ class ModelChecker:
             with suppress(OSError):
                 await self._writer.wait_closed()
             await self._reading
-        await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self._wait)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Passes answers on until the process has ended."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.core.errors import ContractBroken
+from tidegate.runtime.lifecycle import StartFailed
 
 GRAPH = "model.onnx"
 # For people: large, often written after the rest, and nothing that a server reads.
@@ -62,8 +63,7 @@ def scan(root: Path) -> list[VersionFiles]:
     for name in _folders(root):
         with suppress(OSError):  # it was removed meanwhile
             for folder in _folders(name):
-                if files := _look(name.name, folder):
-                    found.append(files)
+                found += [files] if (files := _look(name.name, folder)) else []
     return found
 
 
@@ -72,7 +72,9 @@ def check(files: VersionFiles, bytes_max: int) -> None:
     where = str(files.folder / GRAPH)
     if not files.version.isdecimal():
         example = f"{files.name}/1"
-        raise ContractBroken(where, f"version '{files.version}' is not a decimal number, expected for example {example}")
+        raise ContractBroken(
+            where, f"version '{files.version}' is not a decimal number, expected for example {example}"
+        )
     if files.version != str(int(files.version)):
         raise ContractBroken(
             where, f"version '{files.version}' begins with a zero, expected {files.name}/{int(files.version)}"
@@ -99,7 +101,7 @@ class ModelCopies:
         spare: the folder to use where the system has no folder for temporary files.
 
     Raises:
-        OSError: there is no folder to write to.
+        StartFailed: there is no folder to write to.
 
     """
 
@@ -108,8 +110,12 @@ class ModelCopies:
             parent = Path(tempfile.gettempdir())
         except FileNotFoundError:  # a read-only file system
             parent = spare
-        _remove_stale(parent)
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(parent)
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        except OSError as error:
+            raise StartFailed(f"models cannot be copied to {parent}: {error.strerror}; set TMPDIR") from error
         # The lock has its name only once it is held, so nobody takes the folder for a stale one.
         unnamed = self.folder / f"{LOCK}.tmp"
         self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -163,7 +169,7 @@ def _folders(parent: Path) -> list[Path]:
 
 def _look(name: str, folder: Path) -> VersionFiles | None:
     """The files of a version as they are now; None when it has no graph."""
-    files = []
+    files: list[tuple[str, int, int, int]] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [each for each in folders if not each.startswith(".") and not each.endswith(".tmp")]
         for each in names:

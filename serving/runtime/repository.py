@@ -140,8 +140,9 @@ class Repository:
 
 
 def make_served(loaded: LoadedModel, varying: Sequence[int], limits: Limits) -> ServedModel:
-    """Creates the slots and the batcher of a model, which also warms it up. `varying` are the batch sizes that change
-    its bits.
+    """Creates the slots and the batcher of a model, which also warms it up.
+
+    `varying` are the batch sizes that change its bits.
     """
     model = loaded.model
     measured = ModelMetrics(model.spec.name, model.spec.version, model.spec.fingerprint)
