@@ -20,6 +20,8 @@ import numpy.typing as npt
 from tidegate.core.spec import Array, Arrays, Input
 
 Bools = npt.NDArray[np.bool_]
+# The packed values of the inputs that a stream begins with, in the order of `InputLayout.stream`.
+StreamInputs = tuple[bytes, ...]
 
 FLOAT32 = np.dtype("<f4")
 # The largest size of a number: at a multiple of it, every type is aligned.
@@ -97,6 +99,17 @@ class InputLayout:
             bad = np.isinf(part) if missing_allowed else ~np.isfinite(part)
             found |= bad.reshape(len(x), -1).any(axis=1)
         return found
+
+    def first_invalid(self, x: Array, *, missing_allowed: bool) -> tuple[Input, int, float]:
+        """The first number in one row x that `invalid` finds: its input, its place in the input, and its value."""
+        for part, numbers in zip(self.timestep, self.unpack(x), strict=True):
+            if numbers.dtype.kind == "f":
+                flat = numbers.reshape(-1)
+                bad = np.isinf(flat) if missing_allowed else ~np.isfinite(flat)
+                if bad.any():
+                    place = int(bad.argmax())
+                    return part, place, float(flat[place])
+        raise AssertionError("every number is valid")
 
     def missing(self, x: Array) -> int:
         """How many numbers of the rows x are NaN."""

@@ -107,11 +107,10 @@ class StateTensor:
     initial: Array
     finite: bool = True
 
-    def graph_shape(self, batch: int) -> tuple[int, ...]:
-        """The shape in the graph for so many streams."""
-        if self.batch_axis is None:
-            return self.shape
-        return (*self.shape[: self.batch_axis], batch, *self.shape[self.batch_axis :])
+    @property
+    def is_checked(self) -> bool:
+        """Whether a next value that is not finite is refused."""
+        return self.finite and self.dtype.kind == "f"
 
 
 @dataclass(frozen=True, slots=True)

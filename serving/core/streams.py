@@ -30,6 +30,8 @@ from tidegate.core.errors import (
     TakenOver,
     TidegateError,
 )
+from tidegate.core.input_layout import StreamInputs
+from tidegate.core.named_inputs import Named
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId, Spec
 
@@ -92,12 +94,14 @@ class OpenOptions:
     """What an open asks for.
 
     `owner` is the token of the client; empty when it has none. `resume_from` is 0 when the client opens the stream for
-    the first time, else the number of the first timestep that it can still send.
+    the first time, else the number of the first timestep that it can still send. `inputs` are those that the model takes
+    once for each stream, not checked yet.
     """
 
     existence: Existence = Existence.ANY
     owner: str = ""
     resume_from: int = 0
+    inputs: Named = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +175,10 @@ class Stream:
 
     `slot` is its row while it is live, -1 while it is parked. `lease` belongs to the call that has the stream open;
     None when that call has ended and the stream waits to be stored. `owner` is the token of the client that opened it
-    last.
+    last. `inputs` are those that it began with, while it is parked before its first timestep: nothing of it is stored.
     """
 
-    __slots__ = ("epoch", "key", "lease", "owner", "phase", "slot", "slots")
+    __slots__ = ("epoch", "inputs", "key", "lease", "owner", "phase", "slot", "slots")
 
     def __init__(self, key: Key, slots: Slots, epoch: int, owner: str) -> None:
         self.key = key
@@ -184,6 +188,7 @@ class Stream:
         self.owner = owner
         self.phase = Phase.NEW
         self.lease: Lease | None = None
+        self.inputs: StreamInputs = ()
 
     def __repr__(self) -> str:
         at = f"step {self.step}" if self.phase is Phase.LIVE else "without a slot"
@@ -332,6 +337,8 @@ class StreamTable:
         Unless a call has the stream open, it leaves this process.
         """
         assert stream.is_saved
+        if stream.slots.stream_inputs and not stream.step:
+            stream.inputs = stream.slots.get_stream_inputs(stream.slot)
         stream.transition(Event.PARK)
         self._free_slot(stream)
         if stream.lease is None:
@@ -347,6 +354,8 @@ class StreamTable:
         assert stream.phase is Phase.PARKED
         if checkpoint is not None:
             _unpack(checkpoint, stream.slots, slot)
+        else:
+            stream.slots.set_stream_inputs(slot, stream.inputs)
         self._assign_slot(stream, slot)
         if stream.lease is not None:
             stream.slots.lease_number[slot] = stream.lease.number

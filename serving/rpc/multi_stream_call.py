@@ -84,6 +84,7 @@ class MultiStreamCall(Call):
         """
         count = len(message.stream_ids)
         resume_from = message.resume_from or [0] * count
+        inputs = columns.split_inputs(message.inputs, count)
         opened = pb.OpenedStreams(
             stream_ids=message.stream_ids,
             handles=[0] * count,
@@ -103,7 +104,7 @@ class MultiStreamCall(Call):
                     check_stream_id(key.stream_id, "stream_ids")
                 if self._handles.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
-                options = wire.make_open_options(message.existence, message.owner, resume_from[row])
+                options = wire.make_open_options(message.existence, message.owner, resume_from[row], inputs[row])
                 with self._quota.reserve(served.spec):
                     result = await self._backend.open(key, served.spec.name, served.spec.version, options)
             except TidegateError as error:
@@ -297,6 +298,10 @@ def check_open(message: pb.OpenStreams) -> None:
         raise InvalidField("stream_ids", f"got {count}, expected at most {STREAMS_MAX}; send several messages")
     if message.resume_from and len(message.resume_from) != count:
         raise InvalidField("resume_from", f"got {len(message.resume_from)}, expected none or {count}")
+    for part in message.inputs:
+        if len(part.values) % max(1, count):
+            got = f"'{part.name}' has {len(part.values)} bytes"
+            raise InvalidField("inputs", f"{got}, expected as many for each of {count} streams")
 
 
 def check_close(message: pb.CloseStreams) -> None:

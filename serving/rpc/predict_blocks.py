@@ -241,11 +241,11 @@ class PredictBlocksCall(MultiStreamCall):
             await asyncio.sleep(REFUSAL_DELAY_SECONDS)
         return columns.encode_refused(message.block, error)
 
-    async def _predict_single_row(self, message: pb.Block, lease: Lease, step: int, started: float) -> bytes:
+    async def _predict_single_row(self, message: pb.Block, lease: Lease, timestep: Timestep, started: float) -> bytes:
         """The answer to a block of one row. It takes the path of a timestep of `Predict`, which is cheaper."""
         queue = self._backend.queue(lease)
         try:
-            predicting = queue.submit(lease, Timestep(step, message.values))
+            predicting = queue.submit(lease, timestep)
         except TimestepRefused as error:
             return await self._refuse(message, error)
         try:
@@ -254,7 +254,7 @@ class PredictBlocksCall(MultiStreamCall):
             if not isinstance(error, TimestepRefused) and error is not lease.ended:
                 raise
             block = self._decode(message)
-            if step == 0:
+            if timestep.step == 0:
                 block.steps = block.next_steps(np.zeros(1, np.int64))
             return await self._answer_block(message, block, {}, {0: error}, started)
         durable_step = self._handles.report_durable_one(lease)
@@ -274,9 +274,7 @@ class PredictBlocksCall(MultiStreamCall):
             self._last_handles = handles
         rows = len(self._selection.handles)
         steps = columns.decode_steps(message, rows)
-        return Block(
-            self._selection, steps, columns.decode_values(message, rows, len(self._selection.slots.spec.features))
-        )
+        return Block(self._selection, steps, columns.decode_rows(message, rows, self._selection.slots.layout))
 
     async def _wake(self, block: Block) -> dict[int, TidegateError]:
         """Wakes the parked streams of a block. Returns the errors of those that could not be woken, by handle."""

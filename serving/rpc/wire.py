@@ -1,15 +1,12 @@
 """Converts between protobuf messages and the types of the core.
 
-No other module encodes or decodes messages of `Predict`.
-
-Nearly all messages are timesteps and predictions. They are decoded and encoded here as bytes, because protobuf objects
-for the two cost as much as a row of the model. The encoded bytes are those that protobuf would produce. A request in
-any other layout than that of protobuf's encoder is left to protobuf.
+Nearly all messages are timesteps and predictions. They are decoded (in `rpc.timestep_reader`) and encoded as bytes,
+because protobuf objects for the two cost as much as a row of the model. The encoded bytes are those that protobuf would
+produce.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,11 +21,14 @@ from tidegate.core.errors import (
     ValuesDiffer,
     WrongWidth,
 )
-from tidegate.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.named_inputs import Named, check_named, pack_rows
+from tidegate.core.spec import Array, Feature, Input, Output, Prediction, Spec, Timestep
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Existence, OpenKind, OpenOptions, Phase
 from tidegate.rpc.backend import StreamInfo
 from tidegate.rpc.status import RETRYABLE, error_message, wire_status
+from tidegate.rpc.varint import varint
 from tidegate.v1 import tidegate_pb2 as pb
 
 DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
@@ -37,6 +37,7 @@ DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.int32): pb.DATA_TYPE_INT32,
     np.dtype(np.int64): pb.DATA_TYPE_INT64,
     np.dtype(np.bool_): pb.DATA_TYPE_BOOL,
+    np.dtype(np.float16): pb.DATA_TYPE_FLOAT16,
 }
 EXISTENCE: Mapping[int, Existence] = {
     pb.EXISTENCE_UNSPECIFIED: Existence.ANY,
@@ -53,11 +54,6 @@ OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
     OpenKind.RESUMED: pb.Opened.KIND_RESUMED,
     OpenKind.TAKEN_OVER: pb.Opened.KIND_TAKEN_OVER,
 }
-# The longest step number that is decoded here, in bytes of a varint: enough for 268 million timesteps. Protobuf decodes
-# longer ones. A varint has seven bits in each byte, lowest first; the eighth bit tells that more bytes follow.
-VARINT_BYTES_MAX = 4
-CONTINUATION_BITS = (0, 0, 0x80, 0x8080, 0x808080)
-ONE_BYTE_VARINTS = tuple(bytes([digit]) for digit in range(0x80))
 # How many row errors of one answer have a message: more than anybody reads.
 ROW_MESSAGES_MAX = 256
 
@@ -76,12 +72,12 @@ def decode_open_options(message: pb.Open) -> OpenOptions:
         InvalidField: `existence` is unknown, `owner` is invalid, or a client that continues requires a new stream.
 
     """
-    return make_open_options(message.existence, message.owner, message.resume_from)
+    return make_open_options(message.existence, message.owner, message.resume_from, decode_named(message.inputs))
 
 
-def make_open_options(existence: int, owner: str, resume_from: int) -> OpenOptions:
+def make_open_options(existence: int, owner: str, resume_from: int, inputs: Named = ()) -> OpenOptions:
     """The options of an open, from its fields. Raises as `decode_open_options`."""
-    options = OpenOptions(decode_existence(existence), owner, resume_from)
+    options = OpenOptions(decode_existence(existence), owner, resume_from, inputs)
     if owner:
         check_stream_id(owner, "owner")
     if resume_from and options.existence is Existence.MUST_BE_NEW:
@@ -124,70 +120,41 @@ def decode_request(message: bytes) -> pb.PredictRequest:
         raise InvalidField("request", "got bytes that are not a PredictRequest") from error
 
 
-def decode_timestep(message: pb.Timestep | pb.PredictOneRequest) -> Timestep:
-    """A timestep. Its width is checked later, where the model is known.
+def decode_named(inputs: Iterable[pb.InputValues]) -> Named:
+    """Inputs by name. They are checked later, where the model is known."""
+    return [(part.name, part.values) for part in inputs]
+
+
+def decode_timestep(message: pb.Timestep | pb.PredictOneRequest, layout: InputLayout) -> Timestep:
+    """A timestep of a model with that layout. The width of `values` is checked later if the layout is plain.
 
     Raises:
-        InvalidField: it has both values and numbers.
+        InvalidField: it has both values and numbers, or its inputs are not those of the model.
 
     """
-    if not message.numbers:
-        return Timestep(message.step, message.values)
-    if message.values:
-        raise InvalidField("numbers", f"got {len(message.numbers)} beside values, expected one of the two")
-    return Timestep(message.step, np.asarray(message.numbers, "<f4").tobytes())
-
-
-class TimestepReader:
-    """Decodes timesteps with so many features from the bytes of their requests.
-
-    The length of a request determines how many bytes its step number has, and so where everything is. `read` checks
-    this layout, and returns None for any other.
-    """
-
-    def __init__(self, features: int) -> None:
-        width = 4 * features
-        self._values = b"\x12" + _varint(width)  # the tag and the length of the values
-        # by length of the request: its first bytes, where the step begins, where it ends
-        self._layouts: dict[int, tuple[bytes, int, int]] = {}
-        for digits in range(VARINT_BYTES_MAX + 1):
-            number = b"\x08" if digits else b""  # protobuf does not encode 0
-            head = b"\x0a" + _varint(len(number) + digits + len(self._values) + width) + number
-            end = len(head) + digits
-            self._layouts[end + len(self._values) + width] = head, len(head), end
-
-    def read(self, message: bytes) -> Timestep | None:
-        """The timestep in a request, None when protobuf must decode it."""
-        layout = self._layouts.get(len(message))
-        if layout is None:
-            return None
-        head, start, end = layout
-        if not message.startswith(head) or not message.startswith(self._values, end):
-            return None
-        digits = int.from_bytes(message[start:end], "little")
-        if digits & 0x80808080 != CONTINUATION_BITS[end - start]:
-            return None
-        step = digits & 0x7F | digits >> 1 & 0x3F80 | digits >> 2 & 0x1FC000 | digits >> 3 & 0xFE00000
-        return Timestep(step, message[end + len(self._values) :])
-
-
-@cache
-def timestep_reader(features: int) -> TimestepReader:
-    """The reader for models with so many features. The cache has one entry for each width."""
-    return TimestepReader(features)
+    values: bytes = message.values
+    if message.numbers:
+        if values:
+            raise InvalidField("numbers", f"got {len(message.numbers)} beside values, expected one of the two")
+        values = np.asarray(message.numbers, "<f4").tobytes()
+    if not layout.plain:
+        values = pack_rows(layout, decode_named(message.inputs), values).tobytes()
+    elif message.inputs:
+        check_named(decode_named(message.inputs), ())
+    return Timestep(message.step, values)
 
 
 def encode_prediction(prediction: Prediction, durable_step: int) -> bytes:
     """The bytes of a PredictResponse with an answer."""
     step, outputs, duplicate = prediction
-    message = b"\x08" + _varint(step) if step else b""
+    message = b"\x08" + varint(step) if step else b""
     for output in outputs:
-        message += b"\x12%b%b" % (_varint(len(output)), output)
+        message += b"\x12%b%b" % (varint(len(output)), output)
     if durable_step:
-        message += b"\x18" + _varint(durable_step)
+        message += b"\x18" + varint(durable_step)
     if duplicate:
         message += b"\x20\x01"
-    return b"\x0a%b%b" % (_varint(len(message)), message)
+    return b"\x0a%b%b" % (varint(len(message)), message)
 
 
 def make_prediction(prediction: Prediction, durable_step: int, spec: Spec, *, numbers: bool) -> pb.Prediction:
@@ -223,9 +190,9 @@ def encode_error(error: TidegateError, step: int = 0, next_step: int = 0, *, of_
 
 def _field_of(error: TidegateError) -> str:
     """The invalid field; empty when there is none."""
-    if isinstance(error, InvalidField):
+    if isinstance(error, InvalidField | NotFinite):
         return error.field
-    if isinstance(error, WrongWidth | NotFinite | ValuesDiffer):
+    if isinstance(error, WrongWidth | ValuesDiffer):
         return "values"
     return "step" if isinstance(error, StepGap | NoStepLeft) else ""
 
@@ -243,7 +210,7 @@ class RowErrors:
     """
 
     def __init__(self, field: int, *, of_timesteps: bool) -> None:
-        self._tag = _varint(field << 3 | 2)
+        self._tag = varint(field << 3 | 2)
         self._of_timesteps = of_timesteps
         self._content = bytearray()
         self._count = 0
@@ -264,16 +231,16 @@ class RowErrors:
             why = encode_error(error, step, next_step, of_timestep=self._of_timesteps).SerializeToString()
         else:
             middle, end = self._without_message(error)
-            why = (b"\x08" + _varint(step) if step else b"") + middle
-            why += (b"\x28" + _varint(next_step) if next_step else b"") + end
-        content = (b"\x08" + _varint(row) if row else b"") + b"\x12" + _varint(len(why)) + why
-        self._content += self._tag + _varint(len(content)) + content
+            why = (b"\x08" + varint(step) if step else b"") + middle
+            why += (b"\x28" + varint(next_step) if next_step else b"") + end
+        content = (b"\x08" + varint(row) if row else b"") + b"\x12" + varint(len(why)) + why
+        self._content += self._tag + varint(len(content)) + content
         self._count += 1
 
     def append_to(self, kind: int, message: Message) -> bytes:
         """The bytes of a response with `message` in the field `kind`. The row errors follow its other fields."""
         size = message.ByteSize() + len(self._content)
-        return b"".join((_varint(kind << 3 | 2), _varint(size), message.SerializeToString(), self._content))
+        return b"".join((varint(kind << 3 | 2), varint(size), message.SerializeToString(), self._content))
 
     def _without_message(self, error: TidegateError) -> tuple[bytes, bytes]:
         """The bytes before and after the expected number, which are the same for all errors of a kind."""
@@ -318,7 +285,23 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
         ],
         batch_invariant=batch_invariant,
         handles_missing=spec.handles_missing,
+        inputs=_encode_inputs(InputLayout(spec.inputs)),
     )
+
+
+def _encode_inputs(layout: InputLayout) -> list[pb.Input]:
+    """The inputs of a model, and how each travels."""
+    kinds = {part.name: pb.Input.KIND_TIMESTEP for part in layout.named}
+    kinds |= {part.name: pb.Input.KIND_STREAM for part in layout.stream}
+    return [
+        pb.Input(
+            name=part.name,
+            data_type=DATA_TYPES[part.dtype],
+            shape=part.shape,
+            kind=kinds.get(part.name, pb.Input.KIND_VALUES),
+        )
+        for part in (*layout.timestep, *layout.stream)
+    ]
 
 
 def decode_phase(state: int) -> Phase | None:
@@ -362,6 +345,20 @@ def decode_features(model: pb.Model) -> tuple[Feature, ...]:
     )
 
 
+def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
+    """The inputs of a model. A server that does not list them has one, of a float32 a feature."""
+    dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
+    return tuple(
+        Input(
+            part.name,
+            dtypes[part.data_type],
+            tuple(part.shape),
+            kind="stream" if part.kind == pb.Input.KIND_STREAM else "timestep",
+        )
+        for part in model.inputs
+    ) or (Input("x", np.dtype(np.float32), (len(model.features),)),)
+
+
 def decode_outputs(model: pb.Model) -> tuple[Output, ...]:
     """The outputs of a model."""
     dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
@@ -387,12 +384,3 @@ def decode_arrays(outputs: tuple[Output, ...], packed: Sequence[bytes]) -> dict[
         output.name: np.frombuffer(values, output.dtype).reshape(output.shape)
         for output, values in zip(outputs, packed, strict=True)
     }
-
-
-def _varint(number: int) -> bytes:
-    """A number that is not negative, as a varint."""
-    if number < 0x80:
-        return ONE_BYTE_VARINTS[number]
-    if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + _varint(number >> 14)

@@ -37,7 +37,7 @@ from tidegate.core.block import Block, RowStatuses, run_blocks
 from tidegate.core.engine import BatchResult, Engine
 from tidegate.core.errors import InvalidField, Overloaded, Stopping, TidegateError, TimestepRefused, WrongWidth
 from tidegate.core.handle_table import HandleTable
-from tidegate.core.spec import STEP_MAX, Floats, Prediction, Timestep
+from tidegate.core.spec import STEP_MAX, Array, Prediction, Timestep
 from tidegate.core.streams import Lease, Stream
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.metrics import ModelMetrics
@@ -103,7 +103,7 @@ class Batcher:
         self._measure_cpu = False  # the last single timestep took long, or had to wait for the processor
         self.cost = RowCost(measure_single_row(engine.model, clock))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
-        self._width = 4 * len(engine.model.spec.features)
+        self._row_bytes, self._row_dtype = engine.layout.row_bytes, engine.layout.row_dtype
         self._stop_error: TidegateError | None = None
         self.refuse_with: TimestepRefused | None = None  # the error for new timesteps while they are refused
         metrics.queue_depth = self._queue.__len__
@@ -125,7 +125,7 @@ class Batcher:
 
         """
         self._check_accepting(1)
-        if len(timestep.values) != self._width:
+        if len(timestep.values) != self._row_bytes:
             self.metrics.steps["invalid"] += 1
             raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
         if timestep.step > STEP_MAX:
@@ -296,9 +296,9 @@ class Batcher:
         self.cost.record(sum(map(len, statuses)), self._clock() - started)
         return statuses
 
-    def _run_batch(self, entries: Sequence[QueuedStep]) -> tuple[BatchResult, Floats]:
+    def _run_batch(self, entries: Sequence[QueuedStep]) -> tuple[BatchResult, Array]:
         """Runs a batch of timesteps, in any thread. Returns the result and the values."""
-        columns, started = stack_steps(entries), self._clock()
+        columns, started = stack_steps(entries, self._row_dtype), self._clock()
         result = self.engine.run(*columns)
         self.cost.record(len(entries), self._clock() - started)
         return result, columns[2]
@@ -386,7 +386,7 @@ class Batcher:
         queue.extendleft(reversed(later))
         return entries
 
-    def _settle(self, entries: Sequence[QueuedStep], result: BatchResult, x: Floats, started: float) -> None:
+    def _settle(self, entries: Sequence[QueuedStep], result: BatchResult, x: Array, started: float) -> None:
         """Gives each caller its answer. A caller that has disconnected loses only its own."""
         self._observe_batch(len(entries), perf_counter() - started)
         self.metrics.queue_seconds.observe_many([started - entry.queued_at for entry in entries])

@@ -237,7 +237,7 @@ class Metrics:
             "Streams by state: live in a worker; parked, which the lowest worker reports for all workers, from a count of "
             "the store that is at most a minute old.",
             ("state",),
-            {("live",): self.live_streams, ("parked",): self.known_streams},
+            {("live",): lambda: self.live_streams(), ("parked",): lambda: self.known_streams()},  # noqa: PLW0108 - set later
             whole=("parked",),
             part=("live",),
         )
@@ -267,7 +267,7 @@ class Metrics:
             "unsaved_seconds",
             "Seconds that the oldest unsaved change has waited.",
             (),
-            {(): self.unsaved_seconds},
+            {(): lambda: self.unsaved_seconds()},  # noqa: PLW0108 - set later
         )
 
     def _of_process(self) -> Iterator["_Metric"]:

@@ -144,7 +144,7 @@ def _try(request: dict[str, Any], writer: int) -> NoReturn:
     try:
         tell({"found": _find(request, tell)})
     except ContractBroken as error:
-        tell({"refused": _explained(error.message, request)})
+        tell({"refused": _explained(str(error).removeprefix(f"{error.where}: "), request)})
     except MemoryError:
         tell({"refused": _explained("MemoryError", request)})
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not become an answer without a reason

@@ -6,9 +6,8 @@ help then.
 
 from collections.abc import Callable
 
-import numpy as np
-
 from tidegate.core.errors import ModelFailed
+from tidegate.core.input_layout import InputLayout
 from tidegate.core.model import Model
 
 # A batch blocks the event loop for about so long: no longer than a single timestep takes from client to client, so
@@ -95,7 +94,7 @@ def _mean(mean: float, seconds: float, counted_max: float = 0.0) -> float:
 
 def measure_single_row(model: Model, clock: Callable[[], float]) -> float:
     """The time of a single row, in seconds by the clock; 0 when the model fails on zeros."""
-    x, state = np.zeros((1, len(model.spec.features)), np.float32), model.initial_state(1)
+    x, state = InputLayout(model.spec.inputs).zeros(1), model.initial_state(1)
     times = []
     for _ in range(SINGLE_ROW_RUNS):
         started = clock()

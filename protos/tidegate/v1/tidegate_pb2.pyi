@@ -178,7 +178,7 @@ class Numbers(_message.Message):
     def __init__(self, numbers: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictOneRequest(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format", "inputs")
+    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format", "inputs", "stream_inputs")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class PredictOneRequest(_message.Message):
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_INPUTS_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
@@ -197,7 +198,8 @@ class PredictOneRequest(_message.Message):
     durability: Durability
     output_format: OutputFormat
     inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
+    stream_inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., stream_inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class PredictOneResponse(_message.Message):
     __slots__ = ("prediction", "model", "version")
@@ -702,3 +704,63 @@ class ForkStreamResponse(_message.Message):
     STREAM_FIELD_NUMBER: _ClassVar[int]
     stream: Stream
     def __init__(self, stream: _Optional[_Union[Stream, _Mapping]] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ReloadModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadModelsResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ModelChange(_message.Message):
+    __slots__ = ("name", "version", "outcome", "reason")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OUTCOME_UNSPECIFIED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_LOADED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_REFUSED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_UNLOADING: _ClassVar[ModelChange.Outcome]
+    OUTCOME_UNSPECIFIED: ModelChange.Outcome
+    OUTCOME_LOADED: ModelChange.Outcome
+    OUTCOME_REFUSED: ModelChange.Outcome
+    OUTCOME_UNLOADING: ModelChange.Outcome
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    outcome: ModelChange.Outcome
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., outcome: _Optional[_Union[ModelChange.Outcome, str]] = ..., reason: _Optional[str] = ...) -> None: ...
