@@ -15,6 +15,7 @@ The rules of this file:
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -364,6 +365,8 @@ class ModelCatalog:
             self.events.add(target.model.name, target.model.version, "unloaded")
         if retired:
             await self._apply(self._hosts)
+            with suppress(OSError):
+                self._forget_events(files.title for files in await asyncio.to_thread(self._scan))
 
     def _add(self, files: VersionFiles, model: CheckedModel) -> None:
         self._targets[files.title] = Target(model, "serving")

@@ -28,6 +28,8 @@ from tidegate.runtime.model_load import load_model
 
 MIB = 1 << 20
 READ_BYTES = 1 << 16
+# No file that this process has open has a number above this.
+FILES_MAX = 4096
 # The processor time that a process may use beyond its deadlines: it ends by itself if nobody is left to end it.
 SPARE_CPU_SECONDS = 60
 # How onnxruntime and the C++ library say that an allocation failed.
@@ -49,7 +51,9 @@ class Trial:
         self.reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self.reader)
+            # The graph gets nothing else. And while it runs, nobody waits for the end of what it holds.
+            os.closerange(3, writer)
+            os.closerange(writer + 1, FILES_MAX)
             _try(request, writer)
         os.close(writer)
         self._text = b""
@@ -129,6 +133,7 @@ def main(server: socket.socket) -> None:
             if not data:
                 for trial in trials:
                     trial.kill()
+                    os.waitpid(trial.pid, 0)
                 return
             *lines, text = (text + data).split(b"\n")
             waiting.extend(map(json.loads, lines))

@@ -167,7 +167,7 @@ class StreamRegistry:
         """Frees what is kept for a model that has no streams here."""
         self.streams.forget(slots)
         self.idle_streams.forget(slots)
-        self.checkpointer.forget(slots)
+        self.checkpointer.idle_times.pop(slots, None)
         slots.free()
 
     def mark_in_use(self, stream: Stream) -> None:
