@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, models, streams
+from tidegate.cli import bench, conformance, models, streams, tokens
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from tidegate.cli.options import ModelName, ModelVersion, with_options_of
@@ -42,6 +42,7 @@ app = typer.Typer(
 
 app.add_typer(streams.app, name="streams")
 app.add_typer(models.app, name="models")
+app.add_typer(tokens.app, name="token")
 app.command("bench")(bench.bench)
 app.command("conformance")(conformance.conformance)
 
@@ -148,8 +149,19 @@ def health(
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
+    http: Annotated[
+        bool,
+        typer.Option(
+            "--http", help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token."
+        ),
+    ] = False,
 ) -> None:
     """Check whether a server is serving; exit code 0 means yes."""
+    if http:
+        from tidegate.cli.http_health import ask_health
+
+        print(ask_health(os.environ, timeout))
+        return
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

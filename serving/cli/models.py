@@ -107,6 +107,10 @@ def _model_fields(model: "Model") -> dict[str, object]:
         "features": [
             {"name": field.name, "unit": field.unit, "low": field.low, "high": field.high} for field in model.features
         ],
+        "inputs": [
+            {"name": field.name, "type": str(field.dtype), "shape": field.shape, "per": field.kind}
+            for field in model.inputs
+        ],
         "outputs": [
             {
                 "name": field.name,

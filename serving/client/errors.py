@@ -17,7 +17,8 @@
     │   ├── StreamExpired        it was idle for too long: `next_step` says where it was
     │   ├── StreamExists
     │   ├── TooManyStreams       the server had no room for it until the client's time-out
-    │   └── Unauthenticated
+    │   ├── Unauthenticated
+    │   └── PermissionDenied
     ├── WrongProcess           the client belongs to the parent of this forked process: make another one here
     └── StreamLost             the stream object can no longer be used; open the stream again to continue
         ├── TakenOver            another client has opened it: find out which one before you open it again
@@ -176,6 +177,10 @@ class Unauthenticated(StreamRefused):
     """The server does not accept the client's token. Give it a valid one."""
 
 
+class PermissionDenied(StreamRefused):
+    """The client's token is valid, and does not allow this. Use a token that does."""
+
+
 class StreamLost(ClientError):
     """The stream object can no longer be used. Open the stream again to continue: its `next_step` says where."""
 
@@ -223,6 +228,7 @@ STREAM_ERRORS: Mapping[str, type[ClientError]] = {
     "STREAM_EXISTS": StreamExists,
     "TOO_MANY_STREAMS": TooManyStreams,
     "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     "TAKEN_OVER": TakenOver,
     "VALUES_DIFFER": ValuesDiffer,
     "STATE_LOST": DataLost,
@@ -234,6 +240,7 @@ STATUS_ERRORS: Mapping[str, type[ClientError]] = {
     "ABORTED": TakenOver,
     "DATA_LOSS": DataLost,
     "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     **dict.fromkeys(
         ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
         ServerUnavailable,
@@ -241,6 +248,8 @@ STATUS_ERRORS: Mapping[str, type[ClientError]] = {
 }
 # gRPC's message for a request above its size limit; sending it again cannot help.
 TOO_LARGE = "larger than max"
+# grpc's message when a write meets the end of the call before the status was read. It then never shows the status.
+WRITE_FAILED = "Internal error from Core"
 
 
 def timestep_error(error: pb.Error) -> ClientError:
@@ -293,6 +302,8 @@ def status_error(
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
             message = f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)"
             return default(message, code.name)
+        if message == WRITE_FAILED:
+            message = "the call ended while a message was being written"
         return STATUS_ERRORS.get(code.name, default)(message, code.name)
     action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
     kind = _error_class(info.reason, action, default)

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from tidegate.core.errors import ContractBroken, StoreUnavailable
 from tidegate.rpc import reflection, servicer
 from tidegate.rpc.malformed_requests import MalformedRequestInterceptor
+from tidegate.runtime.access import Access
 from tidegate.runtime.admin_service import AdminService
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.config import ServerConfig
@@ -47,6 +48,8 @@ log = logging.getLogger("tidegate.server")
 # How often the lag of the store is checked, in seconds. A caller that waits for a store that hangs may get its error so
 # much later.
 LAG_WATCH_SECONDS = 0.25
+# How often the token file is looked at, in seconds. Whoever withdraws a token waits so long for its calls to end.
+TOKEN_WATCH_SECONDS = 1.0
 # The garbage collector runs after so many new objects. A timestep in flight has about twenty. With Python's default of
 # 700, those of a hundred streams were examined again and again, though reference counting frees each when it is
 # answered.
@@ -113,6 +116,7 @@ class Server:
         self._health = HealthStatus(SERVICE)
         self._connection_limiter = ConnectionLimiter()
         self._tasks = PermanentTasks()
+        self._serving = False
         self._on_stuck: Callable[[str], None] = log.critical  # set by `run`: tests must not end with a server
 
     @property
@@ -144,10 +148,12 @@ class Server:
         gc.freeze()
         gc.set_threshold(NEW_OBJECTS)
         await self._health.tell(serving=True)
+        self._serving = True
         log.info("serving %r", self.repository)
 
     async def _start(self, resources: AsyncExitStack) -> None:
         config, metrics = self.config, self.metrics
+        self._access = Access(config.tokens_path, metrics.count_refusal)
         # This servicer's overall status starts as SERVING. Nothing is served before the end of `start`.
         await self._health.tell(serving=False)
         self._server = make_grpc_server(
@@ -238,16 +244,19 @@ class Server:
             self.repository,
             store,
             self.metrics,
+            limits_of=self._access.limits_of,
             streams_max=config.streams_max,
             forget_after_s=config.forget_after,
             schedule=CheckpointSchedule(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
         )
         self.host.registry = self.registry
+        self.metrics.ready = lambda: self._serving and self.registry.checkpointer.ready
         self.stream_service = StreamService(self.repository, store, self.metrics, self.registry)
         self.admin_service = AdminService(self.repository, store, self.registry, self.control)
         self._servicer = servicer.TidegateServicer(
             self.stream_service,
             self.admin_service,
+            self._access,
             live_max=config.live_max_of_a_peer,
             message_bytes_max=config.message_bytes_max,
         )
@@ -262,6 +271,7 @@ class Server:
         tasks.start(self.registry.sweeper.run(), "sweeper")
         tasks.start(self.registry.peers.run(), "peers")
         tasks.start(self._watch_lag(), "lag watch")
+        tasks.start(self._watch_tokens(), "token watch")
         tasks.start(self._health.watch_models(self._models_health), "model watch")
         tasks.start(self.host.run(), "model host")
         tasks.start(self._connection_limiter.run(), "descriptor watch")
@@ -279,6 +289,7 @@ class Server:
         A call ends once its streams are stored, or when the store does not save them in time. Raises StopFailed at the
         end if the store did not save all state in time.
         """
+        self._serving = False
         await self._health.enter_graceful_shutdown()
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
         time_to_store = self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2)
@@ -372,10 +383,15 @@ class Server:
 
     def _listen(self) -> None:
         address = with_port(self.config.host, self.config.port)
+        if self.config.exposed and (self.context is None or self.context.is_first):
+            log.warning("%s has no TLS: whoever reaches it can read and change every stream; see --tls-cert", address)
         if is_unix(address) and (why := why_not_unix(address)):
             raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
         try:
-            self.grpc_port = self._server.add_insecure_port(address)
+            if (files := self.config.tls_files) is None:
+                self.grpc_port = self._server.add_insecure_port(address)
+            else:
+                self.grpc_port = self._server.add_secure_port(address, TlsCredentials(files).credentials)
         except RuntimeError as error:
             raise StartFailed(
                 f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
@@ -425,6 +441,13 @@ class Server:
                 ready = not ready
                 log.warning("%s: %r", "ready again" if ready else "not ready", self.registry.checkpointer)
                 await self._health.tell_ready(ready=ready)
+
+    async def _watch_tokens(self) -> None:
+        """Reads the token file again when it has changed, and ends the calls whose token no longer gets in."""
+        while True:
+            await asyncio.sleep(TOKEN_WATCH_SECONDS)
+            if self._access.reload():
+                await self._servicer.end_withdrawn()
 
     def _models_health(self) -> dict[str, bool]:
         """Whether each model serves: not while a run of it takes too long."""

@@ -19,6 +19,16 @@ from tidegate.runtime.model_checker import CheckedModel, ModelChecker, TrialLimi
 LIMITS = TrialLimits(batch_max=4, memory_bytes=0, load_s=TIMEOUT_S, step_s=TIMEOUT_S)
 
 
+def children(pid: int) -> list[int]:
+    """The child processes of a process."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process."""
+    return Path(f"/proc/{pid}").exists()
+
+
 async def tried(
     root: Path, *names: str, limits: TrialLimits = LIMITS, checker: type[ModelChecker] = ForkedChecker
 ) -> list[CheckedModel | str]:
@@ -42,7 +52,8 @@ async def test_a_sound_model_is_described(sum_root: Path) -> None:
     """With the fingerprint that every process must find. In a process that loads the libraries itself."""
     (model,) = await tried(sum_root, "toy", checker=ModelChecker)
     assert isinstance(model, CheckedModel)
-    assert (model.title, model.folder, model.varying) == ("toy/1", str(sum_root / "toy" / "1"), [])
+    assert (model.title, model.folder, model.warnings) == ("toy/1", str(sum_root / "toy" / "1"), [])
+    assert model.check["sizes"] == [1, 2, 3, 4]
     assert len(model.fingerprint) == 64
 
 
@@ -114,12 +125,11 @@ async def test_the_process_ends_with_the_server_and_ends_what_it_tries(tmp_path:
     checker = ModelChecker()
     trying = asyncio.create_task(checker.check("toy", "1", root / "toy" / "1", 1000, LIMITS))
     pid = checker._wait.__self__.pid  # type: ignore[attr-defined]
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    await eventually(lambda: bool(children.read_text("ascii")), "the trial")
-    (child,) = children.read_text("ascii").split()
+    await eventually(lambda: bool(children(pid)), "the trial")
+    (child,) = children(pid)
     checker._writer.transport.abort()
     await asyncio.to_thread(checker._wait)
-    assert not Path(f"/proc/{child}").exists()
+    assert not alive(child)
     with pytest.raises(ContractBroken, match="the process for it has ended"):
         await trying
 
@@ -130,13 +140,12 @@ async def test_the_end_of_the_process_refuses_what_it_tried(tmp_path: Path) -> N
     checker = ModelChecker()
     trying = asyncio.create_task(checker.check("toy", "1", root / "toy" / "1", 1000, LIMITS))
     pid = checker._wait.__self__.pid  # type: ignore[attr-defined]
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    await eventually(lambda: bool(children.read_text("ascii")), "the trial")
-    (child,) = children.read_text("ascii").split()
+    await eventually(lambda: bool(children(pid)), "the trial")
+    (child,) = children(pid)
     os.kill(pid, signal.SIGKILL)
     try:
         with pytest.raises(ContractBroken, match="the process for it has ended"):
             await asyncio.wait_for(trying, TIMEOUT_S)
     finally:
-        os.kill(int(child), signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
         await checker.close()
