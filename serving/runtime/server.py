@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -22,9 +21,9 @@ from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.connection_limit import ConnectionLimiter
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
-from tidegate.runtime.grpc_server import make_grpc_server
+from tidegate.runtime.grpc_server import listen, make_grpc_server
 from tidegate.runtime.health_status import HealthStatus
-from tidegate.runtime.host import is_unix, why_not_unix, with_port
+from tidegate.runtime.host import with_port
 from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
 from tidegate.runtime.metrics import Metrics
@@ -32,14 +31,14 @@ from tidegate.runtime.metrics_server import MetricsServer
 from tidegate.runtime.model_catalog import ModelCatalog, ModelRefused, Target
 from tidegate.runtime.model_checker import ModelChecker
 from tidegate.runtime.model_host import ModelHost
-from tidegate.runtime.model_messages import ModelControl, RemoteControl
+from tidegate.runtime.model_messages import ModelControl
 from tidegate.runtime.permanent_tasks import PermanentTasks
 from tidegate.runtime.process import measure
 from tidegate.runtime.repository import Limits, Repository, ServedModel
 from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
-from tidegate.runtime.shared_counters import SharedCounters
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
+from tidegate.runtime.worker_context import WorkerContext
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -64,21 +63,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TidegateService"].full_name
 
 # How often a worker looks up its gauges for the supervisor, in seconds. Counters are always up to date.
 REFRESH_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """The context of a worker with a supervisor: it shares the port, and the supervisor reads its metrics.
-
-    `counters_fd` is the descriptor of an empty file for its metrics, `previous_counters` are those of the worker before
-    it with this number. Only the worker with `is_first` logs what concerns all. `control` is the supervisor, which
-    decides what is served.
-    """
-
-    counters_fd: int
-    previous_counters: Sequence[SharedCounters]
-    is_first: bool
-    control: RemoteControl
 
 
 class Server:
@@ -385,17 +369,7 @@ class Server:
         address = with_port(self.config.host, self.config.port)
         if self.config.exposed and (self.context is None or self.context.is_first):
             log.warning("%s has no TLS: whoever reaches it can read and change every stream; see --tls-cert", address)
-        if is_unix(address) and (why := why_not_unix(address)):
-            raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
-        try:
-            if (files := self.config.tls_files) is None:
-                self.grpc_port = self._server.add_insecure_port(address)
-            else:
-                self.grpc_port = self._server.add_secure_port(address, TlsCredentials(files).credentials)
-        except RuntimeError as error:
-            raise StartFailed(
-                f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
-            ) from error
+        self.grpc_port = listen(self._server, address, self.config.tls_files)
 
     def _start_metrics(self, metrics: Metrics, source: WorkerMetrics, catalog: ModelCatalog) -> MetricsServer:
         exposition = Exposition([source], metrics.refresh, supervised=False, events=[catalog.events])
