@@ -13,11 +13,10 @@ from tests.graphs import FLOAT, build, describe, running_sum, write_model
 from tidegate.core.errors import ContractBroken
 from tidegate.core.external_data import external_files
 from tidegate.core.model import Model
-from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.model_digest import digest_model
-from tidegate.runtime.repository import Limits, Repository, load_repository
+from tidegate.runtime.model_files import ModelCopies, check, scan
+from tidegate.runtime.model_load import load_model
 
-LIMITS = Limits(live_max=4, answers=2, batch_max=4, queue_max=4)
 WEIGHTS = np.arange(1, 257, dtype=np.float32).reshape(1, 256)
 
 
@@ -62,9 +61,17 @@ def save(root: Path, location: str = "model.onnx.data") -> Path:
     return folder
 
 
-def serve(root: Path) -> Repository:
-    """The models below a folder, as a server loads them."""
-    return load_repository(root, LIMITS, Metrics({}))
+def serve(root: Path) -> list[Model]:
+    """The models below a folder, as a server loads them: from copies."""
+    models = []
+    copies = ModelCopies(root)
+    try:
+        for files in scan(root):
+            check(files, 1 << 20)
+            models.append(load_model(files.name, files.version, copies.add(files)).model)
+    finally:
+        copies.close()
+    return models
 
 
 def test_weights_beside_the_graph_are_served(tmp_path: Path) -> None:
@@ -135,6 +142,8 @@ def test_a_pipe_is_no_file_with_weights(tmp_path: Path) -> None:
     (folder / "model.onnx.data").unlink()
     os.mkfifo(folder / "model.onnx.data")
     with pytest.raises(ContractBroken, match="which is not a file"):
+        digest_model("toy/1", folder / "model.onnx")
+    with pytest.raises(ContractBroken, match="which cannot be read"):
         serve(tmp_path)
 
 
