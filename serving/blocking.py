@@ -30,6 +30,7 @@ from tidegate.client import (
     Existence,
     InvalidTimestep,
     Model,
+    ModelChange,
     Prediction,
     Predictions,
     Some,
@@ -114,6 +115,10 @@ class Client:
     def models(self) -> list[Model]:
         """The served models, newest version of each name first."""
         return self._call(self._client.models())
+
+    def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
+        """Has all workers "load", "unload" or "reload" versions of a model; see `Client.change_models`."""
+        return self._call(self._client.change_models(action, model, version))
 
     def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
         """One model and its card as JSON; see `tidegate.client.Client.describe`."""

@@ -5,26 +5,22 @@ error is one line on stderr. A traceback is always a bug.
 """
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, streams, tokens
+from tidegate.cli import bench, conformance, models, streams, tokens
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
-from tidegate.cli.options import AsJson, ModelName, ModelVersion, with_options_of
+from tidegate.cli.options import ModelName, ModelVersion, with_options_of
 from tidegate.runtime.config import InvalidSetting, ServerConfig
-
-if TYPE_CHECKING:
-    from tidegate.client import Model  # imported when a command connects
 
 TRAINING_COMMANDS = {
     "inspect": "Tell what a table of sensor data or an ONNX graph holds, and what looks wrong.",
@@ -45,6 +41,7 @@ app = typer.Typer(
 )
 
 app.add_typer(streams.app, name="streams")
+app.add_typer(models.app, name="models")
 app.add_typer(tokens.app, name="token")
 app.command("bench")(bench.bench)
 app.command("conformance")(conformance.conformance)
@@ -155,46 +152,6 @@ def stream(
 
 @app.command()
 @with_server_options
-def models(
-    *,
-    connection: ConnectionSettings,
-    as_json: AsJson = False,
-) -> None:
-    """List the models that a server serves."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from tidegate.client import ClientError, InvalidArgument
-
-    async def fetch() -> list["Model"]:
-        async with connection.client() as client:
-            return await client.models()
-
-    try:
-        served = asyncio.run(fetch())
-    except InvalidArgument as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    except ClientError as error:
-        raise unavailable(connection.address, error) from None
-    if as_json:
-        print(json.dumps([_model_fields(model) for model in served], indent=2))
-        return
-    table = Table("model", "version", "task", "every", "features", "outputs", "same bits in any batch", box=None)
-    for model in served:
-        outputs = ", ".join(
-            f"{output.name} of {'/'.join(output.targets)} at {'/'.join(map(str, output.horizons))}"
-            if output.horizons
-            else output.name
-            for output in model.outputs
-        )
-        every = f"{model.period_s:g} s" if model.period_s else "irregular"
-        bits = "yes" if model.batch_invariant else "no"
-        table.add_row(model.name, model.version, model.task, every, str(len(model.features)), outputs, bits)
-    Console().print(table)
-
-
-@app.command()
-@with_server_options
 def health(
     *,
     connection: ConnectionSettings,
@@ -270,19 +227,34 @@ def _serve_in_process(config: ServerConfig) -> None:
     """Serves in this process."""
     import uvloop
 
+    from tidegate.runtime.model_checker import ModelChecker
+
+    first = [ModelChecker()]  # loads its libraries while this process loads its own
+
     from tidegate.runtime.lifecycle import print_ready
     from tidegate.runtime.server import Server
     from tidegate.runtime.signals import leave_no_zombies
 
     leave_no_zombies()
-    server = Server(config)
+    server = Server(config, make_checker=lambda: first.pop() if first else ModelChecker())
     uvloop.run(server.run(lambda: print_ready(server.ready_line), asyncio.Event()))
 
 
 def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
+    from tidegate.runtime.model_catalog import ModelCatalog
+    from tidegate.runtime.model_checker import ModelChecker
     from tidegate.runtime.supervisor import Supervisor
 
+    catalog = ModelCatalog(
+        config.models,
+        config.load,
+        ModelChecker,
+        config.trial_limits,
+        bytes_max=config.model_bytes_max,
+        poll_s=config.models_poll,
+        spare=config.data_dir,
+    )
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
@@ -294,6 +266,7 @@ def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -
         metrics_host=config.metrics_address,
         metrics_port=config.metrics_port,
         drain_after_s=config.drain_after,
+        catalog=catalog,
     )
     asyncio.run(supervisor.run())
 
@@ -327,35 +300,6 @@ def _run_training(arguments: list[str]) -> None:
 def _print_error(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
-
-
-def _model_fields(model: "Model") -> dict[str, object]:
-    return {
-        "name": model.name,
-        "version": model.version,
-        "fingerprint": model.fingerprint,
-        "task": model.task,
-        "period_s": model.period_s,
-        "features": [
-            {"name": field.name, "unit": field.unit, "low": field.low, "high": field.high} for field in model.features
-        ],
-        "inputs": [
-            {"name": field.name, "type": str(field.dtype), "shape": field.shape, "per": field.kind}
-            for field in model.inputs
-        ],
-        "outputs": [
-            {
-                "name": field.name,
-                "shape": field.shape,
-                "targets": field.targets,
-                "units": field.units,
-                "horizons": field.horizons,
-                "quantiles": field.quantiles,
-            }
-            for field in model.outputs
-        ],
-        "batch_invariant": model.batch_invariant,
-    }
 
 
 def _add_training_help(name: str, text: str) -> None:

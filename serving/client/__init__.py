@@ -66,7 +66,7 @@ from tidegate.client.errors import (
 from tidegate.client.inputs import Some, Timesteps, Values
 from tidegate.client.retry import Backoff
 from tidegate.client.stream import Stream
-from tidegate.client.types import Model, Prediction, Predictions, StreamInfo
+from tidegate.client.types import Model, ModelChange, Prediction, Predictions, StreamInfo
 
 __all__ = [
     "AnswerLost",
@@ -80,6 +80,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidTimestep",
     "Model",
+    "ModelChange",
     "ModelFailed",
     "ModelMismatch",
     "ModelNotFound",

@@ -12,11 +12,12 @@ from tidegate.client.block import Block
 from tidegate.client.connection import Connection, make_channel
 from tidegate.client.errors import InvalidArgument, WrongOrder
 from tidegate.client.inputs import Values
+from tidegate.client.model_changes import change_models
 from tidegate.client.retry import Backoff, Limits
 from tidegate.client.session import Session
 from tidegate.client.stream import Stream
 from tidegate.client.tensors import BeginInputs, StreamInputs, stream_inputs
-from tidegate.client.types import STATES, Model, Prediction, StreamInfo, decode_model, decode_stream_info
+from tidegate.client.types import STATES, Model, ModelChange, Prediction, StreamInfo, decode_model, decode_stream_info
 from tidegate.client.unary import UnaryPredictor
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
@@ -145,6 +146,13 @@ class Client:
         )
         answer = await self._connection.call_unary("DescribeModel", request)
         return decode_model(answer.model), answer.card_json
+
+    async def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
+        """Has all workers "load" or "unload" versions of a model, or "reload": load what is new and unload what is gone.
+
+        Without a version, all of them. Returns what became of each. Raises ModelNotFound when there is no such version.
+        """
+        return await change_models(self._connection, action, model, version)
 
     async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
         """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, only those in that state.

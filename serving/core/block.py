@@ -129,6 +129,13 @@ class Block:
         for index, error in result.failures.items():
             self._failures[int(rows[index])] = error
 
+    def refuse_all(self) -> "Block":
+        """Refuses every row: the call holds none of the streams any more, and their model is not loaded."""
+        self.all_applied = False
+        self.statuses[:] = RowStatus.NOT_HELD
+        self.rows_left = 0
+        return self
+
     def refusal_error(self, row: int) -> TimestepRefused:
         """The error for a row that the engine refused."""
         return self._failures.get(row) or refusal_error(

@@ -14,12 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused, ValuesDiffer
+from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, RunEnded, StepGap, TimestepRefused, ValuesDiffer
 from tidegate.core.model import Model
 from tidegate.core.slots import Slots
 from tidegate.core.spec import STEP_MAX, Array, Arrays, Ints, Prediction, Timestep
 from tidegate.core.value_hash import Hashes, value_hash
 
+# How many rows of a batch may run until they are ended. The rows behind them fail without a run: else a batch would take
+# as long as all of its rows are allowed together.
+ENDED_RUNS_MAX = 2
 NO_FAILURES: Mapping[int, ModelFailed] = {}
 # Rows are hashed as words of 32 bits.
 WORD_BYTES = 4
@@ -181,13 +184,19 @@ class Engine:
         outputs = tuple(np.zeros((len(slots), *output.shape), output.dtype) for output in self.model.spec.outputs)
         non_finite: list[int] = []
         failures: dict[int, ModelFailed] = {}
+        ended: list[ModelFailed] = []
         for row in range(len(slots)):
             one = slice(row, row + 1)
+            if len(ended) == ENDED_RUNS_MAX:
+                failures[row] = ended[-1]
+                continue
             try:
                 state = self.slots.gather(slots[one])
                 single_outputs, next_state = self.model.step(x[one], state)
             except ModelFailed as error:
                 failures[row] = error
+                if isinstance(error, RunEnded):
+                    ended.append(error)
                 continue
             non_finite.extend(
                 [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash_any(x[one])).size

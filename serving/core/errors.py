@@ -12,6 +12,7 @@
     │   ├── StoreBehind          the store has not saved state for too long
     │   ├── ParkedAgain          its stream was parked before it could run
     │   └── ModelFailed          the model raised, or produced a state that is not finite
+    │       └── RunEnded           its run took too long
     ├── StreamRefused          an open, or a request about a stream or a model
     │   ├── InvalidField         a field of the request is out of range
     │   ├── WrongOrder           a timestep before open, a second open
@@ -157,6 +158,10 @@ class ParkedAgain(TimestepRefused):
 
 class ModelFailed(TimestepRefused):
     """The model raised, or produced a state that is not finite. Nothing was written."""
+
+
+class RunEnded(ModelFailed):
+    """A run of the model took too long and was ended."""
 
 
 class StreamRefused(TidegateError):

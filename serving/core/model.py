@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tidegate.core.description import read_description
-from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.errors import ContractBroken, ModelFailed, RunEnded
 from tidegate.core.external_data import external_files
 from tidegate.core.feeds import Feeds
 from tidegate.core.io_binding import BatchBinding, row_binding
@@ -60,7 +60,9 @@ class Model:
         self.spec = read_spec(name, version, digest, self._session, described)
         # The batch sizes that may run; empty for all.
         self._sizes: tuple[int, ...] = () if self.spec.batches else (1,)
-        self.row_binding = row_binding(self._session, self.spec)
+        # The same object for every run: without one, onnxruntime creates one for each.
+        self._run_options = onnxruntime.RunOptions()
+        self.row_binding = row_binding(self._session, self.spec, self._run_options)
         self._batch_bindings: dict[int, BatchBinding] = {}  # by batch size, the oldest first
         self._last_size = 0
         self._feeds = Feeds(self.spec)
@@ -90,8 +92,18 @@ class Model:
                 return None
             if len(self._batch_bindings) == BOUND_SIZES_MAX:
                 del self._batch_bindings[next(iter(self._batch_bindings))]
-            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch)
+            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch, self._run_options)
         return rows.state
+
+    def end_run(self) -> None:
+        """Makes the run that is under way in another thread fail at its next operator."""
+        self._run_options.terminate = True
+
+    def resume(self) -> bool:
+        """Lets runs go on after `end_run`. Returns whether it was called."""
+        ended: bool = self._run_options.terminate
+        self._run_options.terminate = False
+        return ended
 
     def step(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
         """Computes one timestep of a batch.
@@ -108,6 +120,7 @@ class Model:
 
         Raises:
             ModelFailed: the graph could not be run.
+            RunEnded: `end_run` was called meanwhile.
 
         """
         try:
@@ -119,10 +132,12 @@ class Model:
                 return self.row_binding.step(x, state)
             return self._step(x, state) if self._may_run(len(x)) else self._step_in_parts(x, state)
         except Exception as error:  # onnxruntime has no public base class for its errors
+            if self.resume():
+                raise RunEnded(f"model {self.spec.title}: its run took too long and was ended") from error
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
     def _step(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
-        results = self._session.run(self._feeds.fetch, self._feeds.feed(x, state))
+        results = self._session.run(self._feeds.fetch, self._feeds.feed(x, state), self._run_options)
         return self._feeds.read(results, x, state)
 
     def _may_run(self, batch: int) -> bool:

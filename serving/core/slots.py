@@ -73,6 +73,14 @@ class Slots:
         """The number of used slots."""
         return self._used
 
+    def free(self) -> None:
+        """Frees the states and answers. A call may keep this object long after its last stream has ended."""
+        assert not self._used
+        self.state, self._answers = (), ()
+        self._state_bytes, self._answer_bytes = [], []
+        self._hashes = np.zeros((self.answers, 0), np.uint64)
+        self._hash_numbers = self._hashes.reshape(-1).data
+
     @property
     def full(self) -> bool:
         """Whether `acquire` would fail."""

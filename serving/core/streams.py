@@ -376,6 +376,10 @@ class StreamTable:
         if stream.lease is not None:
             stream.lease.end(reason)
 
+    def forget(self, slots: Slots) -> None:
+        """Frees what is kept for a model that has no streams here."""
+        self._rows.pop(slots, None)
+
     def _add(self, key: Key, slots: Slots, epoch: int, owner: str) -> Stream:
         assert key not in self._streams
         stream = self._streams[key] = Stream(key, slots, epoch, owner)

@@ -1,11 +1,12 @@
 """The unary calls that describe models and administer streams."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
 from tidegate.core.access import Caller
 from tidegate.core.errors import TidegateError
+from tidegate.core.model_change import ModelAction, ModelChange, ModelOutcome
 from tidegate.core.spec import Key
 from tidegate.core.stream_id import check_stream_id
 from tidegate.rpc import wire
@@ -19,6 +20,12 @@ from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 PAGE_SIZE = 100
 # A page of ten thousand streams is about a megabyte, a quarter of what gRPC clients accept by default.
 PAGE_SIZE_MAX = 10_000
+
+OUTCOMES: Mapping[ModelOutcome, pb.ModelChange.Outcome] = {
+    "loaded": pb.ModelChange.OUTCOME_LOADED,
+    "refused": pb.ModelChange.OUTCOME_REFUSED,
+    "unloading": pb.ModelChange.OUTCOME_UNLOADING,
+}
 
 
 class HasAccess(Protocol):
@@ -72,6 +79,27 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
         return pb.DescribeModelResponse(model=described, card_json=model.card_json)
 
     @unary
+    async def LoadModel(self, request: pb.LoadModelRequest, caller: Caller) -> pb.LoadModelResponse:  # noqa: N802
+        """Loads versions."""
+        return pb.LoadModelResponse(changes=await self._change(caller, "load", request.name, request.version))
+
+    @unary
+    async def UnloadModel(self, request: pb.UnloadModelRequest, caller: Caller) -> pb.UnloadModelResponse:  # noqa: N802
+        """Unloads versions."""
+        return pb.UnloadModelResponse(changes=await self._change(caller, "unload", request.name, request.version))
+
+    @unary
+    async def ReloadModels(self, _: pb.ReloadModelsRequest, caller: Caller) -> pb.ReloadModelsResponse:  # noqa: N802
+        """Loads what is new and unloads what is gone."""
+        return pb.ReloadModelsResponse(changes=await self._change(caller, "reload"))
+
+    async def _change(
+        self, caller: Caller, action: ModelAction, name: str = "", version: str = ""
+    ) -> list[pb.ModelChange]:
+        self.access.require_admin(caller)
+        return [_encode_change(each) for each in await self._admin.change_models(action, name, version)]
+
+    @unary
     async def ListStreams(self, request: pb.ListStreamsRequest, caller: Caller) -> pb.ListStreamsResponse:  # noqa: N802
         """Lists streams, page by page. The token of a page is the last id of the page before."""
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
@@ -119,6 +147,12 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
             check_stream_id(request.new_stream_id, "new_stream_id")
         info = await self._admin.fork(_key(caller, request.stream_id), request.new_stream_id)
         return pb.ForkStreamResponse(stream=wire.encode_stream(info))
+
+
+def _encode_change(change: ModelChange) -> pb.ModelChange:
+    return pb.ModelChange(
+        name=change.name, version=change.version, outcome=OUTCOMES[change.outcome], reason=change.reason
+    )
 
 
 def _key(caller: Caller, stream_id: str) -> Key:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_local, is_unix
+from tidegate.runtime.model_checker import TrialLimits
 from tidegate.runtime.tls_files import TlsFiles
 
 # A store in the memory of one process.
@@ -70,6 +71,15 @@ class ServerConfig:
     """
 
     models: Path = setting(Path("models"), "Folder of <name>/<version>/model.onnx.")  # noqa: RUF009 - a field
+    load: tuple[str, ...] = setting((), "Serve only this model, NAME or NAME/VERSION; may be repeated. None: all.")
+    models_poll: float = duration("5s", "How often --models is looked at for new and removed versions; 0 for never.")
+    # A graph of 2 GiB cannot be read at all. Weights beside it may be larger.
+    model_bytes_max: int = setting(1 << 30, "Largest size of the files of a version.", at_least=1)
+    model_memory_max: int = setting(
+        0, "Most memory that trying a model may take, in bytes; 0: 1 GiB and four times its files.", at_least=0
+    )
+    load_timeout: float = duration("60s", "Longest time that loading a model may take, and checking it.", at_least=0.1)
+    step_timeout: float = duration("10s", "Longest time that one run of a model may take.", at_least=0.1)
     # Without TLS, whoever reaches the port may do everything. So other machines reach it only when that was asked for.
     host: str = setting(
         "", "Name or address to listen on, or unix:PATH. Empty: all addresses with TLS, without it only this machine."
@@ -149,6 +159,11 @@ class ServerConfig:
         return self.workers or (1 if self.state == MEMORY or is_unix(self.host) else usable_cores())
 
     @property
+    def trial_limits(self) -> TrialLimits:
+        """What a model may take when it is tried."""
+        return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout)
+
+    @property
     def tls_files(self) -> TlsFiles | None:
         """The files for TLS; None without TLS."""
         if not self.tls_cert:
@@ -208,6 +223,8 @@ def _validated(value: Any, kind: Any, about: Setting) -> Any:
         value = seconds(value)
     if kind in (str, Path):
         return kind(value)
+    if kind == tuple[str, ...]:
+        return tuple(value)
     if not value >= about.at_least:  # also NaN
         raise ValueError(f"expected at least {about.at_least:g}")
     if value > about.at_most:

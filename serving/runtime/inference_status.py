@@ -23,7 +23,7 @@ class InferenceStatus:
 
     def counts(self, spec: Spec) -> ModelCounts:
         """What a model has done so far."""
-        metrics = self._repository.find(spec.name, spec.version).metrics
+        metrics = self._repository.find(spec.name, spec.version, begun=True).metrics
         return ModelCounts(
             applied=sum(metrics.steps[outcome] for outcome in SUCCESSES),
             failed=sum(count for outcome, count in metrics.steps.items() if outcome not in SUCCESSES),

@@ -143,7 +143,7 @@ class StreamService:
 
     def model(self, name: str, version: str) -> ModelInfo:
         """One model; ModelNotFound when it is not served."""
-        return self._repository.find(name, version).info
+        return self._repository.find(name, version, begun=True).info
 
     def queue(self, lease: Lease) -> Batcher:
         """The queue for the timesteps of a stream."""
@@ -151,6 +151,10 @@ class StreamService:
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
         """Queues timesteps of many streams; see `Batcher.submit_block`."""
+        if block.slots not in self._repository:  # unloaded: the call holds none of these streams any more
+            done: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
+            done.set_result(block.refuse_all())
+            return done
         return self._repository.of(block.slots).batcher.submit_block(block)
 
     def request_save(self, lease: Lease) -> None:
@@ -163,7 +167,8 @@ class StreamService:
 
     def observe_block(self, block: Block, seconds: float) -> None:
         """Counts the timesteps of an answered block."""
-        self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
+        if block.slots in self._repository:
+            self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
 
     def add_listener(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls `callback` whenever something was stored. Returns a function that ends this."""
@@ -208,19 +213,20 @@ class StreamService:
                 raise Stopping
             stream, record, status = await self._find(key)
             if status is not None and status.phase is not Phase.NEW and model in ("", status.model.name):
-                served = self._repository.find(status.model.name, version or status.model.version)
+                served = self._repository.find(status.model.name, version or status.model.version, begun=True)
             else:
                 served = self._repository.find(model, version)
             kind = decide_open(key, status, served.spec, options)
             exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
             stored = record.checkpoint if record is not None and exists else None
             decide_inputs(key, served.slots, options.inputs, stream, stored)  # before anything changes
-            if not exists:
-                await self._registry.tenants.add(key.tenant)
-            with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
-                lease = await self._finish_claim(self._claim(key, served, stream, record, options))
-                if lease is not None and confirm is not None:
-                    confirm()
+            with served.held():
+                if not exists:
+                    await self._registry.tenants.add(key.tenant)
+                with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
+                    lease = await self._finish_claim(self._claim(key, served, stream, record, options))
+                    if lease is not None and confirm is not None:
+                        confirm()
             if lease is not None:
                 self._registry.mark_in_use(lease.stream)
                 changed = exists and status is not None and status.owner != options.owner

@@ -718,3 +718,63 @@ class ForkStreamResponse(_message.Message):
     STREAM_FIELD_NUMBER: _ClassVar[int]
     stream: Stream
     def __init__(self, stream: _Optional[_Union[Stream, _Mapping]] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ReloadModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadModelsResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ModelChange(_message.Message):
+    __slots__ = ("name", "version", "outcome", "reason")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OUTCOME_UNSPECIFIED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_LOADED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_REFUSED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_UNLOADING: _ClassVar[ModelChange.Outcome]
+    OUTCOME_UNSPECIFIED: ModelChange.Outcome
+    OUTCOME_LOADED: ModelChange.Outcome
+    OUTCOME_REFUSED: ModelChange.Outcome
+    OUTCOME_UNLOADING: ModelChange.Outcome
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    outcome: ModelChange.Outcome
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., outcome: _Optional[_Union[ModelChange.Outcome, str]] = ..., reason: _Optional[str] = ...) -> None: ...
