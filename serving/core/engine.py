@@ -138,7 +138,7 @@ class Engine:
             return None
         if not healthy:
             return None
-        self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values))
+        self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values), timestep.values)
         return Prediction(step, tuple([bytes(part) for part in row.outputs]))
 
     def _check_repeats(self, statuses: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Floats) -> None:
@@ -155,7 +155,7 @@ class Engine:
         try:
             state = self.slots.gather(slots, self.model.state_buffers(len(slots)))
             outputs, next_state = self.model.step(x, state)
-            non_finite = self.slots.scatter(slots, next_state, outputs, hashes)
+            non_finite = self.slots.scatter(slots, next_state, outputs, hashes, x)
         except ModelFailed:
             # Nothing was written yet. One row may have caused the error, and it must not harm the others.
             return self._apply_one_by_one(slots, x)
@@ -175,7 +175,7 @@ class Engine:
                 failures[row] = error
                 continue
             non_finite.extend(
-                [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash.rows(x[one])).size
+                [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash.rows(x[one]), x[one]).size
             )
             for part, value in zip(outputs, single_outputs, strict=True):
                 part[row] = value[0]

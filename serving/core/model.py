@@ -176,6 +176,13 @@ class Model:
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
+    def step_apart(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Does what `step` does without the bound memory, so that another thread may run it beside `step`."""
+        try:
+            return self._step(x, state)
+        except Exception as error:  # onnxruntime has no public base class for its errors
+            raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
+
     def _step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
         feed = {self.spec.input: x}
         for (name, inwards, _), rows in zip(self._axes, state, strict=True):
