@@ -36,6 +36,10 @@ class RawRing:
         self._values[slot] = 0  # a checkpoint of this stream must not contain the values of another
         self._since[slot] = 1
 
+    def is_full(self, slot: int, step: int) -> bool:
+        """Whether a stream at `step` has as many timesteps here as there is room for, or all that it ever had."""
+        return step - int(self._since[slot]) + 1 >= min(step, self.steps)
+
     def record(self, slots: Ints, steps: Ints, x: Floats) -> None:
         """Keeps the values x (batch, features) of the timesteps with these numbers."""
         values = np.ascontiguousarray(x, np.float32).view(np.uint8).reshape(len(slots), self._width)

@@ -61,6 +61,7 @@ class Slots:
         self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
         self._all: Ints = np.arange(capacity)
         self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
+        self.draining = False  # streams that may are to move to another version before their next timestep
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
         self._used = 0

@@ -94,12 +94,13 @@ class OpenOptions:
     `owner` is the token of the client; empty when it has none. `resume_from` is 0 when the client opens the stream for
     the first time, else the number of the first timestep that it can still send. `accept_move` tells that the stream may
     move to another version also later, while the client has it open. `answered` is the last timestep whose answer the
-    client has.
+    client has. `move_now` tells that the stream may move at this open.
     """
 
     existence: Existence = Existence.ANY
     owner: str = ""
     resume_from: int = 0
+    move_now: bool = False
     accept_move: bool = False
     answered: int = 0
 

@@ -1,21 +1,16 @@
-"""How a stream moves from one version of its model to another, decided and computed without a clock or a store.
-
-    pin      the stream stays on its version until it is closed for good
-    rewarm   the last timesteps that it got are replayed into the new version, from that version's initial state
-    reset    it continues from the new version's initial state
+"""The state of a stream that moves from one version of its model to another.
 
 A move changes the state and nothing else. The number of the last timestep, the remembered answers, the hashes of their
 values and the ring of values are carried over. So a repeat of a timestep from before the move gets the answer that the
-old version gave. That is possible only between versions with the same features and outputs; see `difference`.
+old version gave. `core.swap_policy` decides whether a stream moves.
 """
 
 from dataclasses import replace
-from enum import Enum
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tidegate.core.engine import invalid_values
 from tidegate.core.model import Model
 from tidegate.core.raw_ring import unpack_rows
 from tidegate.core.slots import Slots
@@ -23,70 +18,6 @@ from tidegate.core.spec import Arrays, Checkpoint, Floats, Spec
 
 # What the content of a slot begins with: the number of the first timestep whose answer it remembers.
 SINCE_BYTES = np.dtype(np.int64).itemsize
-
-
-class SwapPolicy(Enum):
-    """What happens to streams on an old version of a model."""
-
-    PIN = "pin"
-    REWARM = "rewarm"
-    RESET = "reset"
-
-
-class Moved(Enum):
-    """How a stream came to another version."""
-
-    NOT = ""
-    REWARMED = "rewarmed"
-    RESET = "reset"
-
-
-class MoveRequest(NamedTuple):
-    """What decides whether a stream moves, beside its versions.
-
-    `step` is its last timestep, `answered` the last one whose answer its client has. `allowed` tells whether the client
-    accepts a move.
-    """
-
-    policy: SwapPolicy
-    allowed: bool
-    step: int
-    answered: int = 0
-
-
-def may_move(old: Spec, new: Spec, request: MoveRequest) -> bool:
-    """Whether a stream moves from one version to another now.
-
-    Timesteps that the client has answers to, and that the server has lost in a crash, must run again on the version
-    that answered them: another version would give other answers to them.
-    """
-    return (
-        request.policy is not SwapPolicy.PIN
-        and request.allowed
-        and request.step >= request.answered
-        and old.fingerprint != new.fingerprint
-        and not difference(old, new)
-    )
-
-
-def difference(old: Spec, new: Spec) -> str:
-    """Why no stream can move between two versions; empty when it can."""
-    if old.name != new.name:
-        return f"{old.name} and {new.name} are different models"
-    was, now = ([(feature.name, feature.unit) for feature in spec.features] for spec in (old, new))
-    if was != now:
-        return f"features: {old.title} has {_names(was)}, {new.title} has {_names(now)}"
-    outputs = [[(part.name, part.dtype, part.shape) for part in spec.outputs] for spec in (old, new)]
-    if outputs[0] != outputs[1]:
-        names = [", ".join(f"{name} {dtype} {list(shape)}" for name, dtype, shape in parts) for parts in outputs]
-        return f"outputs: {old.title} has {names[0]}; {new.title} has {names[1]}"
-    if old.handles_missing and not new.handles_missing:
-        return f"missing values: {old.title} takes them, {new.title} does not"
-    return ""
-
-
-def _names(features: list[tuple[str, str]]) -> str:
-    return ", ".join(f"{name} [{unit}]" if unit else name for name, unit in features)
 
 
 def raw_rows(checkpoint: Checkpoint, slots: Slots) -> Floats:
@@ -132,8 +63,7 @@ def advance(model: Model, x: Floats, state: Arrays) -> tuple[Arrays, Arrays, npt
 
     Raises ModelFailed when the model fails on the whole batch.
     """
-    usable: npt.NDArray[np.bool_]
-    usable = np.isfinite(x).all(axis=1) if not model.spec.handles_missing else ~np.isinf(x).any(axis=1)
+    usable: npt.NDArray[np.bool_] = ~np.logical_or.reduce(invalid_values(model.spec, x), axis=1)
     safe = x if usable.all() else np.where(usable[:, np.newaxis], x, np.float32(0))
     outputs, next_state = model.step_apart(safe, state)
     for part in next_state:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from tidegate.core.spec import Key, ModelId, Prediction, Spec, Timestep
 from tidegate.core.streams import Lease, OpenKind, OpenOptions, Phase
+from tidegate.core.swap_policy import Moved
 
 if TYPE_CHECKING:
     from tidegate.core.block import (
@@ -29,6 +30,7 @@ class OpenResult:
     next_step: int
     answers_remembered: int
     owner_changed: bool
+    moved: Moved = Moved.NOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,11 @@ class StreamBackend(Protocol):
         `opened` tells that the lease came from `open`: then the stream is counted as closed.
         """
 
-    async def wake(self, lease: Lease) -> None:
-        """Makes a parked stream that a call has open live again."""
+    async def wake(self, lease: Lease) -> Moved:
+        """Makes a stream that a call has open ready for its next timestep.
+
+        It is live then, and has moved to another version if it was to.
+        """
 
     def queue(self, lease: Lease) -> "StepQueue":
         """The queue for the timesteps of a stream; the same for as long as the stream is open."""

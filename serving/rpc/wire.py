@@ -24,9 +24,10 @@ from tidegate.core.errors import (
     ValuesDiffer,
     WrongWidth,
 )
-from tidegate.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
+from tidegate.core.spec import STEP_MAX, Array, Feature, Output, Prediction, Spec, Timestep
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Existence, OpenKind, OpenOptions, Phase
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc.backend import StreamInfo
 from tidegate.rpc.status import RETRYABLE, error_message, wire_status
 from tidegate.v1 import tidegate_pb2 as pb
@@ -53,6 +54,11 @@ OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
     OpenKind.RESUMED: pb.Opened.KIND_RESUMED,
     OpenKind.TAKEN_OVER: pb.Opened.KIND_TAKEN_OVER,
 }
+NEW_STATES: Mapping[Moved, pb.NewState] = {
+    Moved.NOT: pb.NEW_STATE_UNSPECIFIED,
+    Moved.REWARMED: pb.NEW_STATE_REWARMED,
+    Moved.RESET: pb.NEW_STATE_RESET,
+}
 # The longest step number that is decoded here, in bytes of a varint: enough for 268 million timesteps. Protobuf decodes
 # longer ones. A varint has seven bits in each byte, lowest first; the eighth bit tells that more bytes follow.
 VARINT_BYTES_MAX = 4
@@ -76,12 +82,20 @@ def decode_open_options(message: pb.Open) -> OpenOptions:
         InvalidField: `existence` is unknown, `owner` is invalid, or a client that continues requires a new stream.
 
     """
-    return make_open_options(message.existence, message.owner, message.resume_from)
+    return make_open_options(message, message.resume_from, message.answered)
 
 
-def make_open_options(existence: int, owner: str, resume_from: int) -> OpenOptions:
-    """The options of an open, from its fields. Raises as `decode_open_options`."""
-    options = OpenOptions(decode_existence(existence), owner, resume_from)
+def make_open_options(message: pb.Open | pb.OpenStreams, resume_from: int, answered: int) -> OpenOptions:
+    """The options of the open of one stream. Raises as `decode_open_options`.
+
+    A client that does not know of moves keeps to the version that it has seen.
+    """
+    accept_move = message.accept_move and not message.version
+    move_now = not message.version and (accept_move or not resume_from)
+    existence, owner = message.existence, message.owner
+    options = OpenOptions(
+        decode_existence(existence), owner, resume_from, move_now, accept_move, min(answered, STEP_MAX)
+    )
     if owner:
         check_stream_id(owner, "owner")
     if resume_from and options.existence is Existence.MUST_BE_NEW:
@@ -319,6 +333,12 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
         batch_invariant=batch_invariant,
         handles_missing=spec.handles_missing,
     )
+
+
+def encode_moved(spec: Spec, moved: Moved, *, batch_invariant: bool) -> bytes:
+    """The bytes of a PredictResponse that tells of a move."""
+    model = encode_model(spec, batch_invariant=batch_invariant)
+    return pb.PredictResponse(moved=pb.Moved(model=model, new_state=NEW_STATES[moved])).SerializeToString()
 
 
 def decode_phase(state: int) -> Phase | None:

@@ -3,11 +3,15 @@
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_unix
 
+# What happens to streams on an old version; see `core.swap_policy`.
+PolicyName = Literal["pin", "rewarm", "reset"]
+# A ring of so many timesteps of a hundred features is 1.6 MB a stream: more is a mistake.
+REWARM_STEPS_MAX = 4096
 # A store in the memory of one process.
 MEMORY = "memory:"
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -93,6 +97,11 @@ class ServerConfig:
         "", "Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB or memory:. Empty: SQLite in --data-dir."
     )
     data_dir: Path = setting(Path("data"), "Folder for what the server writes.")  # noqa: RUF009 - a field
+    # Nobody's stream changes its version unless the operator wants it.
+    swap_policy: str = setting(
+        "pin", "Streams on an old version: pin, rewarm or reset; serving.toml of a model overrules it."
+    )
+    rewarm_steps: int = setting(64, "Timesteps kept of each stream for rewarm.", at_least=1, at_most=REWARM_STEPS_MAX)
     # What a client sends again after a crash.
     checkpoint_every: float = duration("200ms", "How often state is stored.", at_least=1e-6)
     park_after: float = duration("60s", "Silence after which an open stream leaves memory.")
@@ -112,6 +121,8 @@ class ServerConfig:
                 raise InvalidSetting(each.name, value, str(error)) from None
         self._validate_hosts()
         self._validate_workers()
+        if self.swap_policy not in get_args(PolicyName):
+            raise InvalidSetting("swap_policy", self.swap_policy, f"expected one of {', '.join(get_args(PolicyName))}")
 
     @property
     def state_address(self) -> str:

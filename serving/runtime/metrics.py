@@ -23,6 +23,8 @@ Outcome = Literal[
 CheckpointOutcome = Literal["ok", "failed", "fenced"]
 OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
 Label = TypeVar("Label", bound=str)
+# How a stream came to another version, as `core.swap.Moved` names it; or that it did not.
+MOVE_OUTCOMES = ("rewarmed", "reset", "failed")
 
 # From 50 microseconds, a step of an idle server, to 1 second. The client library's own buckets start at 5 ms.
 SECONDS = (
@@ -127,6 +129,7 @@ class ModelMetrics:
         self.queue_seconds = Histogram(SECONDS)
         self.run_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)
+        self.moves: Counts[str] = Counts(MOVE_OUTCOMES)
         self.missing = Count()
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
@@ -231,6 +234,17 @@ class Metrics:
                 [(*model.labels, outcome) for model in self.models for outcome in model.steps],
             ),
             [keep for model in self.models for keep in model.steps.attachers()],
+        )
+        yield _Metric(
+            MetricFamily(
+                "tidegate_moves",
+                "Streams that moved to this version from another one: rewarmed with their last timesteps, or reset; or "
+                "failed to.",
+                "counter",
+                (*labels, "outcome"),
+                [(*model.labels, outcome) for model in self.models for outcome in model.moves],
+            ),
+            [keep for model in self.models for keep in model.moves.attachers()],
         )
         yield _Metric(
             MetricFamily(

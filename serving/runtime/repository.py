@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from tidegate.rpc.backend import ModelInfo
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.metrics import Metrics, ModelMetrics
+from tidegate.runtime.model_settings import ModelSettings, read_settings
+from tidegate.runtime.promotion import read_promotion
 
 log = logging.getLogger("tidegate.repository")
 
@@ -28,6 +30,8 @@ class Limits:
     answers: int
     batch_max: int
     queue_max: int
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    """Of models without a file of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,10 @@ class ServedModel:
 class Repository:
     """The served models, in the order of their names, newest version first."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[ServedModel], defaults: ModelSettings | None = None) -> None:
+        self._settings: dict[str, ModelSettings] = {}
+        self._promoted: dict[str, str] = {}  # the promoted version of each name that has one
+        self.default_settings = defaults or ModelSettings()
         self._models = sorted(models, key=lambda served: (served.spec.name, -int(served.spec.version)))
         self._by_slots = {id(served.slots): served for served in models}
 
@@ -74,10 +81,48 @@ class Repository:
         titles = [served.spec.title for served in self._models]
         if not name and len({served.spec.name for served in self._models}) != 1:
             raise ModelNotNamed(titles)
+        if not version and (default := self.default(name or self._models[0].spec.name)) is not None:
+            return default
         for served in self._models:
             if name in ("", served.spec.name) and version in ("", served.spec.version):
                 return served
         raise ModelNotFound(name or self._models[0].spec.name, version, titles)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models, each once."""
+        return list(dict.fromkeys(served.spec.name for served in self._models))
+
+    def versions(self, name: str) -> list[ServedModel]:
+        """The versions of a model, newest first; none when it is not served."""
+        return [served for served in self._models if served.spec.name == name]
+
+    def default(self, name: str) -> ServedModel | None:
+        """The version of a model that a stream gets when it names none: the promoted one, else the newest.
+
+        Also the newest when the promoted one is not served any more.
+        """
+        versions = self.versions(name)
+        promoted = self._promoted.get(name)
+        return next(
+            (served for served in versions if served.spec.version == promoted), versions[0] if versions else None
+        )
+
+    def promoted(self, name: str) -> str:
+        """The promoted version of a model; empty when the newest is the default."""
+        return self._promoted.get(name, "")
+
+    def set_promoted(self, name: str, version: str) -> None:
+        """Sets the default version of a model; empty for the newest."""
+        self._promoted[name] = version
+
+    def settings(self, name: str) -> ModelSettings:
+        """The settings of a model."""
+        return self._settings.get(name, self.default_settings)
+
+    def set_settings(self, name: str, settings: ModelSettings) -> None:
+        """Sets the settings of a model. Whether its slots keep timesteps was decided when they were made."""
+        self._settings[name] = settings
 
 
 def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
@@ -93,8 +138,14 @@ def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
         raise ContractBroken(str(root), "no model found, expected <name>/<version>/model.onnx below it")
     # onnxruntime releases the GIL while it runs, and takes nearly all of the time.
     with ThreadPoolExecutor(min(len(paths), usable_cores()), thread_name_prefix="load") as threads:
+        settings = {name: read_settings(root / name, limits.settings) for name in {path.parts[-3] for path in paths}}
         loaded = threads.map(partial(_load, limits.batch_max), paths)
-        return Repository([_serve(one, limits, metrics) for one in loaded])
+        served = [_serve(one, limits, metrics, settings[one.model.spec.name].raw_steps) for one in loaded]
+    repository = Repository(served, limits.settings)
+    for name, read in settings.items():
+        repository.set_settings(name, read)
+        repository.set_promoted(name, read_promotion(root / name).version)
+    return repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +175,7 @@ def _load(batch_max: int, path: Path) -> _Loaded:
     return _Loaded(model, model.batch_variant_sizes(batch_max), card_json)
 
 
-def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> ServedModel:
+def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics, raw_steps: int) -> ServedModel:
     """Creates the slots and the batcher of a model, and logs the result of the check."""
     model, varying = loaded.model, loaded.varying
     measured = metrics.add_model(model.spec.name, model.spec.version, model.spec.fingerprint)
@@ -136,7 +187,7 @@ def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> ServedModel:
             model.spec.title,
             ", ".join(str(size) for size in varying[:8]),
         )
-    slots = Slots(model.spec, limits.live_max, limits.answers)
+    slots = Slots(model.spec, limits.live_max, limits.answers, raw_steps)
     batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
     log.info("model %s loaded, fingerprint %s", model.spec.title, model.spec.fingerprint[:12])
     return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)

@@ -26,12 +26,14 @@ from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.metrics_server import MetricsServer
+from tidegate.runtime.model_settings import ModelSettings
 from tidegate.runtime.process import measure
 from tidegate.runtime.repository import Limits, Repository, load_repository
 from tidegate.runtime.shared_counters import SharedCounters
 from tidegate.runtime.signals import hang_up
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
+from tidegate.runtime.version_watch import VersionWatch
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -137,7 +139,8 @@ class Server:
             self._listen()
         store = await self._open_store()
         resources.push_async_callback(store.close)
-        limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
+        settings = ModelSettings.model_validate({"policy": config.swap_policy, "rewarm_steps": config.rewarm_steps})
+        limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max, settings)
         self.repository = load_repository(config.models, limits, metrics)
         self._warn_of_memory()
         self.registry = StreamRegistry(
@@ -150,6 +153,8 @@ class Server:
         )
         self.stream_service = StreamService(self.repository, store, metrics, self.registry)
         self.admin_service = AdminService(self.repository, store, self.registry)
+        self.version_watch = VersionWatch(config.models, self.repository, self.stream_service.mover.mark)
+        await self.version_watch.start()
         self._servicer = servicer.TidegateServicer(
             self.stream_service,
             self.admin_service,
@@ -169,6 +174,10 @@ class Server:
             self._listen()
         await self._server.start()
         self._connection_limiter.set_baseline()
+        self._start_tasks(metrics)
+
+    def _start_tasks(self, metrics: Metrics) -> None:
+        """Starts the permanent tasks."""
         self._tasks = [
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
             asyncio.create_task(self.registry.checkpointer.run(), name="checkpointer"),
@@ -176,6 +185,7 @@ class Server:
             asyncio.create_task(self.registry.peers.run(), name="peers"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
             asyncio.create_task(self._connection_limiter.run(), name="descriptor watch"),
+            asyncio.create_task(self.version_watch.run(), name="version watch"),
             *([] if self.context is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
         ]
 

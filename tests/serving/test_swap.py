@@ -14,7 +14,8 @@ from tidegate.core.model import Model
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Spec, Timestep
 from tidegate.core.streams import Lease, StreamTable, checkpoint_rows
-from tidegate.core.swap import MoveRequest, SwapPolicy, difference, may_move, raw_rows, replay, with_state
+from tidegate.core.swap import raw_rows, replay, with_state
+from tidegate.core.swap_policy import MoveRequest, SwapPolicy, difference, may_move
 
 K = 6
 ALLOWED = MoveRequest(SwapPolicy.REWARM, allowed=True, step=9)
