@@ -9,9 +9,14 @@ carried over; see `difference`.
 """
 
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tidegate.core.spec import Spec
+if TYPE_CHECKING:
+    from tidegate.core.spec import Spec  # importing it loads numpy, and the command line imports this module
+
+PolicyName = Literal["pin", "rewarm", "reset"]
+# A ring of so many timesteps of a hundred features is 1.6 MB a stream: more is a mistake.
+REWARM_STEPS_MAX = 4096
 
 
 class SwapPolicy(Enum):
@@ -43,7 +48,7 @@ class MoveRequest(NamedTuple):
     answered: int = 0
 
 
-def may_move(old: Spec, new: Spec, request: MoveRequest) -> bool:
+def may_move(old: "Spec", new: "Spec", request: MoveRequest) -> bool:
     """Whether a stream moves from one version to another now.
 
     Timesteps that the client has answers to, and that the server has lost in a crash, must run again on the version
@@ -58,7 +63,7 @@ def may_move(old: Spec, new: Spec, request: MoveRequest) -> bool:
     )
 
 
-def difference(old: Spec, new: Spec) -> str:
+def difference(old: "Spec", new: "Spec") -> str:
     """Why no stream can move between two versions; empty when it can."""
     if old.name != new.name:
         return f"{old.name} and {new.name} are different models"

@@ -3,15 +3,12 @@
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_unix
 
-# What happens to streams on an old version; see `core.swap_policy`.
-PolicyName = Literal["pin", "rewarm", "reset"]
-# A ring of so many timesteps of a hundred features is 1.6 MB a stream: more is a mistake.
-REWARM_STEPS_MAX = 4096
 # A store in the memory of one process.
 MEMORY = "memory:"
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tidegate.core.errors import ContractBroken
-from tidegate.core.swap_policy import SwapPolicy
-from tidegate.runtime.config import REWARM_STEPS_MAX, PolicyName
+from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName, SwapPolicy
 
 FILE = "serving.toml"
 
