@@ -249,10 +249,24 @@ class Stream:
         self.stream_id = stream.stream_id
         self.owner = stream.owner
         self.kind = stream.kind
-        self.model = stream.model
 
     def __repr__(self) -> str:
         return repr(self._stream)
+
+    @property
+    def model(self) -> Model:
+        """The model of the stream. Another version of it after a move."""
+        return self._stream.model
+
+    @property
+    def version(self) -> str:
+        """The version that runs the stream now."""
+        return self._stream.version
+
+    @property
+    def moved(self) -> str:
+        """How the stream came to its state when it moved to another version last; empty when it has not moved."""
+        return self._stream.moved
 
     @property
     def epoch(self) -> int:

@@ -283,7 +283,8 @@ class Client:
         Args:
             stream_id: its name; empty: the server issues one.
             model: the model; empty for the stream's own, or the only one served.
-            version: its version; empty for the stream's own, or the newest.
+            version: its version, on which the stream then stays. Empty: the stream's own, or the default one; then the server may move
+                the stream to another version, as the model's policy says. `Stream.version` and `Stream.moved` tell.
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token by which the server recognizes this client when the stream is opened again, at most 256 bytes of UTF-8. Empty:
@@ -317,7 +318,7 @@ class Client:
         Args:
             streams: their names; or their number, and the server issues the names.
             model: the model; empty for that of the first stream, or the only one served.
-            version: its version; empty for that of the first stream, or the newest.
+            version: its version; empty as in `open`.
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token of all streams; see `open`.
@@ -341,6 +342,7 @@ class Client:
             durability=_durability(sync),
             owner=arguments.name("owner", owner) or self._owner,
             kept_max=self._limits.buffer_max,
+            accept_move=not version,
         )
 
     def _session(self, stream_id: str, *, sync: bool) -> Session:

@@ -64,6 +64,9 @@ class Session(SessionStreams):
         self._loop = asyncio.get_running_loop()
         self.future: Callable[[], asyncio.Future[Any]] = self._loop.create_future
         self._task: asyncio.Task[None] | None = None
+        self._handlers: dict[str, Callable[[Any], None]] = {
+            "opened": self._on_opened, "moved": self._on_moved, "ended": self._on_ended, "closed": self._on_closed,
+        }  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<Session of {len(self._members)} streams, {self._calls} calls, {self.window!r}>"
@@ -244,12 +247,8 @@ class Session(SessionStreams):
             handles, durable_steps = decode_durable(response.durable)
             ours, streams = self._attached(handles)
             self.window.mark_durable(streams, durable_steps[ours])
-        elif kind == "opened":
-            self._on_opened(response.opened)
-        elif kind == "ended":
-            self._on_ended(response.ended)
-        elif kind == "closed":
-            self._on_closed(response.closed)
+        elif kind in self._handlers:
+            self._handlers[kind](getattr(response, kind))
         elif kind == "move":
             log.info("%r is asked to move: %s", self, response.move.message)
             call.half_close()

@@ -29,6 +29,7 @@ from tidegate.client.errors import (
     TakenOver,
     stream_error,
 )
+from tidegate.client.moves import MOVED, NEW_STATES, models_by_row, same_layout, states_by_row
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Deliver
 from tidegate.client.retry import Limits, PoisonDetector, Retry, RetryDeadlines
@@ -89,6 +90,8 @@ class SessionStream:
         kind: how it was opened first: "new", "resumed" or "taken_over"; empty before.
         epoch: rises with every open.
         forget: whether the server deletes it on close; None while it is not being closed.
+        model: the model that runs it; None before it was opened.
+        moved: how it came to its state when the server moved it to another version last; empty when it has not.
 
     """
 
@@ -101,6 +104,16 @@ class SessionStream:
     kind: str = ""
     epoch: int = 0
     forget: bool | None = None
+    model: Model | None = None
+    moved: str = ""
+
+    def set_model(self, model: Model, moved: str) -> None:
+        """Notes the model of the last answer. `moved` is how the stream came to its state, where that is known."""
+        changed = self.model is not None and self.model.fingerprint != model.fingerprint
+        self.moved = moved or (MOVED if changed else self.moved)
+        self.model = model
+        if self.listener.single_stream:
+            self.listener.model = model
 
 
 class SessionStreams:
@@ -226,6 +239,10 @@ class SessionStreams:
         options.stream_ids.extend([member.stream_id for member in batch])
         streams = np.array([member.stream for member in batch], np.int64)
         resume_from = np.where(self.window.ever_opened[streams], self.window.first_kept(streams), 0)
+        if options.accept_move and self.window.ever_opened[streams].any():
+            options.answered.extend(
+                np.where(self.window.ever_opened[streams], self.window.answered[streams], 0).tolist()
+            )
         if self._only_forget_remains(batch[0]):
             resume_from[:] = 1
         if resume_from.any():
@@ -317,11 +334,11 @@ class SessionStreams:
 
     def _activate(self, message: pb.OpenedStreams, opened: Mapping[int, SessionStream]) -> None:
         """Marks streams as open, and notifies their listeners."""
-        model = decode_model(message.model)
+        models, states = models_by_row(message), states_by_row(message)
         wrong: dict[int, ClientError] = {}
-        for member in opened.values():
-            if self.window.ever_opened[member.stream]:
-                error = model_changed(f"stream '{member.stream_id}'", member.listener.model, model)
+        for row, member in opened.items():
+            if member.model is not None and not (message.may_move and same_layout(member.model, models[row])):
+                error = model_changed(f"stream '{member.stream_id}'", member.model, models[row])
                 wrong.update({member.stream: error} if error is not None else {})
         rows = list(opened)
         streams = np.array([member.stream for member in opened.values()], np.int64)
@@ -333,13 +350,24 @@ class SessionStreams:
         self._lose(wrong, shared=True)
         if len(wrong) == len(streams):
             return
-        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
-        for stream, member in zip(streams.tolist(), opened.values(), strict=True):
-            if stream not in wrong:
-                self._deadlines.clear(stream, OPEN_STEP)
-                member.options.model, member.options.version = model.name, model.version
+        model = models[rows[0]]
+        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max), may_move=message.may_move)
+        for row, member in opened.items():
+            if member.stream not in wrong:
+                self._deadlines.clear(member.stream, OPEN_STEP)
+                member.options.model = model.name
+                member.options.accept_move = message.may_move
+                member.options.version = "" if message.may_move else model.version
+                member.set_model(models[row], states.get(row, ""))
                 member.listener.on_opened(member.place, buffer, self._calls)
                 self._replace_older(member)
+
+    def _on_moved(self, message: pb.MovedStreams) -> None:
+        """Notes that the server has moved streams to another version."""
+        model, moved = decode_model(message.model), NEW_STATES.get(message.new_state, MOVED)
+        _, streams = self._attached(np.array(message.handles, np.int64))
+        for stream in streams.tolist():
+            self._members[stream].set_model(model, moved)
 
     def _replace_older(self, member: SessionStream) -> None:
         """Ends an older stream of the same name in this session."""

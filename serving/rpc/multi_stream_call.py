@@ -95,6 +95,7 @@ class MultiStreamCall(Call):
             durable_steps=[0] * count,
             model=wire.encode_model(served.spec, batch_invariant=served.batch_invariant),
             message_bytes_max=self._message_bytes_max,
+            may_move=message.accept_move and not message.version,
         )
         errors = wire.RowErrors(pb.OpenedStreams.ERRORS_FIELD_NUMBER, of_timesteps=False)
         others: dict[str, list[int]] = {}  # rows whose streams run under another version, by version

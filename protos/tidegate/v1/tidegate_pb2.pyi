@@ -385,7 +385,7 @@ class VersionRows(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenedStreams(_message.Message):
-    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max", "refused", "versions", "rewarmed_rows", "reset_rows")
+    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max", "refused", "versions", "rewarmed_rows", "reset_rows", "may_move")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
@@ -401,6 +401,7 @@ class OpenedStreams(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REWARMED_ROWS_FIELD_NUMBER: _ClassVar[int]
     RESET_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAY_MOVE_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     handles: _containers.RepeatedScalarFieldContainer[int]
     kinds: _containers.RepeatedScalarFieldContainer[Opened.Kind]
@@ -416,7 +417,8 @@ class OpenedStreams(_message.Message):
     versions: _containers.RepeatedCompositeFieldContainer[VersionRows]
     rewarmed_rows: _containers.RepeatedScalarFieldContainer[int]
     reset_rows: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ..., refused: _Optional[_Union[Error, _Mapping]] = ..., versions: _Optional[_Iterable[_Union[VersionRows, _Mapping]]] = ..., rewarmed_rows: _Optional[_Iterable[int]] = ..., reset_rows: _Optional[_Iterable[int]] = ...) -> None: ...
+    may_move: bool
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ..., refused: _Optional[_Union[Error, _Mapping]] = ..., versions: _Optional[_Iterable[_Union[VersionRows, _Mapping]]] = ..., rewarmed_rows: _Optional[_Iterable[int]] = ..., reset_rows: _Optional[_Iterable[int]] = ..., may_move: bool = ...) -> None: ...
 
 class Block(_message.Message):
     __slots__ = ("block", "handles", "steps", "values")
