@@ -15,7 +15,7 @@ import numpy as np
 
 from tidegate.core.errors import InvalidField, TidegateError, TooManyStreams
 from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT, HANDLES_MAX, HandleTable
-from tidegate.core.spec import Ints, Key, Spec
+from tidegate.core.spec import Ints, Key, ModelId
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Lease
 from tidegate.core.swap_policy import Moved
@@ -223,13 +223,13 @@ class MultiStreamCall(Call):
     async def _report_moves(self) -> None:
         """Sends which streams have moved to another version, before the answer that comes from there."""
         moves, self._moves = self._moves, []
-        groups: dict[tuple[Spec, Moved], list[int]] = {}
+        groups: dict[tuple[ModelId, Moved], list[int]] = {}
         for handle, moved in moves:
             lease = self._handles[handle]
             if lease is not None and handle not in self._unreported:
-                groups.setdefault((lease.stream.slots.spec, moved), []).append(handle)
-        for (spec, moved), handles in groups.items():
-            await self._write(columns.encode_moved(handles, self._describe(spec.name, spec.version), moved))
+                groups.setdefault((lease.stream.slots.spec.id, moved), []).append(handle)
+        for (model, moved), handles in groups.items():
+            await self._write(columns.encode_moved(handles, self._describe(model.name, model.version), moved))
 
     def _on_stored(self) -> None:
         self._stored = True

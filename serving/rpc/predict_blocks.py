@@ -318,7 +318,7 @@ class PredictBlocksCall(MultiStreamCall):
             lease = self._handles[handle]
             assert lease is not None
             try:
-                with self._quota.reserve(lease.stream.slots.spec):
+                with self._quota.reserve_wake(lease):
                     moved = await self._backend.wake(lease)
                 if moved is not Moved.NOT:
                     self._moves.append((handle, moved))

@@ -329,7 +329,7 @@ class TidegateServicer(AdminServicer):
 
     async def _wake(self, call: PredictCall, lease: Lease) -> None:
         """Makes the stream ready for a timestep. Tells the client when it has moved to another version."""
-        with call.quota.reserve(lease.stream.slots.spec):
+        with call.quota.reserve_wake(lease):
             moved = await self._backend.wake(lease)
         if moved is not Moved.NOT:
             call.queue = self._backend.queue(lease)
