@@ -112,7 +112,8 @@ class StreamMover:
         if not self._has_room(stream, old, new):
             stream.needs_wake = lease.accept_move
             return Moved.NOT
-        task = asyncio.create_task(self._move(stream, old, new, policy))
+        slot = new.slots.acquire(stream.key)  # at once: others look for room too
+        task = asyncio.create_task(self._move(stream, old, new, slot, policy))
         await wait_for_end(task)
         if (moved := task.result()) is Moved.NOT and lease.ended is not None:
             raise lease.ended
@@ -127,9 +128,8 @@ class StreamMover:
             return False
         return True
 
-    async def _move(self, stream: Stream, old: ServedModel, new: ServedModel, policy: SwapPolicy) -> Moved:
-        """Moves a stream. Returns NOT when it stays; then its lease may have ended."""
-        slot = new.slots.acquire(stream.key)
+    async def _move(self, stream: Stream, old: ServedModel, new: ServedModel, slot: int, policy: SwapPolicy) -> Moved:
+        """Moves a stream to a slot. Returns NOT when it stays; then its lease may have ended."""
         try:
             [checkpoint] = await old.batcher.run_between(lambda: checkpoint_rows([stream]))
             state, how = await self._new_state(checkpoint, old, new, policy)
