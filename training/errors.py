@@ -11,13 +11,14 @@
     │   ├── MissingColumn          a requested column does not exist
     │   ├── TimeColumnError        no time column, several, or one that holds no times
     │   ├── TimeOrderError         times that are missing, repeated or decreasing
-    │   ├── TextColumn             a column that holds something other than numbers
+    │   ├── ColumnError            a column whose cells cannot be used; it names the column
+    │   │   ├── TextColumn           it holds something other than numbers
+    │   │   ├── InfiniteValue        a value beyond the range of float32
+    │   │   └── UnheldNumber         a number whose changes float32 cannot hold
     │   ├── GroupColumnError       a group column, or one to split by, that does not assign each row
     │   ├── LabelColumnError       a label column without two classes
     │   ├── SplitError             groups that cannot be divided as requested
     │   ├── EmptyColumn            a column without a value to train on
-    │   ├── InfiniteValue          a value beyond the range of float32
-    │   ├── UnheldNumber           a number whose changes float32 cannot hold
     │   ├── TableErrors            several of these at once
     │   ├── ConstantTarget         a target that never changes
     │   ├── PeriodMismatch         rows that are not as far apart as those of the training
@@ -78,8 +79,29 @@ class TimeOrderError(TableError):
     """A time is missing, repeated, or earlier than the one before."""
 
 
-class TextColumn(TableError):
+class ColumnError(TableError):
+    """The cells of a column cannot be used.
+
+    Attributes:
+        column: its name.
+        problem: what is wrong with it and what to do; the message without the names of the table and the column.
+    """
+
+    def __init__(self, table: str, column: str, problem: str) -> None:
+        super().__init__(f"{table}: column {column!r} {problem}")
+        self.column, self.problem = column, problem
+
+
+class TextColumn(ColumnError):
     """A column holds something other than numbers."""
+
+
+class InfiniteValue(ColumnError):
+    """A value is infinite or beyond the range of float32."""
+
+
+class UnheldNumber(ColumnError):
+    """The changes of a column are lost in float32."""
 
 
 class GroupColumnError(TableError):
@@ -96,14 +118,6 @@ class SplitError(TableError):
 
 class EmptyColumn(TableError):
     """A column has no value to train on."""
-
-
-class InfiniteValue(TableError):
-    """A value is infinite or beyond the range of float32."""
-
-
-class UnheldNumber(TableError):
-    """The changes of a column are lost in float32."""
 
 
 class TableErrors(TableError):

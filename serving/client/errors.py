@@ -241,6 +241,8 @@ STATUS_ERRORS: Mapping[str, type[ClientError]] = {
 }
 # gRPC's message for a request above its size limit; sending it again cannot help.
 TOO_LARGE = "larger than max"
+# grpc's message when a write meets the end of the call before the status was read. It then never shows the status.
+WRITE_FAILED = "Internal error from Core"
 
 
 def timestep_error(error: pb.Error) -> ClientError:
@@ -293,6 +295,8 @@ def status_error(
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
             message = f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)"
             return default(message, code.name)
+        if message == WRITE_FAILED:
+            message = "the call ended while a message was being written"
         return STATUS_ERRORS.get(code.name, default)(message, code.name)
     action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
     kind = _error_class(info.reason, action, default)

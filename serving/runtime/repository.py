@@ -10,6 +10,7 @@ from pathlib import Path
 from tidegate.core.engine import Engine
 from tidegate.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
 from tidegate.core.model import Model
+from tidegate.core.self_check import batch_variant_sizes
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Ints, Spec
 from tidegate.rpc.backend import ModelInfo
@@ -172,7 +173,7 @@ def _load(batch_max: int, path: Path) -> _Loaded:
     except UnicodeDecodeError as error:
         raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
     model = Model(name, version, graph, sidecar_text)
-    return _Loaded(model, model.batch_variant_sizes(batch_max), card_json)
+    return _Loaded(model, batch_variant_sizes(model, batch_max), card_json)
 
 
 def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics, raw_steps: int) -> ServedModel:

@@ -14,6 +14,7 @@ from tests.graphs import FLOAT, INT64, build, crosstalk, describe, inverse, lstm
 from tests.oracle import replay, same_bits
 from tidegate.core.errors import ContractBroken, ModelFailed
 from tidegate.core.model import BOUND_SIZES_MAX, Model
+from tidegate.core.self_check import batch_variant_sizes
 
 IDENTITIES = [
     helper.make_node("Identity", ["x"], ["y"]),
@@ -236,13 +237,13 @@ def test_an_infinite_range_is_refused(bound: str) -> None:
     """A training range consists of finite numbers; unknown is null, not infinity."""
     features = [{"name": "a", bound: float("inf")}, {"name": "b"}]
     with pytest.raises(ContractBroken, match=bound):
-        load(plain(changed(features=features))).batch_variant_sizes(2)
+        batch_variant_sizes(load(plain(changed(features=features))), 2)
 
 
 def test_a_model_that_fails_its_warm_up_is_refused() -> None:
     """A graph that raises on its own training range is refused when it is loaded, not later."""
     with pytest.raises(ContractBroken, match="toy/1"):
-        load(picky(low=50.0, high=60.0)).batch_variant_sizes(4)
+        batch_variant_sizes(load(picky(low=50.0, high=60.0)), 4)
 
 
 def test_tensors_that_come_out_in_another_shape_are_refused() -> None:
@@ -262,7 +263,7 @@ def test_tensors_that_come_out_in_another_shape_are_refused() -> None:
         DESCRIBED,
     )
     with pytest.raises(ContractBroken, match="'y'"):
-        load(graph).batch_variant_sizes(4)
+        batch_variant_sizes(load(graph), 4)
 
 
 TOML = """
@@ -416,12 +417,12 @@ def test_a_graph_that_raises_is_a_model_failed() -> None:
 @pytest.mark.parametrize("make", [running_sum, lstm, picky, inverse])
 def test_no_batch_changes_bits_on_this_cpu(make: Callable[..., bytes]) -> None:
     """The promise about predictions holds for these graphs on this machine."""
-    assert not load(make()).batch_variant_sizes(20).size
+    assert not batch_variant_sizes(load(make()), 20).size
 
 
 def test_a_graph_that_depends_on_its_batch_is_found() -> None:
     """Every batch size that changes bits is returned."""
-    assert load(crosstalk()).batch_variant_sizes(5).tolist() == [2, 3, 4, 5]
+    assert batch_variant_sizes(load(crosstalk()), 5).tolist() == [2, 3, 4, 5]
 
 
 def test_a_model_without_state_can_be_served() -> None:
@@ -490,5 +491,5 @@ def test_every_size_of_a_batch_is_compared_as_often_as_its_values_are_few(
         return inner(x, state)
 
     monkeypatch.setattr(model, "step", noted)
-    model.batch_variant_sizes(8)
+    batch_variant_sizes(model, 8)
     assert {size: count for size, count in sizes.items() if size > 1} == dict.fromkeys(range(2, 9), runs)

@@ -279,6 +279,8 @@ async def test_the_client_gets_the_error_of_a_stopped_server(sum_root: Path) -> 
         async with client.open("a") as stream:
             await stream.step([1])
             await server.stop()
+            # A write that meets the end of the call would hide its status.
+            await eventually(stream._ended_event.is_set, "the end of the stream")
             with pytest.raises(ServerUnavailable, match="stopping"):
                 await stream.step([2])
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped

@@ -151,17 +151,21 @@ def inspect(
     json_file: Json = None,
     **values: Any,
 ) -> None:
-    """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong."""
+    """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong.
+
+    A column that a training would refuse is marked, with what to do; the exit code is then 2.
+    """
     from tidegate.training.cli.inspection import table
-    from tidegate.training.data.inspection import Inspection
-    from tidegate.training.data.source import read_source
+    from tidegate.training.data.inspection import inspect as inspect_source
 
     if values.get("data") is not None:
         raise SettingsError(f"data: got {values['data']!r} beside the file {file!r}, expected one of them")
-    found = Inspection.of(read_source(build(Source, values | {"data": file})))
+    found = inspect_source(build(Source, values | {"data": file}))
     _show(table(found))
     if json_file:
         _write_json(json_file, found.as_json())
+    if found.unusable:
+        _fail(f"columns that cannot be used as they are: {', '.join(found.unusable)}; the table says what to do")
 
 
 @app.command()

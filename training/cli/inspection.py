@@ -25,8 +25,8 @@ def _columns(inspection: Inspection) -> Table:
         columns.add_row(
             Text(f"{column.name}, {column.unit}".removesuffix(", ")),
             column.kind,
-            f"{100 * column.missing:.2g} %" if column.missing > 0 else "-",
-            *(f"{value:.6g}" for value in (column.low, column.mean, column.high)),
+            f"{100 * column.missing:.2g} %" if column.missing else "-",
+            *("-" if value is None else f"{value:.6g}" for value in (column.low, column.mean, column.high)),
             Text("; ".join(column.remarks)),
         )
     columns.title = None

@@ -136,15 +136,19 @@ class TableArrays:
         infinite = np.flatnonzero(np.isinf(values))
         if len(infinite):
             self._errors[name] = InfiniteValue(
-                f"{label}: column {name!r} has {wide[infinite[0]]:g} in row {before + infinite[0] + 1}, expected finite float32 "
-                f"numbers; leave the cell empty if the value is missing"
+                label,
+                name,
+                f"has {wide[infinite[0]]:g} in row {before + infinite[0] + 1}, expected finite float32 numbers; leave the cell "
+                f"empty if the value is missing",
             )
         elif lost := _lost_change(wide, values):
             first = wide[np.isfinite(wide)][0]
             self._errors[name] = UnheldNumber(
-                f"{label}: column {name!r} changes by {lost:g} from row to row at {first:.15g}, which float32 cannot hold; "
-                f"learn from its difference to the first value with --offset {as_typed(f'{name}={first:.15g}')} (a client subtracts "
-                f"the same), or leave it out with --exclude {as_typed(name)}"
+                label,
+                name,
+                f"changes by {lost:g} from row to row at {first:.15g}, which float32 cannot hold; learn from its difference to "
+                f"the first value with --offset {as_typed(f'{name}={first:.15g}')} (a client subtracts the same), or leave it "
+                f"out with --exclude {as_typed(name)}",
             )
         return values
 
@@ -156,8 +160,9 @@ class TableArrays:
         else:
             advice = f"numbers; if it means a missing value add --missing-values {as_typed(text)}, if the words are states --categories {as_typed(name)}, or "
         return TextColumn(
-            f"{self.table.name}: column {name!r} holds {text!r} in row {row}, expected {advice}leave the column out with --exclude "
-            f"{as_typed(name)}"
+            self.table.name,
+            name,
+            f"holds {text!r} in row {row}, expected {advice}leave the column out with --exclude {as_typed(name)}",
         )
 
     def _codes_of_words(self, column: Any, name: str) -> Floats:
@@ -172,8 +177,9 @@ class TableArrays:
             codes = np.where(codes >= known, -1, codes)
         if len(words) > MAX_CATEGORIES:
             self._errors[name] = TextColumn(
-                f"{self.table.name}: column {name!r} has more than {MAX_CATEGORIES} different words, expected few states; leave "
-                f"it out of --categories"
+                self.table.name,
+                name,
+                f"has more than {MAX_CATEGORIES} different words, expected few states; leave it out of --categories",
             )
         return np.where(codes < 0, np.float32(np.nan), codes.astype(np.float32))
 

@@ -1,7 +1,7 @@
 """What a table holds, column by column, without a training: types, ranges, missing values, and what looks wrong."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy.typing as npt
 from tidegate.training.data.gaps import Absence, absence
 from tidegate.training.data.overview import overview
 from tidegate.training.data.series import Floats, Series, Span, steps_s_of
+from tidegate.training.data.source import read_source
+from tidegate.training.errors import ColumnError, MissingColumn, TableError, TableErrors
+from tidegate.training.settings import Source
 
 # A sensor that repeats a value for so many rows, and for this share of all rows, may be stuck.
 STUCK_ROWS, STUCK_SHARE = 100, 0.05
@@ -22,16 +25,20 @@ MAX_GAPS = 5
 
 @dataclass(frozen=True)
 class Column:
-    """One feature: its kind, its range, its share of missing values, and what looks wrong, in words."""
+    """One feature: its kind, its range, its share of missing values, and what looks wrong, in words.
+
+    The range is None without a value. A column that cannot be used as it is has only remarks: what is wrong, and what to do.
+    """
 
     name: str
     unit: str
     kind: str
-    missing: float
-    low: float
-    mean: float
-    high: float
     remarks: tuple[str, ...]
+    missing: float | None = None
+    low: float | None = None
+    mean: float | None = None
+    high: float | None = None
+    usable: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,19 +70,68 @@ class Inspection:
             tuple(_longest_gaps(series)),
         )
 
+    @property
+    def unusable(self) -> list[str]:
+        """The names of the columns that a training refuses as they are."""
+        return [column.name for column in self.columns if not column.usable]
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON; the keys are the names of the fields."""
         return asdict(self)
 
 
+def inspect(source: Source) -> Inspection:
+    """Read a table and inspect it. Columns whose cells cannot be used are marked, and the others inspected.
+
+    Raises:
+        TableError: the table cannot be read, has no usable times, or has no usable column.
+    """
+    try:
+        return Inspection.of(read_source(source))
+    except TableError as error:
+        faults = error.errors if isinstance(error, TableErrors) else [error]
+        bad = [fault for fault in faults if isinstance(fault, ColumnError)]
+        names = [fault.column for fault in bad]
+        # A column of groups or labels is no feature: without it the rows mean something else.
+        if len(bad) < len(faults) or set(names) & {source.group, source.split_by, source.label}:
+            raise
+        try:
+            series = read_source(_without(source, names))
+        except MissingColumn:
+            raise error from None
+        except TableError as other:
+            raise TableErrors([*bad, *(other.errors if isinstance(other, TableErrors) else [other])]) from None
+    found = Inspection.of(series)
+    marked = [
+        Column(fault.column, source.units.get(fault.column, ""), "not usable", (fault.problem,), usable=False)
+        for fault in bad
+    ]
+    return replace(found, columns=(*found.columns, *marked))
+
+
+def _without(source: Source, names: list[str]) -> Source:
+    """The source without some of its features."""
+    return source.model_copy(
+        update={
+            "exclude": (*source.exclude, *names),
+            "units": {name: unit for name, unit in source.units.items() if name not in names},
+            "resample_by": tuple(text for text in source.resample_by if text.rpartition("=")[0] not in names),
+            "known": tuple(name for name in source.known if name not in names),
+            "categories": tuple(name for name in source.categories if name not in names),
+        }
+    )
+
+
 def _column(series: Series, index: int) -> Column:
-    name, values = series.names[index], series.values[:, index]
+    name, unit, values = series.names[index], series.units[index], series.values[:, index]
     known = values[~np.isnan(values)].astype(np.float64)
     present = len(series) - len(series.filled)
+    if not len(known):
+        return Column(name, unit, "empty", (), missing=1.0)
     kind = "category" if name in series.categories else "whole numbers" if (known == known.round()).all() else "numbers"
     return Column(
         name=name,
-        unit=series.units[index],
+        unit=unit,
         kind=kind,
         missing=1.0 - len(known) / present,
         low=float(known.min()),

@@ -135,7 +135,7 @@ def _build_series(
         categories={
             name: tuple(words.get(name, ()))
             for name in options.categories
-            if not (name in words and kinds[name] == "number")
+            if name in names and not (name in words and kinds[name] == "number")
         },
         offsets=_pairs(options.offset, "offset", table),
         missing=missing,

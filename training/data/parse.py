@@ -59,14 +59,16 @@ def codes_of(column: Any, name: str, texts: dict[str, int], label: str) -> Codes
             column = pa.array(column.to_numpy(zero_copy_only=False), from_pandas=True).cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise TextColumn(
-                f"{label}: column {name!r} holds fractions, expected text or whole numbers to tell groups or classes apart: "
-                f"{str(error).splitlines()[0]}"
+                label,
+                name,
+                f"holds fractions, expected text or whole numbers to tell groups or classes apart: "
+                f"{str(error).splitlines()[0]}",
             ) from error
     try:
         encoded = column if pa.types.is_dictionary(kind) else column.cast(pa.string()).dictionary_encode()
         found = [text and text.strip() for text in encoded.dictionary.cast(pa.string()).to_pylist()]
     except pa.ArrowNotImplementedError as error:
-        raise TextColumn(f"{label}: column {name!r} holds {kind}, expected text or whole numbers") from error
+        raise TextColumn(label, name, f"holds {kind}, expected text or whole numbers") from error
     indices = encoded.indices.cast(pa.int64()).fill_null(len(found)).to_numpy(zero_copy_only=False)
     places = np.full(len(found) + 1, -1, np.int32)
     # A dictionary may be in any order, and may hold text that no row of the block has.

@@ -61,3 +61,50 @@ def test_a_likely_sentinel_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     """With the option that makes it missing."""
     inspected(tmp_path, rows([str(-9999 if row % 10 == 0 else row % 9) for row in range(200)]))
     assert "--missing-values flow=-9999" in capsys.readouterr().out
+
+
+def test_a_column_that_cannot_be_used_is_marked_and_the_others_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what is wrong and the option that mends it; the exit code says that a training would refuse the file."""
+    lines = rows([f"{row % 7}.5" for row in range(60)])
+    text = [f"{line},{123456789 + row},{'oops' if row == 9 else row}" for row, line in enumerate(lines[1:])]
+    with pytest.raises(SystemExit) as ended:
+        inspected(tmp_path, [f"{lines[0]},meter,level", *text], "--units", "meter=kWh")
+    told = capsys.readouterr()
+    assert ended.value.code == 2
+    assert told.err == "error: columns that cannot be used as they are: meter, level; the table says what to do\n"
+    flow, *marked = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["columns"]
+    assert (flow["name"], flow["low"], flow["high"], flow["usable"]) == ("flow", 0.5, 6.5, True)
+    level, meter = sorted(marked, key=lambda column: column["name"])
+    assert (meter["unit"], meter["low"], meter["usable"], level["usable"]) == ("kWh", None, False, False)
+    assert "float32 cannot hold" in meter["remarks"][0]
+    assert "--offset meter=123456789" in meter["remarks"][0]
+    assert "holds 'oops' in row 10" in level["remarks"][0]
+    assert "not usable" in told.out
+    assert "--offset" in told.out
+
+
+def test_a_file_without_a_usable_column_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to show: its error is the one line."""
+    with pytest.raises(SystemExit):
+        inspected(tmp_path, rows([str(123456789 + row) for row in range(60)]))
+    told = capsys.readouterr()
+    assert "--offset flow=123456789" in told.err
+    assert not told.out
+
+
+def test_an_empty_column_that_is_asked_for_is_shown(tmp_path: Path) -> None:
+    """Without a range."""
+    lines = rows([str(row % 7) for row in range(60)])
+    found = inspected(tmp_path, [f"{lines[0]},spare", *(f"{line}," for line in lines[1:])], "--columns", "flow,spare")
+    spare = found["columns"][1]
+    assert (spare["name"], spare["kind"], spare["missing"], spare["low"]) == ("spare", "empty", 1.0, None)
+
+
+def test_categories_that_are_left_out_are_not_read(tmp_path: Path) -> None:
+    """The same options serve all files of a plant, and an excluded column has no words to number."""
+    lines = rows([str(row % 7) for row in range(60)])
+    content = [f"{lines[0]},state", *(f"{line},on" for line in lines[1:])]
+    found = inspected(tmp_path, content, "--categories", "state", "--exclude", "state")
+    assert [column["name"] for column in found["columns"]] == ["flow"]

@@ -1,0 +1,1 @@
+"""Tests of what `deploy/` has: rules, dashboard and configuration, on the real programs."""
