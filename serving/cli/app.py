@@ -245,19 +245,34 @@ def _serve_in_process(config: ServerConfig) -> None:
     """Serves in this process."""
     import uvloop
 
+    from tidegate.runtime.model_checker import ModelChecker
+
+    first = [ModelChecker()]  # loads its libraries while this process loads its own
+
     from tidegate.runtime.lifecycle import print_ready
     from tidegate.runtime.server import Server
     from tidegate.runtime.signals import leave_no_zombies
 
     leave_no_zombies()
-    server = Server(config)
+    server = Server(config, make_checker=lambda: first.pop() if first else ModelChecker())
     uvloop.run(server.run(lambda: print_ready(server.ready_line), asyncio.Event()))
 
 
 def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
+    from tidegate.runtime.model_catalog import ModelCatalog
+    from tidegate.runtime.model_checker import ModelChecker
     from tidegate.runtime.supervisor import Supervisor
 
+    catalog = ModelCatalog(
+        config.models,
+        config.load,
+        ModelChecker,
+        config.trial_limits,
+        bytes_max=config.model_bytes_max,
+        poll_s=config.models_poll,
+        spare=config.data_dir,
+    )
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
@@ -269,6 +284,7 @@ def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
         metrics_host=config.metrics_address,
         metrics_port=config.metrics_port,
         drain_after_s=config.drain_after,
+        catalog=catalog,
     )
     asyncio.run(supervisor.run())
 

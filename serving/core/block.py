@@ -13,7 +13,8 @@ import numpy.typing as npt
 from tidegate.core.engine import BatchResult, Engine, RowStatus, refusal_error
 from tidegate.core.errors import ModelFailed, TimestepRefused
 from tidegate.core.handle_table import Selection
-from tidegate.core.spec import Array, Floats, Ints
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.spec import Array, Ints
 from tidegate.core.value_hash import Hashes
 
 # Which rows of a block: a slice where the rows are contiguous, which is the usual case, else their numbers.
@@ -30,7 +31,7 @@ class Chunk(NamedTuple):
     """Those of `rows` whose streams are live. Only these run; the columns below belong to them."""
     slots: Ints
     steps: Ints
-    x: Floats
+    x: Array
     hashes: Hashes | None
 
 
@@ -40,7 +41,7 @@ class Block:
     Args:
         streams: (rows,) the stream of each row.
         steps: (rows,) the number of each timestep; 0 where the server assigns it.
-        x: (rows, features), NaN where missing.
+        x: the rows, as `core.input_layout` says; NaN where a value is missing.
 
     Attributes:
         steps: (rows,) the numbers, including those that the server assigned.
@@ -53,7 +54,7 @@ class Block:
 
     """
 
-    def __init__(self, streams: Selection, steps: Ints, x: Floats) -> None:
+    def __init__(self, streams: Selection, steps: Ints, x: Array) -> None:
         self.streams = streams
         self.table, self.handles, self.slots, self._order, self._pass_ends = streams
         handles = self.handles
@@ -152,10 +153,17 @@ class Block:
         for index, error in result.failures.items():
             self._failures[int(rows[index])] = error
 
+    def refuse_all(self) -> "Block":
+        """Refuses every row: the call holds none of the streams any more, and their model is not loaded."""
+        self.all_applied = False
+        self.statuses[:] = RowStatus.NOT_HELD
+        self.rows_left = 0
+        return self
+
     def refusal_error(self, row: int) -> TimestepRefused:
         """The error for a row that the engine refused."""
         return self._failures.get(row) or refusal_error(
-            self.slots.spec, int(self.statuses[row]), int(self.steps[row]), int(self._expected[row]), self.x[row]
+            self.slots, int(self.statuses[row]), int(self.steps[row]), int(self._expected[row]), self.x[row]
         )
 
     def next_steps(self, rows: Ints) -> Ints:
@@ -198,6 +206,7 @@ def run_blocks(engine: Engine, blocks: Sequence[Block], rows_max: int) -> list[R
     for block in blocks:
         chunk.append(block.next_chunk(engine, rows_max))
         rows_max -= len(chunk[-1].steps)
+    layout = engine.layout
     running = [(block, chunk_part) for block, chunk_part in zip(blocks, chunk, strict=True) if chunk_part.slots.size]
     if len(running) == 1:
         ((block, chunk_part),) = running
@@ -212,12 +221,14 @@ def run_blocks(engine: Engine, blocks: Sequence[Block], rows_max: int) -> list[R
         result = engine.run(slots, steps, x, hashes)
         start = 0
         for block, chunk_part in running:
-            block.apply_result(chunk_part, _slice_result(result, start, start + chunk_part.slots.size, chunk_part.x))
+            block.apply_result(
+                chunk_part, _slice_result(result, start, start + chunk_part.slots.size, chunk_part.x, layout)
+            )
             start += chunk_part.slots.size
     return [block.statuses[chunk_part.rows] for block, chunk_part in zip(blocks, chunk, strict=True)]
 
 
-def _slice_result(result: BatchResult, start: int, end: int, x: Floats) -> BatchResult:
+def _slice_result(result: BatchResult, start: int, end: int, x: Array, layout: InputLayout) -> BatchResult:
     """The part of a batch result that belongs to the rows from `begin` to `end`, whose values are x."""
     steps = result.steps[start:end]
     if result.statuses is None or result.applied is None:
@@ -228,4 +239,4 @@ def _slice_result(result: BatchResult, start: int, end: int, x: Floats) -> Batch
     applied = result.applied[first:last] - start
     outputs = tuple(chunk_part[first:last] for chunk_part in result.outputs)
     failures = {row - start: why for row, why in result.failures.items() if start <= row < end}
-    return BatchResult(steps, result.statuses[start:end], applied, outputs, int(np.isnan(x[applied]).sum()), failures)
+    return BatchResult(steps, result.statuses[start:end], applied, outputs, layout.missing(x[applied]), failures)

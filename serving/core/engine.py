@@ -14,13 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused, ValuesDiffer
+from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, RunEnded, StepGap, TimestepRefused, ValuesDiffer
 from tidegate.core.model import Model
 from tidegate.core.slots import Slots
-from tidegate.core.spec import STEP_MAX, Arrays, Floats, Ints, Prediction, Spec, Timestep
+from tidegate.core.spec import STEP_MAX, Array, Arrays, Ints, Prediction, Timestep
 from tidegate.core.value_hash import Hashes, value_hash
 
+# How many rows of a batch may run until they are ended. The rows behind them fail without a run: else a batch would take
+# as long as all of its rows are allowed together.
+ENDED_RUNS_MAX = 2
 NO_FAILURES: Mapping[int, ModelFailed] = {}
+# Rows are hashed as words of 32 bits.
+WORD_BYTES = 4
 
 
 class RowStatus(IntEnum):
@@ -60,27 +65,33 @@ class Engine:
     def __init__(self, model: Model, slots: Slots) -> None:
         self.model = model
         self.slots = slots
-        self._hash = value_hash(len(model.spec.features))
+        self.layout = slots.layout
+        self._hash = value_hash(self.layout.row_bytes // WORD_BYTES)
 
     def __repr__(self) -> str:
         return f"<Engine {self.model!r} {self.slots!r}>"
 
-    def hash_rows(self, x: Floats) -> Hashes | None:
-        """Hashes each row of x (rows, features). Returns None unless all values are finite.
+    def hash_rows(self, x: Array) -> Hashes | None:
+        """Hashes each row of x. Returns None unless all values are finite.
 
         `run` accepts a part of the result. To hash a long block at once is cheaper: 256 rows take 10 us after a model
         has run, and 1,024 rows hardly more.
         """
         # The dot product is finite unless a value is not finite, or is beyond 1e19. Then `run` checks each batch.
-        return self._hash.rows(x, finite=True) if math.isfinite(np.vdot(x, x)) else None
+        finite = math.isfinite(np.vdot(x, x)) if self.layout.plain else self.layout.finite(x)
+        return self._hash.rows(x, finite=True) if finite else None
 
-    def run(self, slots: Ints, steps: Ints, x: Floats, hashes: Hashes | None = None) -> BatchResult:
+    def _hash_any(self, x: Array) -> Hashes:
+        """Hashes each row of x, which may have NaN."""
+        return self._hash.rows(x) if self.layout.plain else self._hash.rows(self.layout.canonical(x), finite=True)
+
+    def run(self, slots: Ints, steps: Ints, x: Array, hashes: Hashes | None = None) -> BatchResult:
         """Applies one timestep to each of many streams.
 
         Args:
             slots: (batch,) the slots of the streams, each at most once.
             steps: (batch,) the numbers of the timesteps; 0 where the server assigns them.
-            x: (batch, features), NaN where missing.
+            x: the rows of the batch, as `core.input_layout` says; NaN where a value is missing.
             hashes: (batch,) the rows' part of what `hash_rows` returned; None if it was not called.
 
         Returns:
@@ -104,20 +115,21 @@ class Engine:
             rows = np.arange(len(slots))
         else:
             statuses = np.zeros(len(slots), np.int8)
-            statuses[invalid_values(self.model.spec, x).any(axis=1)] = RowStatus.NON_FINITE_VALUE
+            invalid = self.layout.invalid(x, missing_allowed=self.model.spec.handles_missing)
+            statuses[invalid] = RowStatus.NON_FINITE_VALUE
             statuses[steps > expected] = RowStatus.GAP
             self._check_repeats(statuses, np.flatnonzero(steps < expected), slots, steps, x)
             statuses[steps > STEP_MAX] = RowStatus.NO_STEP_LEFT
             rows = np.flatnonzero(statuses == RowStatus.APPLIED)
             if not rows.size:
                 return BatchResult(steps, statuses, rows, (), 0, NO_FAILURES)
-            outputs, non_finite, failures = self._apply(slots[rows], x[rows], self._hash.rows(x[rows]))
+            outputs, non_finite, failures = self._apply(slots[rows], x[rows], self._hash_any(x[rows]))
         statuses[rows[non_finite]] = RowStatus.NON_FINITE_STATE
         failed = np.array(sorted(failures), np.int64)
         statuses[rows[failed]] = RowStatus.FAILED
         applied = np.flatnonzero(statuses == RowStatus.APPLIED)
         outputs = tuple(np.delete(part, np.union1d(non_finite, failed), axis=0) for part in outputs)
-        missing = int(np.isnan(x[applied]).sum())
+        missing = self.layout.missing(x[applied])
         return BatchResult(
             steps, statuses, applied, outputs, missing, {int(rows[row]): why for row, why in failures.items()}
         )
@@ -135,18 +147,19 @@ class Engine:
         try:
             healthy = row.run()
         except Exception:  # noqa: BLE001 - `run` meets the same error and reports it
+            self.model.resume()
             return None
         if not healthy:
             return None
         self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values), timestep.values)
         return Prediction(step, tuple([bytes(part) for part in row.outputs]))
 
-    def _check_repeats(self, statuses: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Floats) -> None:
+    def _check_repeats(self, statuses: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Array) -> None:
         """Checks rows whose numbers were applied before: a true duplicate has the same values."""
-        differs = self.slots.values_differ(slots[rows], steps[rows], self._hash.rows(x[rows]))
+        differs = self.slots.values_differ(slots[rows], steps[rows], self._hash_any(x[rows]))
         statuses[rows] = np.where(differs, RowStatus.VALUES_DIFFER, RowStatus.DUPLICATE)
 
-    def _apply(self, slots: Ints, x: Floats, hashes: Hashes) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
+    def _apply(self, slots: Ints, x: Array, hashes: Hashes) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Advances rows and returns their outputs.
 
         Also returns the rows whose new state is not finite, and the errors of the rows on which the model failed. Both
@@ -161,42 +174,53 @@ class Engine:
             return self._apply_one_by_one(slots, x)
         return outputs, non_finite, NO_FAILURES
 
-    def _apply_one_by_one(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
+    def _apply_one_by_one(self, slots: Ints, x: Array) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Runs each row alone, after the model raised on the whole batch."""
         outputs = tuple(np.zeros((len(slots), *output.shape), output.dtype) for output in self.model.spec.outputs)
         non_finite: list[int] = []
         failures: dict[int, ModelFailed] = {}
+        ended: list[ModelFailed] = []
         for row in range(len(slots)):
             one = slice(row, row + 1)
+            if len(ended) == ENDED_RUNS_MAX:
+                failures[row] = ended[-1]
+                continue
             try:
                 state = self.slots.gather(slots[one])
                 single_outputs, next_state = self.model.step(x[one], state)
             except ModelFailed as error:
                 failures[row] = error
+                if isinstance(error, RunEnded):
+                    ended.append(error)
                 continue
             non_finite.extend(
-                [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash.rows(x[one]), x[one]).size
+                [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash_any(x[one]), x[one]).size
             )
             for part, value in zip(outputs, single_outputs, strict=True):
                 part[row] = value[0]
         return outputs, np.array(non_finite, np.int64), failures
 
 
-def invalid_values(spec: Spec, x: Floats) -> npt.NDArray[np.bool_]:
-    """Marks the values of x that no timestep may have: infinity, and NaN unless the model handles missing values."""
-    return np.isinf(x) if spec.handles_missing else ~np.isfinite(x)
-
-
-def refusal_error(spec: Spec, status: int, step: int, next_step: int, x: Floats) -> TimestepRefused:
-    """The error for a timestep (features,) that was refused with one of the statuses below."""
+def refusal_error(slots: Slots, status: int, step: int, next_step: int, row: Array) -> TimestepRefused:
+    """The error for a timestep that was refused with one of the statuses below. `row` has its values."""
+    spec = slots.spec
     if status == RowStatus.GAP:
         return StepGap(step, next_step)
     if status == RowStatus.NON_FINITE_VALUE:
-        column = int(np.flatnonzero(invalid_values(spec, x))[0])
-        return NotFinite(spec.features[column].name, float(x[column]), spec.title)
+        return _not_finite(slots, row[np.newaxis])
     if status == RowStatus.NO_STEP_LEFT:
         return NoStepLeft(STEP_MAX)
     if status == RowStatus.VALUES_DIFFER:
         return ValuesDiffer(step)
     assert status == RowStatus.NON_FINITE_STATE
     return ModelFailed(f"model {spec.title} produced a state that is not finite; the timestep was not applied")
+
+
+def _not_finite(slots: Slots, x: Array) -> NotFinite:
+    """The error for the first invalid number of one row x."""
+    spec, layout = slots.spec, slots.layout
+    part, place, value = layout.first_invalid(x, missing_allowed=spec.handles_missing)
+    if part is layout.values and place < len(spec.features):
+        return NotFinite(spec.features[place].name, value, spec.title)
+    where = f"{part.name}[{place}]"
+    return NotFinite(where, value, spec.title, field="values" if part is layout.values else "inputs")

@@ -11,6 +11,7 @@
     │   ├── StoreBehind          the store has not saved state for too long
     │   ├── ParkedAgain          its stream was parked before it could run
     │   └── ModelFailed          the model raised, or produced a state that is not finite
+    │       └── RunEnded           its run took too long
     ├── StreamRefused          an open, or a request about a stream or a model
     │   ├── InvalidField         a field of the request is out of range
     │   ├── WrongOrder           a timestep before open, a second open
@@ -59,22 +60,27 @@ class WrongWidth(TimestepRefused):
         got = f"{got_bytes} bytes" if got_bytes % 4 else f"{got_bytes // 4} numbers in {got_bytes} bytes"
         super().__init__(
             f"values: got {got}, expected {4 * count}: one little-endian float32 for each of {count} features "
-            f"({_join_names(self.expected_features)})"
+            f"({join_names(self.expected_features)})"
         )
 
 
 class NotFinite(TimestepRefused):
-    """A timestep holds an infinite value, or NaN for a model that does not handle missing values."""
+    """A timestep holds an infinite value, or NaN for a model that does not handle missing values.
 
-    def __init__(self, feature: str, value: float, model: str) -> None:
+    `field` is the field of the request: "values", or "inputs" for an input that is sent by name.
+    """
+
+    def __init__(self, feature: str, value: float, model: str, *, field: str = "values") -> None:
         self.feature = feature
         self.value = value
+        self.field = field
         expected = "a finite number"
         if not math.isnan(value):
             expected += ", or NaN where it is missing"
         else:
             expected += f"; model {model} does not handle missing values"
-        super().__init__(f"values: feature '{_shorten(feature)}' is {value}, expected {expected}")
+        what = "feature" if field == "values" else "input"
+        super().__init__(f"{field}: {what} '{_shorten(feature)}' is {value}, expected {expected}")
 
 
 class StepGap(TimestepRefused):
@@ -140,6 +146,10 @@ class ModelFailed(TimestepRefused):
     """The model raised, or produced a state that is not finite. Nothing was written."""
 
 
+class RunEnded(ModelFailed):
+    """A run of the model took too long and was ended."""
+
+
 class StreamRefused(TidegateError):
     """An open, or a request about a stream or a model, was refused. Nothing has changed."""
 
@@ -163,14 +173,14 @@ class ModelNotFound(StreamRefused):
         self.name = name
         self.version = version
         wanted = f"{name}/{version}" if version else name
-        super().__init__(f"model: '{_shorten(wanted)}' is not served; served are {_join_names(served)}")
+        super().__init__(f"model: '{_shorten(wanted)}' is not served; served are {join_names(served)}")
 
 
 class ModelNotNamed(StreamRefused):
     """Several models are served and the request names none."""
 
     def __init__(self, served: Sequence[str]) -> None:
-        super().__init__(f"model: none was named and several are served: {_join_names(served)}; name one of them")
+        super().__init__(f"model: none was named and several are served: {join_names(served)}; name one of them")
 
 
 class ModelMismatch(StreamRefused):
@@ -284,11 +294,17 @@ class StoreGone(StoreUnavailable):
 
 
 class ContractBroken(TidegateError):
-    """A model file cannot be served."""
+    """A model file cannot be served. `mistakes` has every reason that was found."""
 
-    def __init__(self, where: str, message: str) -> None:
+    def __init__(self, where: str, *mistakes: str) -> None:
         self.where = where
-        super().__init__(f"{where}: {message}")
+        self.mistakes = mistakes
+        listed = (f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
+        super().__init__(
+            f"{where}: {mistakes[0]}"
+            if len(mistakes) == 1
+            else f"{where}: {len(mistakes)} mistakes: {'; '.join(listed)}"
+        )
 
 
 def _shorten(name: str) -> str:
@@ -296,7 +312,7 @@ def _shorten(name: str) -> str:
     return name if len(name) <= NAME_CHARACTERS_MAX else f"{name[:NAME_CHARACTERS_MAX]}..."
 
 
-def _join_names(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """A list of names, cut to a length that fits a message."""
     more = len(names) - NAMES_MAX
     listed = ", ".join(map(_shorten, names[:NAMES_MAX])) or "none"

@@ -50,6 +50,9 @@ def check_import(checkpoint: Checkpoint, slots: Slots) -> None:
         values = np.frombuffer(checkpoint.payload, tensor.dtype, tensor.initial.size, offset)
         _check_values(f"state '{tensor.name}'", values, finite=True)
         offset += values.nbytes
+    for part, packed in zip(slots.layout.stream, slots.read_stream_inputs(checkpoint.payload), strict=True):
+        _check_values(f"input '{part.name}'", np.frombuffer(packed, part.dtype), finite=True)
+        offset += len(packed)
     for output in slots.spec.outputs:
         count = checkpoint.answers * int(np.prod(output.shape))
         values = np.frombuffer(checkpoint.payload, output.dtype, count, offset)

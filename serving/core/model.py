@@ -6,13 +6,18 @@ what the state means: it goes in under one name and comes out under another.
 
 import hashlib
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from tidegate.core.errors import ContractBroken, ModelFailed
-from tidegate.core.io_binding import BatchBinding, RowBinding
-from tidegate.core.signature import read_spec
-from tidegate.core.spec import Arrays, Floats
+from tidegate.core.description import read_description
+from tidegate.core.errors import ContractBroken, ModelFailed, RunEnded
+from tidegate.core.external_data import external_files
+from tidegate.core.feeds import Feeds
+from tidegate.core.io_binding import BatchBinding, row_binding
+from tidegate.core.signature import graph_shapes, read_spec
+from tidegate.core.spec import Array, Arrays
 
 # Serving sends no telemetry. The variable works while onnxruntime is loaded, the call below from then on.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -31,8 +36,9 @@ class Model:
 
     Args:
         name, version: what it is served as.
-        graph: the bytes of the ONNX file.
+        graph: the path of the ONNX file, or its bytes. Weights beside the graph need the path.
         sidecar: the text of `model.toml`, for graphs that carry no description.
+        digest: the SHA-256 of the graph and of the weights beside it; None for that of the bytes.
 
     Raises:
         ContractBroken: the graph cannot be loaded, or does not match its description. The message has the tensor's name
@@ -40,37 +46,24 @@ class Model:
 
     """
 
-    def __init__(self, name: str, version: str, graph: bytes, sidecar: str | None = None) -> None:
+    def __init__(
+        self, name: str, version: str, graph: bytes | str, sidecar: str | None = None, digest: str | None = None
+    ) -> None:
         where = f"{name}/{version}"
-        options = onnxruntime.SessionOptions()
-        # One thread: for a graph this small a thread pool costs more than it gains, and the number of threads may
-        # change bits.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        # Batch sizes vary. The arena and the memory patterns would keep memory for every size ever seen.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has no public base class for its errors
-            raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
-        self.spec = read_spec(name, version, hashlib.sha256(graph).hexdigest(), self._session, sidecar)
-        self.row_binding = RowBinding(self._session, self.spec)
+        if isinstance(graph, bytes):
+            digest = digest or hashlib.sha256(graph).hexdigest()
+        assert digest is not None
+        self._session = _load(where, graph)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        described = read_description(where, metadata, sidecar, graph_shapes(self._session))
+        self.spec = read_spec(name, version, digest, self._session, described)
+        self.runs_alone = not self.spec.batches
+        # The same object for every run: without one, onnxruntime creates one for each.
+        self._run_options = onnxruntime.RunOptions()
+        self.row_binding = row_binding(self._session, self.spec, self._run_options)
         self._batch_bindings: dict[int, BatchBinding] = {}  # by batch size, the oldest first
         self._last_size = 0
-        self._fetch = [
-            *(output.name for output in self.spec.outputs),
-            *(tensor.next_name for tensor in self.spec.state),
-        ]
-        # The axes that transpose a batch-first array to the graph's layout, and back.
-        self._axes = [
-            (
-                tensor.name,
-                (*range(1, tensor.batch_axis + 1), 0, *range(tensor.batch_axis + 1, len(tensor.shape) + 1)),
-                (tensor.batch_axis, *(axis for axis in range(len(tensor.shape) + 1) if axis != tensor.batch_axis)),
-            )
-            for tensor in self.spec.state
-        ]
+        self._feeds = Feeds(self.spec)
 
     def __repr__(self) -> str:
         return f"<Model {self.spec.title} {self.spec.fingerprint[:12]}>"
@@ -86,19 +79,31 @@ class Model:
         rows = self._batch_bindings.get(batch)
         if rows is None:
             last, self._last_size = self._last_size, batch
-            if last != batch or batch == 1:
+            if last != batch or batch == 1 or self.runs_alone:
                 return None
             if len(self._batch_bindings) == BOUND_SIZES_MAX:
                 del self._batch_bindings[next(iter(self._batch_bindings))]
-            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch)
+            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch, self._run_options)
         return rows.state
 
-    def step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
+    def end_run(self) -> None:
+        """Makes the run that is under way in another thread fail at its next operator."""
+        self._run_options.terminate = True
+
+    def resume(self) -> bool:
+        """Lets runs go on after `end_run`. Returns whether it was called."""
+        ended: bool = self._run_options.terminate
+        self._run_options.terminate = False
+        return ended
+
+    def step(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
         """Computes one timestep of a batch.
 
         Args:
-            x: (batch, features), NaN where missing, no infinity.
-            state: one array (batch, *shape) for each state tensor, or the result of `state_buffers`.
+            x: the rows of the batch, as `core.input_layout` says: (batch, features) of float32 for an ordinary model. NaN
+                where a value is missing, no infinity.
+            state: one array (batch, *shape) for each state tensor and then for each input of a stream, or the result of
+                `state_buffers`.
 
         Returns:
             The outputs and the next state, one array (batch, *shape) each. The caller owns them. With `state_buffers`,
@@ -106,6 +111,7 @@ class Model:
 
         Raises:
             ModelFailed: the graph could not be run.
+            RunEnded: `end_run` was called meanwhile.
 
         """
         try:
@@ -113,39 +119,76 @@ class Model:
             if rows is not None and rows.state is state:
                 rows.run(x)
                 return tuple([part.copy() for part in rows.outputs]), rows.next_state
-            return self.row_binding.step(x, state) if len(x) == 1 else self._step(x, state)
+            if len(x) == 1:
+                return self.row_binding.step(x, state)
+            return self._step_one_by_one(x, state) if self.runs_alone else self._step(x, state)
         except Exception as error:  # onnxruntime has no public base class for its errors
+            if self.resume():
+                raise RunEnded(f"model {self.spec.title}: its run took too long and was ended") from error
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
-    def step_apart(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
+    def step_apart(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
         """Does what `step` does without the bound memory, so that another thread may run it beside `step`."""
         try:
-            return self._step(x, state)
+            if not self.runs_alone:
+                return self._step(x, state)
+            rows = [
+                self._step(x[row : row + 1], tuple([part[row : row + 1] for part in state])) for row in range(len(x))
+            ]
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
+        outputs, next_state = zip(*rows, strict=True)
+        return _join(outputs), _join(next_state)
 
-    def _step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
-        feed = {self.spec.input: x}
-        for (name, inwards, _), rows in zip(self._axes, state, strict=True):
-            feed[name] = rows.transpose(inwards)
-        results = self._session.run(self._fetch, feed)
-        count = len(self.spec.outputs)
-        next_state = tuple(
-            result.transpose(outwards) for result, (_, _, outwards) in zip(results[count:], self._axes, strict=True)
-        )
-        return tuple(results[:count]), next_state
+    def _step(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
+        results = self._session.run(self._feeds.fetch, self._feeds.feed(x, state), self._run_options)
+        return self._feeds.read(results, x, state)
+
+    def _step_one_by_one(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Runs each row alone."""
+        rows = [
+            self.row_binding.step(x[row : row + 1], tuple([part[row : row + 1] for part in state]))
+            for row in range(len(x))
+        ]
+        outputs, next_state = zip(*rows, strict=True)
+        return _join(outputs), _join(next_state)
 
     def initial_state(self, batch: int) -> Arrays:
-        """The state of `batch` new streams, one array (batch, *shape) for each state tensor."""
-        return tuple(np.repeat(tensor.initial[np.newaxis], batch, axis=0) for tensor in self.spec.state)
+        """The state of `batch` new streams, as `step` takes it; the inputs of a stream are zero."""
+        state = tuple([np.repeat(tensor.initial[np.newaxis], batch, axis=0) for tensor in self.spec.state])
+        return (*state, *(np.zeros((batch, *part.shape), part.dtype) for part in self.spec.stream_inputs))
 
-    def step_bound(self, x: Floats, state: Arrays) -> Arrays:
+    def step_bound(self, x: Array, state: Arrays) -> Arrays:
         """Does what `step` does, in bound memory: returns the outputs and the next state."""
         rows = BatchBinding(self._session, self.spec, len(x))
         for target, source in zip(rows.state, state, strict=True):
             target[:] = source
         rows.run(x)
         return (*rows.outputs, *rows.next_state)
+
+
+def _load(where: str, graph: bytes | str) -> Any:
+    """An onnxruntime session of a graph, from its path or its bytes."""
+    options = onnxruntime.SessionOptions()
+    # One thread: for a graph this small a thread pool costs more than it gains, and the number of threads may change
+    # bits.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    # Batch sizes vary. The arena and the memory patterns would keep memory for every size ever seen.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # From bytes, onnxruntime would look for weights in the working directory.
+    if isinstance(graph, bytes) and external_files(graph):
+        raise ContractBroken(where, "the graph has weights in other files, so it must be loaded from its path")
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no public base class for its errors
+        raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+
+
+def _join(rows: Sequence[Arrays]) -> Arrays:
+    """Many results of one row as one result of many rows."""
+    return tuple([np.concatenate(parts) for parts in zip(*rows, strict=True)])
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.core.spec import Bytes, Floats, Ints
+from tidegate.core.spec import Array, Bytes, Ints
 
 MAGIC = b"TGRW"
 _HEADER = struct.Struct("<4sIq")
@@ -22,12 +22,12 @@ _SINCE = slice(8, 16)
 
 
 class RawRing:
-    """The values of the last `steps` timesteps of up to `capacity` streams with so many features."""
+    """The last `steps` timesteps of up to `capacity` streams: rows of so many bytes, as `core.input_layout` says."""
 
-    def __init__(self, features: int, capacity: int, steps: int) -> None:
+    def __init__(self, row_bytes: int, capacity: int, steps: int) -> None:
         assert steps > 0
         self.steps = steps
-        self._width = features * np.dtype(np.float32).itemsize
+        self._width = row_bytes
         self._values: Bytes = np.zeros((capacity, steps, self._width), np.uint8)
         self._since: Ints = np.ones(capacity, np.int64)  # the first timestep whose values are kept
 
@@ -40,13 +40,13 @@ class RawRing:
         """Whether a stream at `step` has as many timesteps here as there is room for, or all that it ever had."""
         return step - int(self._since[slot]) + 1 >= min(step, self.steps)
 
-    def record(self, slots: Ints, steps: Ints, x: Floats) -> None:
-        """Keeps the values x (batch, features) of the timesteps with these numbers."""
-        values = np.ascontiguousarray(x, np.float32).view(np.uint8).reshape(len(slots), self._width)
+    def record(self, slots: Ints, steps: Ints, x: Array) -> None:
+        """Keeps the rows x (batch, ...) of the timesteps with these numbers."""
+        values = np.ascontiguousarray(x).view(np.uint8).reshape(len(slots), self._width)
         self._values[slots, steps % self.steps] = values
 
     def record_row(self, slot: int, step: int, values: bytes) -> None:
-        """Keeps the packed values of one timestep."""
+        """Keeps the packed row of one timestep."""
         self._values[slot, step % self.steps] = np.frombuffer(values, np.uint8)
 
     @property

@@ -1,7 +1,7 @@
 """The state of live streams: one row for each, in arrays with a row for every live stream that the server allows.
 
-A slot is a row number. Beside the state tensors, a row holds the number of the last applied timestep, the last few
-answers, and a hash of the values of each of these timesteps. With the answers the server answers a repeated timestep
+A slot is a row number. Beside the state tensors, a row holds the inputs that the stream began with, the number of the
+last applied timestep, the last few answers, and a hash of the values of each of these timesteps. With the answers the server answers a repeated timestep
 without the model. With the hashes it tells a repeat from another timestep with the same number. All that belongs to one
 timestep is written together: a reader never sees the state of one step with the number of another.
 
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tidegate.core.input_layout import InputLayout, StreamInputs
 from tidegate.core.raw_ring import RawRing, is_ring
-from tidegate.core.spec import Arrays, Floats, Ints, Key, Spec
+from tidegate.core.spec import Array, Arrays, Ints, Key, Spec
 from tidegate.core.value_hash import UNKNOWN, Hashes
 
 # The step of a free row. No timestep has it, so a row that is acquired again is seen to have changed.
@@ -34,9 +35,13 @@ class Slots:
         assert capacity > 0
         assert answers > 0
         self.spec = spec
+        self.layout = InputLayout(spec.inputs)
         self.capacity = capacity
         self.answers = answers
         self.state: Arrays = tuple(np.zeros((capacity, *tensor.shape), tensor.dtype) for tensor in spec.state)
+        # What is given once for each stream: the model reads it like state, and does not return it.
+        self.stream_inputs: Arrays = tuple(np.zeros((capacity, *part.shape), part.dtype) for part in self.layout.stream)
+        self._gathered: Arrays = (*self.state, *self.stream_inputs)
         self.step: Ints = np.full(capacity, FREE_SLOT_STEP, np.int64)
         self.durable_step: Ints = np.zeros(capacity, np.int64)  # the last timestep whose state is stored
         # The first timestep whose answer is remembered. A checkpoint of a smaller ring has fewer answers than this one
@@ -53,9 +58,10 @@ class Slots:
         # here: streams that step together then write adjacent memory. With the row first, each write would touch its
         # own cache line. UNKNOWN is 0.
         self._hashes: Hashes = np.zeros((answers, capacity), np.uint64)
-        self.raw = RawRing(len(spec.features), capacity, raw_steps) if raw_steps else None
+        self.raw = RawRing(self.layout.row_bytes, capacity, raw_steps) if raw_steps else None
         # The same arrays as bytes, and the bytes of one row. To copy one row this way is faster than numpy's dispatch.
         self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
+        self._gathered_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self._gathered]
         self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
         self._steps: memoryview[int] = self.step.data
         self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
@@ -72,6 +78,15 @@ class Slots:
     def __len__(self) -> int:
         """The number of used slots."""
         return self._used
+
+    def free(self) -> None:
+        """Frees the states and answers. A call may keep this object long after its last stream has ended."""
+        assert not self._used
+        self.state, self._answers = (), ()
+        self._state_bytes, self._answer_bytes = [], []
+        self._hashes = np.zeros((self.answers, 0), np.uint64)
+        self._hash_numbers = self._hashes.reshape(-1).data
+        self.raw = None
 
     @property
     def full(self) -> bool:
@@ -108,6 +123,24 @@ class Slots:
         self.step[slot], self.durable_step[slot], self.lease_number[slot] = FREE_SLOT_STEP, 0, 0
         self._free.append(slot)
 
+    def set_stream_inputs(self, slot: int, values: StreamInputs) -> None:
+        """Sets the inputs that a stream begins with: the packed values of each, in the order of `layout.stream`."""
+        for slab, part, packed in zip(self.stream_inputs, self.layout.stream, values, strict=True):
+            slab[slot] = np.frombuffer(packed, part.dtype).reshape(part.shape)
+
+    def get_stream_inputs(self, slot: int) -> StreamInputs:
+        """The inputs that a stream began with, as `set_stream_inputs` takes them."""
+        return tuple(slab[slot].tobytes() for slab in self.stream_inputs)
+
+    def read_stream_inputs(self, payload: bytes) -> StreamInputs:
+        """The inputs that a stream began with, from the result of `pack`."""
+        offset = self._since.itemsize + sum(slab[:1].nbytes for slab in self.state)
+        values = []
+        for part in self.layout.stream:
+            values.append(payload[offset : offset + part.nbytes])
+            offset += part.nbytes
+        return tuple(values)
+
     def unsaved(self) -> Ints:
         """The slots whose last timestep is not stored, in ascending order."""
         return np.flatnonzero(self.step[: self._untouched] > self.durable_step[: self._untouched])
@@ -119,15 +152,15 @@ class Slots:
     def pack(self, slots: Ints) -> npt.NDArray[np.uint8]:
         """Copies the content of many rows to (batch, bytes).
 
-        A row consists of the number of the first timestep whose answer it remembers, the state tensors, then the
-        answers by ring index (that to timestep s at index s % answers), then the hashes of their values in the same
-        order, then the ring of values where there is one.
+        A row consists of the number of the first timestep whose answer it remembers, the state tensors, the inputs that
+        the stream began with, then the answers by ring index (that to timestep s at index s % answers), then the hashes
+        of their values in the same order, then the ring of values where there is one.
         """
         # Writes into one array. To concatenate a thousand rows of 1 KB takes four times as long, most of it for new
         # pages.
         packed = np.empty((len(slots), self.row_bytes(self.answers)), np.uint8)
         offset = 0
-        for slab in (self._since, *self.state, *self._answers, self._hashes.T):
+        for slab in (self._since, *self._gathered, *self._answers, self._hashes.T):
             part = np.ascontiguousarray(slab[slots]).reshape(len(slots), -1).view(np.uint8)
             packed[:, offset : offset + part.shape[1]] = part
             offset += part.shape[1]
@@ -144,7 +177,7 @@ class Slots:
         (first,) = np.frombuffer(payload, np.int64, 1).tolist()
         since = self._since[slot] = max(first, step - min(answers, self.answers) + 1)
         content, offset = memoryview(payload), self._since.itemsize
-        for slab, size in self._state_bytes:
+        for slab, size in self._gathered_bytes:
             slab[slot * size : (slot + 1) * size] = content[offset : offset + size]
             offset += size
         if answers == self.answers:  # the usual case: the ring is copied as a whole
@@ -176,27 +209,28 @@ class Slots:
     def fits(self, payload: bytes, answers: int) -> bool:
         """Whether a row's content has the right size: with a ring of values of any length behind it, or without."""
         rest = len(payload) - self.core_bytes(answers)
-        return rest >= 0 and is_ring(payload[len(payload) - rest :], 4 * len(self.spec.features))
+        return rest >= 0 and is_ring(payload[len(payload) - rest :], self.layout.row_bytes)
 
     def core_bytes(self, answers: int) -> int:
         """The size of a row's content without the ring of values."""
-        state = sum(slab[:1].nbytes for slab in self.state)
+        state = sum(slab[:1].nbytes for slab in self._gathered)
         ring = self._hashes.itemsize + sum(slab[:1, :1].nbytes for slab in self._answers)
         return self._since.itemsize + state + answers * ring
 
     def gather(self, slots: Ints, out: Arrays | None = None) -> Arrays:
-        """Copies the state of many rows: one array (batch, *shape) for each tensor, into `out` if it is given."""
+        """Copies the state of many rows: one array (batch, *shape) for each tensor, into `out` if it is given.
+
+        The inputs that the streams began with follow.
+        """
         if out is None:
-            return tuple([slab.take(slots, axis=0) for slab in self.state])
-        for slab, part in zip(self.state, out, strict=True):
+            return tuple([slab.take(slots, axis=0) for slab in self._gathered])
+        for slab, part in zip(self._gathered, out, strict=True):
             slab.take(
                 slots, axis=0, out=part, mode="clip"
             )  # the default mode checks the indices in a copy of `out`; there is nothing to clip
         return out
 
-    def scatter(
-        self, slots: Ints, next_state: Arrays, outputs: Arrays, hashes: Hashes, x: Floats | None = None
-    ) -> Ints:
+    def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays, hashes: Hashes, x: Array | None = None) -> Ints:
         """Writes the result of one timestep x of many rows, each once: state, number, answer and hash together.
 
         Slots without a ring of values need no x.
@@ -240,8 +274,8 @@ class Slots:
         return rows if slots.tobytes() == self._all[rows].tobytes() else slots
 
     def gather_row(self, slot: int, state: Sequence[memoryview]) -> int:
-        """Copies the state of one row into the model's memory. Returns the number of its last timestep."""
-        for (slab, size), part in zip(self._state_bytes, state, strict=True):
+        """Copies what `gather` does, of one row, into the model's memory. Returns the number of its last timestep."""
+        for (slab, size), part in zip(self._gathered_bytes, state, strict=True):
             part[:] = slab[slot * size : (slot + 1) * size]
         return self._steps[slot]
 

@@ -3,9 +3,10 @@
 Shapes are those of one stream. An array that holds many streams has the batch as its first axis.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,46 @@ class Feature:
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """One tensor that clients give to a model. `shape` is that of one stream, and of one timestep.
+
+    `batch_axis` is the position of the batch axis in the graph; None when the graph has none there, and then the whole
+    tensor is one row. `kind` tells when it is given: with each timestep, or once, when a stream begins. State and
+    constants are no inputs in this sense.
+
+    A graph may take the last `window` timesteps at once; then `window_axis` is the position of that axis in a row of
+    the graph, and the earlier timesteps are in a state tensor of the same name.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    batch_axis: int | None = 0
+    kind: Literal["timestep", "stream"] = "timestep"
+    window: int = 1
+    window_axis: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensor of one stream, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """An input of the graph whose value is in the description. `value` and `batch_axis` are as in `Input`."""
+
+    name: str
+    value: Array
+    batch_axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of a prediction. `shape` is that of one stream."""
+    """One tensor of a prediction. `shape` is that of one stream.
+
+    `batch_axis` is the position of the batch axis in the graph; None when the graph has none there.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -48,30 +87,40 @@ class Output:
     units: tuple[str, ...] = ()
     horizons: tuple[int, ...] = ()
     quantiles: tuple[float, ...] = ()
+    batch_axis: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
     """One tensor of a stream's state.
 
-    `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph. `initial` is the value
-    for a new stream, of that shape.
+    `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph; None when the graph has
+    none there, and then the whole tensor is one row. `initial` is the value for a new stream, of that shape. `finite`
+    tells whether a value that is not finite is a fault. `next_name` is empty where the server moves a window on.
     """
 
     name: str
     next_name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    batch_axis: int
+    batch_axis: int | None
     initial: Array
+    finite: bool = True
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether a next value that is not finite is refused."""
+        return self.finite and self.dtype.kind == "f"
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What a model declares.
 
-    `fingerprint` is the SHA-256 of its graph; a state is valid for one fingerprint only. `input` is the graph's name
-    for x. `handles_missing` tells whether x may hold NaN.
+    `fingerprint` is a SHA-256; a state is valid for one fingerprint only. `inputs` has x first, whose values `features`
+    name; see `core.input_layout`. `handles_missing` tells whether a timestep may hold NaN. `batches` tells whether the
+    graph can run several rows at once.
+
     """
 
     name: str
@@ -79,11 +128,23 @@ class Spec:
     fingerprint: str
     task: str
     period_s: float | None
-    input: str
     handles_missing: bool
     features: tuple[Feature, ...]
     outputs: tuple[Output, ...]
     state: tuple[StateTensor, ...]
+    inputs: tuple[Input, ...]
+    constants: tuple[Constant, ...] = ()
+    batches: bool = True
+
+    @property
+    def x(self) -> Input:
+        """The input whose values `features` name."""
+        return self.inputs[0]
+
+    @property
+    def stream_inputs(self) -> tuple[Input, ...]:
+        """The inputs that a stream gives once."""
+        return tuple(part for part in self.inputs if part.kind == "stream")
 
     @property
     def id(self) -> "ModelId":

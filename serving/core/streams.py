@@ -30,6 +30,8 @@ from tidegate.core.errors import (
     TakenOver,
     TidegateError,
 )
+from tidegate.core.input_layout import StreamInputs
+from tidegate.core.named_inputs import Named
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId, Spec
 
@@ -92,14 +94,16 @@ class OpenOptions:
     """What an open asks for.
 
     `owner` is the token of the client; empty when it has none. `resume_from` is 0 when the client opens the stream for
-    the first time, else the number of the first timestep that it can still send. `accept_move` tells that the stream may
-    move to another version also later, while the client has it open. `answered` is the last timestep whose answer the
-    client has. `move_now` tells that the stream may move at this open.
+    the first time, else the number of the first timestep that it can still send. `inputs` are those that the model takes
+    once for each stream, not checked yet. `accept_move` tells that the stream may move to another version also later,
+    while the client has it open. `answered` is the last timestep whose answer the client has. `move_now` tells that the
+    stream may move at this open.
     """
 
     existence: Existence = Existence.ANY
     owner: str = ""
     resume_from: int = 0
+    inputs: Named = ()
     move_now: bool = False
     accept_move: bool = False
     answered: int = 0
@@ -176,11 +180,12 @@ class Stream:
 
     `slot` is its row while it is live, -1 while it is parked. `lease` belongs to the call that has the stream open;
     None when that call has ended and the stream waits to be stored. `owner` is the token of the client that opened it
-    last. `needs_wake` tells that its call must wake it before its next timestep: it is parked, or it is to move to
-    another version.
+    last. `inputs` are those that it began with, while it is parked before its first timestep: nothing of it is stored.
+    `needs_wake` tells that its call must wake it before its next timestep: it is parked, or it is to move to another
+    version.
     """
 
-    __slots__ = ("epoch", "key", "lease", "needs_wake", "owner", "phase", "slot", "slots")
+    __slots__ = ("epoch", "inputs", "key", "lease", "needs_wake", "owner", "phase", "slot", "slots")
 
     def __init__(self, key: Key, slots: Slots, epoch: int, owner: str) -> None:
         self.key = key
@@ -191,6 +196,7 @@ class Stream:
         self.owner = owner
         self.phase = Phase.NEW
         self.lease: Lease | None = None
+        self.inputs: StreamInputs = ()
 
     def __repr__(self) -> str:
         at = f"step {self.step}" if self.phase is Phase.LIVE else "without a slot"
@@ -344,6 +350,8 @@ class StreamTable:
         Unless a call has the stream open, it leaves this process.
         """
         assert stream.is_saved
+        if stream.slots.stream_inputs and not stream.step:
+            stream.inputs = stream.slots.get_stream_inputs(stream.slot)
         stream.transition(Event.PARK)
         self._free_slot(stream)
         if stream.lease is None:
@@ -359,6 +367,8 @@ class StreamTable:
         assert stream.phase is Phase.PARKED
         if checkpoint is not None:
             _unpack(checkpoint, stream.slots, slot)
+        else:
+            stream.slots.set_stream_inputs(slot, stream.inputs)
         self._assign_slot(stream, slot)
         if stream.lease is not None:
             stream.slots.lease_number[slot] = stream.lease.number
@@ -392,6 +402,10 @@ class StreamTable:
         del self._streams[stream.key]
         if stream.lease is not None:
             stream.lease.end(reason)
+
+    def forget(self, slots: Slots) -> None:
+        """Frees what is kept for a model that has no streams here."""
+        self._rows.pop(slots, None)
 
     def _add(self, key: Key, slots: Slots, epoch: int, owner: str) -> Stream:
         assert key not in self._streams

@@ -10,27 +10,36 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.core.engine import invalid_values
+from tidegate.core.input_layout import InputLayout
 from tidegate.core.model import Model
 from tidegate.core.raw_ring import unpack_rows
 from tidegate.core.slots import Slots
-from tidegate.core.spec import Arrays, Checkpoint, Floats, Spec
+from tidegate.core.spec import Array, Arrays, Checkpoint, Spec
 
 # What the content of a slot begins with: the number of the first timestep whose answer it remembers.
 SINCE_BYTES = np.dtype(np.int64).itemsize
 
 
-def raw_rows(checkpoint: Checkpoint, slots: Slots) -> Floats:
-    """The last timesteps of a stream (steps, features), in order: as many as its checkpoint has, perhaps none.
+def raw_rows(checkpoint: Checkpoint, slots: Slots) -> Array:
+    """The last timesteps of a stream as rows of `slots.layout`, in order: as many as its checkpoint has, perhaps none.
 
     `slots` are those of the version that made the checkpoint.
     """
-    features = len(slots.spec.features)
+    layout = slots.layout
     content = checkpoint.payload[slots.core_bytes(checkpoint.answers) :]
     if not content:
-        return np.empty((0, features), np.float32)
-    _, rows = unpack_rows(content, 4 * features, checkpoint.step)
-    return np.ascontiguousarray(rows).view("<f4").reshape(len(rows), features)
+        return layout.zeros(0)
+    _, rows = unpack_rows(content, layout.row_bytes, checkpoint.step)
+    return np.ascontiguousarray(rows).view(layout.row_dtype)
+
+
+def stream_inputs(checkpoint: Checkpoint, slots: Slots) -> Arrays:
+    """The inputs that a stream began with, one array of its own shape each."""
+    values = slots.read_stream_inputs(checkpoint.payload)
+    return tuple(
+        np.frombuffer(packed, part.dtype).reshape(part.shape)
+        for packed, part in zip(values, slots.layout.stream, strict=True)
+    )
 
 
 def with_state(checkpoint: Checkpoint, old: Slots, new: Spec, state: Arrays) -> Checkpoint:
@@ -44,30 +53,32 @@ def with_state(checkpoint: Checkpoint, old: Slots, new: Spec, state: Arrays) -> 
     return replace(checkpoint, model=new.id, payload=b"".join((payload[:SINCE_BYTES], *parts, payload[end_of_state:])))
 
 
-def replay(model: Model, rows: Floats) -> Arrays:
-    """The state after the timesteps rows (streams, steps, features), from the model's initial state.
+def replay(model: Model, rows: Array, inputs: Arrays = ()) -> Arrays:
+    """The state after the timesteps rows (streams, steps, ...), from the model's initial state.
 
-    Returns one array (streams, *shape) for each state tensor. May run in any thread. Raises ModelFailed.
+    `inputs` are those that the streams began with, one array (streams, *shape) each. Returns one array (streams, *shape)
+    for each state tensor. May run in any thread. Raises ModelFailed.
     """
-    state = model.initial_state(len(rows))
+    state = model.initial_state(len(rows))[: len(model.spec.state)]
     for step in range(rows.shape[1]):
-        _, state, _ = advance(model, np.ascontiguousarray(rows[:, step]), state)
+        _, state, _ = advance(model, np.ascontiguousarray(rows[:, step]), state, inputs)
     return state
 
 
-def advance(model: Model, x: Floats, state: Arrays) -> tuple[Arrays, Arrays, npt.NDArray[np.bool_]]:
-    """One timestep x (batch, features), without the memory that `Model.step` shares: it may run in any thread.
+def advance(model: Model, x: Array, state: Arrays, inputs: Arrays = ()) -> tuple[Arrays, Arrays, npt.NDArray[np.bool_]]:
+    """One timestep x (batch, ...), without the memory that `Model.step` shares: it may run in any thread.
 
     Returns the outputs, the next state, and (batch,) which rows were applied. A row that serving would refuse, because of
     its values or because its next state is not finite, keeps its state.
 
     Raises ModelFailed when the model fails on the whole batch.
     """
-    usable: npt.NDArray[np.bool_] = ~np.logical_or.reduce(invalid_values(model.spec, x), axis=1)
-    safe = x if usable.all() else np.where(usable[:, np.newaxis], x, np.float32(0))
-    outputs, next_state = model.step_apart(safe, state)
-    for part in next_state:
-        if np.issubdtype(part.dtype, np.floating):
+    layout = InputLayout(model.spec.inputs)
+    usable: npt.NDArray[np.bool_] = ~layout.invalid(x, missing_allowed=model.spec.handles_missing)
+    safe = x if usable.all() else np.where(usable[:, np.newaxis], x, x.dtype.type(0))
+    outputs, next_state = model.step_apart(safe, (*state, *inputs))
+    for part, tensor in zip(next_state, model.spec.state, strict=True):
+        if tensor.is_checked:
             usable = usable & np.isfinite(part).reshape(len(x), -1).all(axis=1)
     if not usable.all():
         next_state = tuple(

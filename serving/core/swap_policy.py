@@ -70,6 +70,10 @@ def difference(old: "Spec", new: "Spec") -> str:
     was, now = ([(feature.name, feature.unit) for feature in spec.features] for spec in (old, new))
     if was != now:
         return f"features: {old.title} has {_names(was)}, {new.title} has {_names(now)}"
+    inputs = [[(part.name, part.dtype, part.shape, part.kind) for part in spec.inputs] for spec in (old, new)]
+    if inputs[0] != inputs[1]:
+        names = [", ".join(f"{name} {dtype} {list(shape)}" for name, dtype, shape, _ in parts) for parts in inputs]
+        return f"inputs: {old.title} has {names[0]}; {new.title} has {names[1]}"
     outputs = [[(part.name, part.dtype, part.shape) for part in spec.outputs] for spec in (old, new)]
     if outputs[0] != outputs[1]:
         names = [", ".join(f"{name} {dtype} {list(shape)}" for name, dtype, shape in parts) for parts in outputs]

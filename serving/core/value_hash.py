@@ -1,7 +1,6 @@
 """A hash of a timestep's values. It tells a true repeat from another timestep with the same number.
 
-The values are read as 32-bit numbers v and hashed to sum(v * k) mod 2**64, with one odd 64-bit factor k for each
-feature. This is multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Two
+A packed row is read as 32-bit words v and hashed to sum(v * k) mod 2**64, with one odd 64-bit factor k for each word. This is multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Two
 timesteps that differ in one value never have the same hash; others collide with a probability of about 2**-64. The hash
 is stored with streams, so the factors never change.
 """
@@ -13,7 +12,7 @@ from struct import Struct
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.core.spec import Floats
+from tidegate.core.spec import Array
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -24,15 +23,18 @@ QUIET_NAN = 0x7FC00000
 
 
 class ValueHash:
-    """The hash for timesteps with so many features."""
+    """The hash for rows of so many words."""
 
-    def __init__(self, features: int) -> None:
-        self._factors: Hashes = _split_mix(features) | np.uint64(1)
+    def __init__(self, words: int) -> None:
+        self._factors: Hashes = _split_mix(words) | np.uint64(1)
         self._numbers: tuple[int, ...] = tuple(self._factors.tolist())
-        self._unpack = Struct(f"<{features}I").unpack
+        self._unpack = Struct(f"<{words}I").unpack
 
-    def rows(self, x: Floats, *, finite: bool = False) -> Hashes:
-        """The hash of each row of x (batch, features). All NaN are equal. `finite` tells that x has none."""
+    def rows(self, x: Array, *, finite: bool = False) -> Hashes:
+        """The hash of each row of x: float32 (batch, words), or with `finite` any packed rows.
+
+        All NaN are equal. `finite` tells that x has none.
+        """
         values = np.ascontiguousarray(x).view(np.uint32)
         if not finite and (missing := np.isnan(x)).any():
             values = np.where(missing, np.uint32(QUIET_NAN), values)
@@ -47,9 +49,9 @@ class ValueHash:
 
 
 @cache
-def value_hash(features: int) -> ValueHash:
-    """The hash for models with so many features. The cache has one entry for each width."""
-    return ValueHash(features)
+def value_hash(words: int) -> ValueHash:
+    """The hash for rows of so many words. The cache has one entry for each width."""
+    return ValueHash(words)
 
 
 def _split_mix(count: int) -> Hashes:

@@ -1,10 +1,11 @@
 """The unary calls that describe models and administer streams."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
 from tidegate.core.errors import TidegateError
+from tidegate.core.model_change import ModelChange, ModelOutcome
 from tidegate.core.spec import Key
 from tidegate.core.stream_id import check_stream_id
 from tidegate.rpc import wire
@@ -17,6 +18,12 @@ from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 PAGE_SIZE = 100
 # A page of ten thousand streams is about a megabyte, a quarter of what gRPC clients accept by default.
 PAGE_SIZE_MAX = 10_000
+
+OUTCOMES: Mapping[ModelOutcome, pb.ModelChange.Outcome] = {
+    "loaded": pb.ModelChange.OUTCOME_LOADED,
+    "refused": pb.ModelChange.OUTCOME_REFUSED,
+    "unloading": pb.ModelChange.OUTCOME_UNLOADING,
+}
 
 Self = TypeVar("Self")
 Request = TypeVar("Request")
@@ -62,6 +69,24 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
         return pb.DescribeModelResponse(model=described, card_json=model.card_json)
 
     @unary
+    async def LoadModel(self, request: pb.LoadModelRequest) -> pb.LoadModelResponse:  # noqa: N802
+        """Loads versions."""
+        changes = await self._admin.change_models("load", request.name, request.version)
+        return pb.LoadModelResponse(changes=map(_encode_change, changes))
+
+    @unary
+    async def UnloadModel(self, request: pb.UnloadModelRequest) -> pb.UnloadModelResponse:  # noqa: N802
+        """Unloads versions."""
+        changes = await self._admin.change_models("unload", request.name, request.version)
+        return pb.UnloadModelResponse(changes=map(_encode_change, changes))
+
+    @unary
+    async def ReloadModels(self, _: pb.ReloadModelsRequest) -> pb.ReloadModelsResponse:  # noqa: N802
+        """Loads what is new and unloads what is gone."""
+        changes = await self._admin.change_models("reload", "", "")
+        return pb.ReloadModelsResponse(changes=map(_encode_change, changes))
+
+    @unary
     async def ListStreams(self, request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:  # noqa: N802
         """Lists streams, page by page. The token of a page is the last id of the page before."""
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
@@ -105,6 +130,12 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
             check_stream_id(request.new_stream_id, "new_stream_id")
         info = await self._admin.fork(_key(request.stream_id), request.new_stream_id)
         return pb.ForkStreamResponse(stream=wire.encode_stream(info))
+
+
+def _encode_change(change: ModelChange) -> pb.ModelChange:
+    return pb.ModelChange(
+        name=change.name, version=change.version, outcome=OUTCOMES[change.outcome], reason=change.reason
+    )
 
 
 def _key(stream_id: str) -> Key:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.core.spec import Key, ModelId, Prediction, Spec, Timestep
 from tidegate.core.streams import Lease, OpenKind, OpenOptions, Phase
 from tidegate.core.swap_policy import Moved
@@ -127,6 +128,9 @@ class AdminBackend(Protocol):
 
     def model(self, name: str, version: str) -> ModelInfo:
         """One model. An empty name means the only model, an empty version the newest one."""
+
+    async def change_models(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
+        """Loads, unloads or looks for versions, in every process. Without a version, all versions of a name."""
 
     async def list(self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None) -> list[StreamInfo]:
         """Streams in the order of their ids: at most `limit` after `after`, only those in `phase` if it is given."""

@@ -10,11 +10,14 @@ import numpy.typing as npt
 
 from tidegate.core.errors import InvalidField, TidegateError
 from tidegate.core.handle_table import HandleTable
-from tidegate.core.spec import STEP_MAX, Array, Floats, Ints
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.named_inputs import Named, check_named, pack_rows
+from tidegate.core.spec import STEP_MAX, Array, Ints, Timestep
 from tidegate.core.streams import Lease
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
 from tidegate.rpc.status import wire_status
+from tidegate.rpc.varint import varint
 from tidegate.v1 import tidegate_pb2 as pb
 
 # A block with so many rows is 3 MB with eight features, and a tenth of a second of work for a small model.
@@ -34,7 +37,6 @@ BLOCK, STEPS, OUTPUT, DURABLE_STEPS = (
         pb.PredictedBlock.DURABLE_STEPS_FIELD_NUMBER,
     )
 )
-ONE_BYTE_VARINTS = tuple(bytes([digit]) for digit in range(0x80))
 BLOCK_NUMBER_TAG = bytes([pb.PredictedBlock.BLOCK_FIELD_NUMBER << 3])
 
 
@@ -72,14 +74,19 @@ def decode_steps(message: pb.Block, rows: int) -> Ints:
     return steps.view(NUMBER).astype(np.int64, copy=False)
 
 
-def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
-    """The values (rows, features).
+def decode_rows(message: pb.Block, rows: int, layout: InputLayout) -> Array:
+    """The rows, as `core.input_layout` says.
 
     Raises:
-        InvalidField: there is not one float32 for each row and feature.
+        InvalidField: there is not one value for each row and feature, or the inputs are not those of the model.
 
     """
-    expected = rows * features * VALUE.itemsize
+    if not layout.plain:
+        return pack_rows(layout, wire.decode_named(message.inputs), message.values, rows)
+    if message.inputs:
+        check_named(wire.decode_named(message.inputs), ())
+    features = layout.row_bytes // VALUE.itemsize
+    expected = rows * layout.row_bytes
     if len(message.values) != expected:
         raise InvalidField(
             "values",
@@ -88,8 +95,16 @@ def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
     return np.frombuffer(message.values, VALUE).reshape(rows, features)
 
 
-def decode_single_row(message: pb.Block, table: HandleTable) -> tuple[Lease, int] | None:
-    """The stream and the step number of a block with a single row that is ready to run.
+def split_inputs(inputs: Sequence[pb.InputValues], rows: int) -> Sequence[Named]:
+    """The inputs of each row, from those of all rows one after the other. Their bytes can be divided among the rows."""
+    if not inputs:
+        return [()] * rows
+    named = [(part.name, part.values, len(part.values) // max(1, rows)) for part in inputs]
+    return [[(name, packed[row * size : (row + 1) * size]) for name, packed, size in named] for row in range(rows)]
+
+
+def decode_single_row(message: pb.Block, table: HandleTable) -> tuple[Lease, Timestep] | None:
+    """The stream and the timestep of a block with a single row that is ready to run.
 
     Its stream is awake and expects this number. None for any other block, also for a malformed one.
     """
@@ -101,8 +116,14 @@ def decode_single_row(message: pb.Block, table: HandleTable) -> tuple[Lease, int
     step = int.from_bytes(message.steps, "little")
     if step > STEP_MAX or step not in (0, lease.stream.step + 1):
         return None
-    expected = len(lease.stream.slots.spec.features) * VALUE.itemsize
-    return (lease, step) if len(message.values) == expected else None
+    layout = lease.stream.slots.layout
+    if layout.plain:
+        plain = len(message.values) == layout.row_bytes and not message.inputs
+        return (lease, Timestep(step, message.values)) if plain else None
+    try:
+        return lease, Timestep(step, pack_rows(layout, wire.decode_named(message.inputs), message.values).tobytes())
+    except InvalidField:
+        return None
 
 
 def encode_predicted(
@@ -131,12 +152,12 @@ def encode_applied(number: int, steps: bytes, outputs: Sequence[bytes], durable_
 
     Encodes the same message as `encode_predicted`.
     """
-    content = BLOCK_NUMBER_TAG + _varint(number) if number else b""
-    parts = [content, STEPS, _varint(len(steps)), steps]
+    content = BLOCK_NUMBER_TAG + varint(number) if number else b""
+    parts = [content, STEPS, varint(len(steps)), steps]
     for part in outputs:
-        parts += (OUTPUT, _varint(len(part)), part)
-    parts += (DURABLE_STEPS, _varint(len(durable_steps)), durable_steps)
-    return b"".join((BLOCK, _varint(sum(map(len, parts))), *parts))
+        parts += (OUTPUT, varint(len(part)), part)
+    parts += (DURABLE_STEPS, varint(len(durable_steps)), durable_steps)
+    return b"".join((BLOCK, varint(sum(map(len, parts))), *parts))
 
 
 def pack_steps(steps: Ints) -> bytes:
@@ -184,15 +205,3 @@ def by_reason(
     for handle, why in endings:
         groups.setdefault(wire_status(why, of_timestep=False).reason, []).append((handle, why))
     return groups
-
-
-def _varint(number: int) -> bytes:
-    """A varint: seven bits in each byte, lowest first; the eighth bit tells that more bytes follow."""
-    if number < 0x80:
-        return ONE_BYTE_VARINTS[number]
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)

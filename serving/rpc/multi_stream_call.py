@@ -86,6 +86,7 @@ class MultiStreamCall(Call):
         """
         count = len(message.stream_ids)
         resume_from, answered = message.resume_from or [0] * count, message.answered or [0] * count
+        inputs = columns.split_inputs(message.inputs, count)
         opened = pb.OpenedStreams(
             stream_ids=message.stream_ids,
             handles=[0] * count,
@@ -107,7 +108,7 @@ class MultiStreamCall(Call):
                     check_stream_id(key.stream_id, "stream_ids")
                 if self._handles.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
-                options = wire.make_open_options(message, resume_from[row], answered[row])
+                options = wire.make_open_options(message, resume_from[row], answered[row], inputs[row])
                 # A client that knows of one version for all rows gets no other.
                 version = message.version if options.accept_move else served.spec.version
                 with self._quota.reserve(served.spec):
@@ -331,6 +332,10 @@ def check_open(message: pb.OpenStreams) -> None:
     for field, column in {"resume_from": message.resume_from, "answered": message.answered}.items():
         if column and len(column) != count:
             raise InvalidField(field, f"got {len(column)}, expected none or {count}")
+    for part in message.inputs:
+        if len(part.values) % max(1, count):
+            got = f"'{part.name}' has {len(part.values)} bytes"
+            raise InvalidField("inputs", f"{got}, expected as many for each of {count} streams")
 
 
 def check_close(message: pb.CloseStreams) -> None:

@@ -249,11 +249,11 @@ class PredictBlocksCall(MultiStreamCall):
             await asyncio.sleep(REFUSAL_DELAY_SECONDS)
         return columns.encode_refused(message.block, error)
 
-    async def _predict_single_row(self, message: pb.Block, lease: Lease, step: int, started: float) -> bytes:
+    async def _predict_single_row(self, message: pb.Block, lease: Lease, timestep: Timestep, started: float) -> bytes:
         """The answer to a block of one row. It takes the path of a timestep of `Predict`, which is cheaper."""
         queue = self._backend.queue(lease)
         try:
-            predicting = queue.submit(lease, Timestep(step, message.values))
+            predicting = queue.submit(lease, timestep)
         except TimestepRefused as error:
             return await self._refuse(message, error)
         try:
@@ -262,7 +262,7 @@ class PredictBlocksCall(MultiStreamCall):
             if not isinstance(error, TimestepRefused) and error is not lease.ended:
                 raise
             block = self._decode(message)
-            if step == 0:
+            if timestep.step == 0:
                 block.steps = block.next_steps(np.zeros(1, np.int64))
             return await self._answer_block(message, block, {}, {0: error}, started)
         durable_step = self._handles.report_durable_one(lease)
@@ -285,7 +285,7 @@ class PredictBlocksCall(MultiStreamCall):
         count = sum(len(rows) for rows, _ in self._selections)
         steps = columns.decode_steps(message, count)
         (_, selection), *others = self._selections
-        values = columns.decode_values(message, count, len(selection.slots.spec.features))
+        values = columns.decode_rows(message, count, selection.slots.layout)
         if not others:
             return Block(selection, steps, values)
         parts = [(rows, Block(selection, steps[rows], values[rows])) for rows, selection in self._selections]

@@ -10,8 +10,9 @@ from time import perf_counter
 from weakref import WeakValueDictionary
 
 from tidegate.core.errors import InvalidField, LeaseEnded, StepGap, StreamNotFound, StreamRefused, ValuesDiffer
-from tidegate.core.spec import Key, Prediction, Timestep
+from tidegate.core.spec import Key, Prediction
 from tidegate.core.stream_id import check_stream_id
+from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Existence, Lease, OpenOptions
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
@@ -35,13 +36,12 @@ class PredictOneHandler:
         started = perf_counter()
         check_stream_id(request.stream_id)
         key = Key(DEFAULT_TENANT, request.stream_id)
-        timestep = wire.decode_timestep(request)
         sync = wire.decode_sync(request.durability, default=True)
         output_format = wire.decode_output_format(request.output_format)
         # A client that times out sends its timestep again, perhaps while the first one is still being stored.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            prediction, lease, moved = await self._answer(key, request, timestep, quota, sync=sync)
+            prediction, lease, moved = await self._answer(key, request, quota, sync=sync)
         spec = lease.stream.slots.spec
         self._backend.queue(lease).observe_step(perf_counter() - started)
         return pb.PredictOneResponse(
@@ -54,7 +54,7 @@ class PredictOneHandler:
         )
 
     async def _answer(
-        self, key: Key, request: pb.PredictOneRequest, timestep: Timestep, quota: StreamQuota, *, sync: bool
+        self, key: Key, request: pb.PredictOneRequest, quota: StreamQuota, *, sync: bool
     ) -> tuple[Prediction, Lease, Moved]:
         """The answer, durable if the client wants that; the lease under which it was computed; whether the stream has moved.
 
@@ -65,10 +65,13 @@ class PredictOneHandler:
         for tries_left in range(TRIES, 0, -1):
             reused = lease is not None  # and the store was not asked whether it is still valid
             if lease is None:
-                opened = await self._open(key, request, timestep, quota)
+                opened = await self._open(key, request, quota)
                 lease, moved = opened.lease, moved if opened.moved is Moved.NOT else opened.moved
             quota.leases.add(lease)
             try:
+                if reused and request.stream_inputs:
+                    _check_stream_inputs(lease, request)
+                timestep = wire.decode_timestep(request, lease.stream.slots.layout)
                 prediction = await self._backend.queue(lease).submit(lease, timestep)
                 if sync:
                     await self._backend.wait_durable(lease, prediction.step)
@@ -86,13 +89,18 @@ class PredictOneHandler:
             lease = None
         raise AssertionError("the last try returns or raises")
 
-    async def _open(
-        self, key: Key, request: pb.PredictOneRequest, timestep: Timestep, quota: StreamQuota
-    ) -> OpenResult:
-        existence = Existence.MUST_EXIST if timestep.step > 1 else Existence.ANY
-        options = OpenOptions(existence, move_now=not request.version)
+    async def _open(self, key: Key, request: pb.PredictOneRequest, quota: StreamQuota) -> OpenResult:
+        existence = Existence.MUST_EXIST if request.step > 1 else Existence.ANY
+        inputs = wire.decode_named(request.stream_inputs)
+        options = OpenOptions(existence, inputs=inputs, move_now=not request.version)
         try:
             with quota.reserve():
                 return await self._backend.open(key, request.model, request.version, options)
         except StreamNotFound:
             raise StreamNotFound(key.stream_id, hint="a stream begins with step 1") from None
+
+
+def _check_stream_inputs(lease: Lease, request: pb.PredictOneRequest) -> None:
+    """Raises InvalidField when a stream in memory began with other inputs than the request has."""
+    stream = lease.stream
+    decide_inputs(stream.key, stream.slots, wire.decode_named(request.stream_inputs), stream, None)

@@ -38,6 +38,7 @@ from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.predict_one import PredictOneHandler
 from tidegate.rpc.status import abort
 from tidegate.rpc.stream_quota import StreamQuota
+from tidegate.rpc.timestep_reader import read_with
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
@@ -254,10 +255,10 @@ class TidegateServicer(AdminServicer):
 
     async def _serve(self, call: PredictCall, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client half-closes. Returns the reason."""
-        reader = wire.timestep_reader(len(lease.stream.slots.spec.features))
+        read_timestep = read_with(lease.stream.slots.layout)
         while (message := await call.read()) is not None:
             started = perf_counter()
-            timestep = reader.read(message)
+            timestep = read_timestep(message)
             request = wire.decode_request(message) if timestep is None else None
             if request is None or request.HasField("timestep"):
                 await call.write(await self._answer(call, lease, timestep, request))
@@ -305,7 +306,7 @@ class TidegateServicer(AdminServicer):
         try:
             if timestep is None:
                 assert request is not None
-                timestep = wire.decode_timestep(request.timestep)
+                timestep = wire.decode_timestep(request.timestep, stream.slots.layout)
             if stream.needs_wake:
                 await self._wake(call, lease)
             prediction = await call.queue.submit(lease, timestep)

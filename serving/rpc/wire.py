@@ -1,15 +1,12 @@
 """Converts between protobuf messages and the types of the core.
 
-No other module encodes or decodes messages of `Predict`.
-
-Nearly all messages are timesteps and predictions. They are decoded and encoded here as bytes, because protobuf objects
-for the two cost as much as a row of the model. The encoded bytes are those that protobuf would produce. A request in
-any other layout than that of protobuf's encoder is left to protobuf.
+Nearly all messages are timesteps and predictions. They are decoded (in `rpc.timestep_reader`) and encoded as bytes,
+because protobuf objects for the two cost as much as a row of the model. The encoded bytes are those that protobuf would
+produce.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,12 +21,15 @@ from tidegate.core.errors import (
     ValuesDiffer,
     WrongWidth,
 )
-from tidegate.core.spec import STEP_MAX, Array, Feature, Output, Prediction, Spec, Timestep
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.named_inputs import Named, check_named, pack_rows
+from tidegate.core.spec import STEP_MAX, Array, Feature, Input, Output, Prediction, Spec, Timestep
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Existence, OpenKind, OpenOptions, Phase
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc.backend import StreamInfo
 from tidegate.rpc.status import RETRYABLE, error_message, wire_status
+from tidegate.rpc.varint import varint
 from tidegate.v1 import tidegate_pb2 as pb
 
 DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
@@ -38,6 +38,7 @@ DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.int32): pb.DATA_TYPE_INT32,
     np.dtype(np.int64): pb.DATA_TYPE_INT64,
     np.dtype(np.bool_): pb.DATA_TYPE_BOOL,
+    np.dtype(np.float16): pb.DATA_TYPE_FLOAT16,
 }
 EXISTENCE: Mapping[int, Existence] = {
     pb.EXISTENCE_UNSPECIFIED: Existence.ANY,
@@ -59,11 +60,6 @@ NEW_STATES: Mapping[Moved, pb.NewState] = {
     Moved.REWARMED: pb.NEW_STATE_REWARMED,
     Moved.RESET: pb.NEW_STATE_RESET,
 }
-# The longest step number that is decoded here, in bytes of a varint: enough for 268 million timesteps. Protobuf decodes
-# longer ones. A varint has seven bits in each byte, lowest first; the eighth bit tells that more bytes follow.
-VARINT_BYTES_MAX = 4
-CONTINUATION_BITS = (0, 0, 0x80, 0x8080, 0x808080)
-ONE_BYTE_VARINTS = tuple(bytes([digit]) for digit in range(0x80))
 # How many row errors of one answer have a message: more than anybody reads.
 ROW_MESSAGES_MAX = 256
 
@@ -82,19 +78,26 @@ def decode_open_options(message: pb.Open) -> OpenOptions:
         InvalidField: `existence` is unknown, `owner` is invalid, or a client that continues requires a new stream.
 
     """
-    return make_open_options(message, message.resume_from, message.answered)
+    return make_open_options(message, message.resume_from, message.answered, decode_named(message.inputs))
 
 
-def make_open_options(message: pb.Open | pb.OpenStreams, resume_from: int, answered: int) -> OpenOptions:
+def make_open_options(
+    message: pb.Open | pb.OpenStreams, resume_from: int, answered: int, inputs: Named = ()
+) -> OpenOptions:
     """The options of the open of one stream. Raises as `decode_open_options`.
 
     A client that does not know of moves keeps to the version that it has seen.
     """
     accept_move = message.accept_move and not message.version
-    move_now = not message.version and (accept_move or not resume_from)
-    existence, owner = message.existence, message.owner
+    owner = message.owner
     options = OpenOptions(
-        decode_existence(existence), owner, resume_from, move_now, accept_move, min(answered, STEP_MAX)
+        decode_existence(message.existence),
+        owner,
+        resume_from,
+        inputs,
+        move_now=not message.version and (accept_move or not resume_from),
+        accept_move=accept_move,
+        answered=min(answered, STEP_MAX),
     )
     if owner:
         check_stream_id(owner, "owner")
@@ -138,70 +141,41 @@ def decode_request(message: bytes) -> pb.PredictRequest:
         raise InvalidField("request", "got bytes that are not a PredictRequest") from error
 
 
-def decode_timestep(message: pb.Timestep | pb.PredictOneRequest) -> Timestep:
-    """A timestep. Its width is checked later, where the model is known.
+def decode_named(inputs: Iterable[pb.InputValues]) -> Named:
+    """Inputs by name. They are checked later, where the model is known."""
+    return [(part.name, part.values) for part in inputs]
+
+
+def decode_timestep(message: pb.Timestep | pb.PredictOneRequest, layout: InputLayout) -> Timestep:
+    """A timestep of a model with that layout. The width of `values` is checked later if the layout is plain.
 
     Raises:
-        InvalidField: it has both values and numbers.
+        InvalidField: it has both values and numbers, or its inputs are not those of the model.
 
     """
-    if not message.numbers:
-        return Timestep(message.step, message.values)
-    if message.values:
-        raise InvalidField("numbers", f"got {len(message.numbers)} beside values, expected one of the two")
-    return Timestep(message.step, np.asarray(message.numbers, "<f4").tobytes())
-
-
-class TimestepReader:
-    """Decodes timesteps with so many features from the bytes of their requests.
-
-    The length of a request determines how many bytes its step number has, and so where everything is. `read` checks
-    this layout, and returns None for any other.
-    """
-
-    def __init__(self, features: int) -> None:
-        width = 4 * features
-        self._values = b"\x12" + _varint(width)  # the tag and the length of the values
-        # by length of the request: its first bytes, where the step begins, where it ends
-        self._layouts: dict[int, tuple[bytes, int, int]] = {}
-        for digits in range(VARINT_BYTES_MAX + 1):
-            number = b"\x08" if digits else b""  # protobuf does not encode 0
-            head = b"\x0a" + _varint(len(number) + digits + len(self._values) + width) + number
-            end = len(head) + digits
-            self._layouts[end + len(self._values) + width] = head, len(head), end
-
-    def read(self, message: bytes) -> Timestep | None:
-        """The timestep in a request, None when protobuf must decode it."""
-        layout = self._layouts.get(len(message))
-        if layout is None:
-            return None
-        head, start, end = layout
-        if not message.startswith(head) or not message.startswith(self._values, end):
-            return None
-        digits = int.from_bytes(message[start:end], "little")
-        if digits & 0x80808080 != CONTINUATION_BITS[end - start]:
-            return None
-        step = digits & 0x7F | digits >> 1 & 0x3F80 | digits >> 2 & 0x1FC000 | digits >> 3 & 0xFE00000
-        return Timestep(step, message[end + len(self._values) :])
-
-
-@cache
-def timestep_reader(features: int) -> TimestepReader:
-    """The reader for models with so many features. The cache has one entry for each width."""
-    return TimestepReader(features)
+    values: bytes = message.values
+    if message.numbers:
+        if values:
+            raise InvalidField("numbers", f"got {len(message.numbers)} beside values, expected one of the two")
+        values = np.asarray(message.numbers, "<f4").tobytes()
+    if not layout.plain:
+        values = pack_rows(layout, decode_named(message.inputs), values).tobytes()
+    elif message.inputs:
+        check_named(decode_named(message.inputs), ())
+    return Timestep(message.step, values)
 
 
 def encode_prediction(prediction: Prediction, durable_step: int) -> bytes:
     """The bytes of a PredictResponse with an answer."""
     step, outputs, duplicate = prediction
-    message = b"\x08" + _varint(step) if step else b""
+    message = b"\x08" + varint(step) if step else b""
     for output in outputs:
-        message += b"\x12%b%b" % (_varint(len(output)), output)
+        message += b"\x12%b%b" % (varint(len(output)), output)
     if durable_step:
-        message += b"\x18" + _varint(durable_step)
+        message += b"\x18" + varint(durable_step)
     if duplicate:
         message += b"\x20\x01"
-    return b"\x0a%b%b" % (_varint(len(message)), message)
+    return b"\x0a%b%b" % (varint(len(message)), message)
 
 
 def make_prediction(prediction: Prediction, durable_step: int, spec: Spec, *, numbers: bool) -> pb.Prediction:
@@ -237,9 +211,9 @@ def encode_error(error: TidegateError, step: int = 0, next_step: int = 0, *, of_
 
 def _field_of(error: TidegateError) -> str:
     """The invalid field; empty when there is none."""
-    if isinstance(error, InvalidField):
+    if isinstance(error, InvalidField | NotFinite):
         return error.field
-    if isinstance(error, WrongWidth | NotFinite | ValuesDiffer):
+    if isinstance(error, WrongWidth | ValuesDiffer):
         return "values"
     return "step" if isinstance(error, StepGap | NoStepLeft) else ""
 
@@ -257,7 +231,7 @@ class RowErrors:
     """
 
     def __init__(self, field: int, *, of_timesteps: bool) -> None:
-        self._tag = _varint(field << 3 | 2)
+        self._tag = varint(field << 3 | 2)
         self._of_timesteps = of_timesteps
         self._content = bytearray()
         self._count = 0
@@ -278,16 +252,16 @@ class RowErrors:
             why = encode_error(error, step, next_step, of_timestep=self._of_timesteps).SerializeToString()
         else:
             middle, end = self._without_message(error)
-            why = (b"\x08" + _varint(step) if step else b"") + middle
-            why += (b"\x28" + _varint(next_step) if next_step else b"") + end
-        content = (b"\x08" + _varint(row) if row else b"") + b"\x12" + _varint(len(why)) + why
-        self._content += self._tag + _varint(len(content)) + content
+            why = (b"\x08" + varint(step) if step else b"") + middle
+            why += (b"\x28" + varint(next_step) if next_step else b"") + end
+        content = (b"\x08" + varint(row) if row else b"") + b"\x12" + varint(len(why)) + why
+        self._content += self._tag + varint(len(content)) + content
         self._count += 1
 
     def append_to(self, kind: int, message: Message) -> bytes:
         """The bytes of a response with `message` in the field `kind`. The row errors follow its other fields."""
         size = message.ByteSize() + len(self._content)
-        return b"".join((_varint(kind << 3 | 2), _varint(size), message.SerializeToString(), self._content))
+        return b"".join((varint(kind << 3 | 2), varint(size), message.SerializeToString(), self._content))
 
     def _without_message(self, error: TidegateError) -> tuple[bytes, bytes]:
         """The bytes before and after the expected number, which are the same for all errors of a kind."""
@@ -332,6 +306,7 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
         ],
         batch_invariant=batch_invariant,
         handles_missing=spec.handles_missing,
+        inputs=_encode_inputs(InputLayout(spec.inputs)),
     )
 
 
@@ -339,6 +314,21 @@ def encode_moved(spec: Spec, moved: Moved, *, batch_invariant: bool) -> bytes:
     """The bytes of a PredictResponse that tells of a move."""
     model = encode_model(spec, batch_invariant=batch_invariant)
     return pb.PredictResponse(moved=pb.Moved(model=model, new_state=NEW_STATES[moved])).SerializeToString()
+
+
+def _encode_inputs(layout: InputLayout) -> list[pb.Input]:
+    """The inputs of a model, and how each travels."""
+    kinds = {part.name: pb.Input.KIND_TIMESTEP for part in layout.named}
+    kinds |= {part.name: pb.Input.KIND_STREAM for part in layout.stream}
+    return [
+        pb.Input(
+            name=part.name,
+            data_type=DATA_TYPES[part.dtype],
+            shape=part.shape,
+            kind=kinds.get(part.name, pb.Input.KIND_VALUES),
+        )
+        for part in (*layout.timestep, *layout.stream)
+    ]
 
 
 def decode_phase(state: int) -> Phase | None:
@@ -382,6 +372,20 @@ def decode_features(model: pb.Model) -> tuple[Feature, ...]:
     )
 
 
+def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
+    """The inputs of a model. A server that does not list them has one, of a float32 a feature."""
+    dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
+    return tuple(
+        Input(
+            part.name,
+            dtypes[part.data_type],
+            tuple(part.shape),
+            kind="stream" if part.kind == pb.Input.KIND_STREAM else "timestep",
+        )
+        for part in model.inputs
+    ) or (Input("x", np.dtype(np.float32), (len(model.features),)),)
+
+
 def decode_outputs(model: pb.Model) -> tuple[Output, ...]:
     """The outputs of a model."""
     dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
@@ -407,12 +411,3 @@ def decode_arrays(outputs: tuple[Output, ...], packed: Sequence[bytes]) -> dict[
         output.name: np.frombuffer(values, output.dtype).reshape(output.shape)
         for output, values in zip(outputs, packed, strict=True)
     }
-
-
-def _varint(number: int) -> bytes:
-    """A number that is not negative, as a varint."""
-    if number < 0x80:
-        return ONE_BYTE_VARINTS[number]
-    if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + _varint(number >> 14)

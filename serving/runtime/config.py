@@ -8,6 +8,7 @@ from typing import Any, get_args
 from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_unix
+from tidegate.runtime.model_checker import TrialLimits
 
 # A store in the memory of one process.
 MEMORY = "memory:"
@@ -67,6 +68,15 @@ class ServerConfig:
     """
 
     models: Path = setting(Path("models"), "Folder of <name>/<version>/model.onnx.")  # noqa: RUF009 - a field
+    load: tuple[str, ...] = setting((), "Serve only this model, NAME or NAME/VERSION; may be repeated. None: all.")
+    models_poll: float = duration("5s", "How often --models is looked at for new and removed versions; 0 for never.")
+    # A graph of 2 GiB cannot be read at all. Weights beside it may be larger.
+    model_bytes_max: int = setting(1 << 30, "Largest size of the files of a version.", at_least=1)
+    model_memory_max: int = setting(
+        0, "Most memory that trying a model may take, in bytes; 0: 1 GiB and four times its files.", at_least=0
+    )
+    load_timeout: float = duration("60s", "Longest time that loading a model may take, and checking it.", at_least=0.1)
+    step_timeout: float = duration("10s", "Longest time that one run of a model may take.", at_least=0.1)
     # 0.0.0.0 and :: are all addresses of both families: the server of a container is for others to reach.
     host: str = setting("0.0.0.0", "Name or address to listen on, or unix:PATH.")  # noqa: S104
     port: int = setting(50051, "Port of gRPC; 0 picks a free one.", at_least=0, at_most=65535)
@@ -141,6 +151,11 @@ class ServerConfig:
         """The number of processes that serve. Memory and a unix socket belong to one process."""
         return self.workers or (1 if self.state == MEMORY or is_unix(self.host) else usable_cores())
 
+    @property
+    def trial_limits(self) -> TrialLimits:
+        """What a model may take when it is tried."""
+        return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout)
+
     def _validate_hosts(self) -> None:
         if is_unix(self.metrics_host):
             raise InvalidSetting(
@@ -176,6 +191,8 @@ def _validated(value: Any, kind: Any, about: Setting) -> Any:
         value = seconds(value)
     if kind in (str, Path):
         return kind(value)
+    if kind == tuple[str, ...]:
+        return tuple(value)
     if not value >= about.at_least:  # also NaN
         raise ValueError(f"expected at least {about.at_least:g}")
     if value > about.at_most:

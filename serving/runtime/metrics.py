@@ -134,6 +134,10 @@ class ModelMetrics:
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
 
+    def read_queue_depth(self) -> float:
+        """How many timesteps wait for a batch."""
+        return self.queue_depth()
+
     @property
     def missing_values(self) -> int:
         """How many values of applied timesteps were missing."""
@@ -146,16 +150,22 @@ class ModelMetrics:
 
 
 class Metrics:
-    """All metrics of one process. Add the models, then call `create_counters`, then serve.
+    """All metrics of one process. Call `create_counters`, then add models.
 
     Args:
         versions: the versions of the components, by name.
+
+    Attributes:
+        counters: what is reported: the counters of the process, and those of each model.
 
     """
 
     def __init__(self, versions: dict[str, str]) -> None:
         self.versions = versions
-        self.models: list[ModelMetrics] = []
+        self.counters: list[SharedCounters] = []
+        self._file: int | None = None
+        self._last: Sequence[SharedCounters] = ()
+        self._models: dict[ModelMetrics, tuple[SharedCounters, list[_Gauge]]] = {}
         self.opened: Counts[OpenOutcome] = Counts(get_args(OpenOutcome))
         self.closed: Counts[CloseReason] = Counts(get_args(CloseReason))
         self.checkpoints: Counts[CheckpointOutcome] = Counts(get_args(CheckpointOutcome))
@@ -166,7 +176,7 @@ class Metrics:
         self.log_lines_dropped = Count()
         self.live_streams: Callable[[], int] = lambda: 0
         self.known_streams: Callable[[], int] = lambda: 0
-        self._gauges: list[tuple[Numbers, Callable[[], float]]] = []
+        self._gauges: list[_Gauge] = []
         self._garbage = {name: Counts(GENERATIONS) for name in GARBAGE}
         self._garbage_before: dict[str, dict[str, int]] = {}
 
@@ -179,107 +189,58 @@ class Metrics:
     def state_lost(self, count: int) -> None:
         self.lost.value = self.lost.numbers[0] = count
 
-    def add_model(self, name: str, version: str, fingerprint: str) -> ModelMetrics:
-        """Adds the metrics of one model."""
-        model = ModelMetrics(name, version, fingerprint)
-        self.models.append(model)
-        return model
+    def create_counters(self, file: int | None = None, last: Sequence[SharedCounters] = ()) -> SharedCounters:
+        """Moves the numbers of the process to shared memory.
 
-    def create_counters(self, file: int | None = None, last: SharedCounters | None = None) -> SharedCounters:
-        """Moves all numbers to shared memory. They continue from the counts of `last`, if it is given.
-
-        No model may be added after this.
+        They continue from the last of the `last` counters that have them. So do those of every model that is added.
         """
-        metrics = [*self._of_models(), *self._of_streams(), *self._of_process()]
-        counters = SharedCounters.create([metric.family for metric in metrics], file)
-        if last is not None:
-            counters.continue_from(last)
-        for metric in metrics:
-            for series, keep in zip(metric.family.series, metric.attach, strict=True):
-                keep(counters.numbers(metric.family.name, series))
+        self._file, self._last = file, last
+        counters = self._share([*self._of_streams(), *self._of_process()])
         self._garbage_before = {name: dict(counts) for name, counts in self._garbage.items()}
         self.refresh()
         return counters
 
+    def add_model(self, model: ModelMetrics) -> SharedCounters:
+        """Moves the numbers of a model to shared memory, and reports them from now on."""
+        gauges = len(self._gauges)
+        counters = self._share(list(_of_model(self, model)))
+        self._models[model] = (counters, self._gauges[gauges:])
+        return counters
+
+    def remove_model(self, model: ModelMetrics) -> None:
+        """Reports the numbers of a model no more."""
+        counters, gauges = self._models.pop(model)
+        self.counters.remove(counters)
+        self._gauges = [gauge for gauge in self._gauges if gauge not in gauges]
+
+    def _share(self, metrics: Sequence["_Metric"]) -> SharedCounters:
+        counters = SharedCounters.create([metric.family for metric in metrics], self._file)
+        for last in self._last:
+            counters.continue_from(last)
+        for metric in metrics:
+            for series, keep in zip(metric.family.series, metric.attach, strict=True):
+                keep(counters.numbers(metric.family.name, series))
+        self.counters.append(counters)
+        return counters
+
     def refresh(self) -> None:
         """Looks up the values that are not counted."""
-        for numbers, read in self._gauges:
-            numbers[0] = read()
+        for gauge in self._gauges:
+            gauge.numbers[0] = gauge.read()
         self.log_lines_dropped.numbers[0] = self.log_lines_dropped.value + lines_dropped()
         for generation, stats in zip(GENERATIONS, gc.get_stats(), strict=True):
             for name, before in self._garbage_before.items():
                 self._garbage[name][generation] = before[generation] + stats[name.removeprefix("objects_")]
 
-    def _of_models(self) -> Iterator["_Metric"]:
-        labels = ("model", "version")
-        histograms = {
-            "step_seconds": "Seconds from reading a timestep to handing its answer to gRPC.",
-            "queue_seconds": "Seconds from queueing a timestep to the start of its batch.",
-            "run_seconds": "Seconds from the start of a batch to its answers being ready.",
-            "batch_size": "Timesteps in a batch.",
-        }
-        series = [model.labels for model in self.models]
-        for name, text in histograms.items():
-            measured: list[Histogram] = [getattr(model, name) for model in self.models]
-            family = MetricFamily(
-                f"tidegate_{name}", text, "histogram", labels, series, SIZES if name == "batch_size" else SECONDS
-            )
-            yield _Metric(family, [model.attach for model in measured])
-        yield _Metric(
-            MetricFamily(
-                "tidegate_steps",
-                "Timesteps by outcome.",
-                "counter",
-                (*labels, "outcome"),
-                [(*model.labels, outcome) for model in self.models for outcome in model.steps],
-            ),
-            [keep for model in self.models for keep in model.steps.attachers()],
-        )
-        yield _Metric(
-            MetricFamily(
-                "tidegate_moves",
-                "Streams that moved to this version from another one: rewarmed with their last timesteps, or reset; or "
-                "failed to.",
-                "counter",
-                (*labels, "outcome"),
-                [(*model.labels, outcome) for model in self.models for outcome in model.moves],
-            ),
-            [keep for model in self.models for keep in model.moves.attachers()],
-        )
-        yield _Metric(
-            MetricFamily(
-                "tidegate_missing_values", "Values of applied timesteps that were NaN.", "counter", labels, series
-            ),
-            [model.missing.attach for model in self.models],
-        )
-        yield self._gauge(
-            "queue_depth",
-            "Timesteps waiting for a batch.",
-            labels,
-            {model.labels: model.queue_depth for model in self.models},
-        )
-        yield self._gauge(
-            "batch_invariant",
-            "1 when the start-up check found the same bits alone and in every batch.",
-            labels,
-            {model.labels: partial(float, model.batch_invariant) for model in self.models},
-        )
-        yield self._gauge(
-            "model_info",
-            "Models being served; always 1.",
-            (*labels, "fingerprint"),
-            {(*model.labels, model.fingerprint): _one for model in self.models},
-        )
-
     def _of_streams(self) -> Iterator["_Metric"]:
         yield _counter("streams_opened", "Opens of streams by result.", "kind", self.opened)
         yield _counter("streams_closed", "Streams released by calls, by reason.", "reason", self.closed)
-        yield self._gauge(
+        yield self.gauge(
             "streams",
             "Streams by state: live in a worker; parked, which the lowest worker reports for all workers, from a count of "
             "the store that is at most a minute old.",
             ("state",),
-            {("live",): self.live_streams, ("parked",): self.known_streams},
+            {("live",): lambda: self.live_streams(), ("parked",): lambda: self.known_streams()},  # noqa: PLW0108 - set later
             whole=("parked",),
             part=("live",),
         )
@@ -305,15 +266,15 @@ class Metrics:
             ),
             [self.checkpoint_seconds.attach],
         )
-        yield self._gauge(
+        yield self.gauge(
             "unsaved_seconds",
             "Seconds that the oldest unsaved change has waited.",
             (),
-            {(): self.unsaved_seconds},
+            {(): lambda: self.unsaved_seconds()},  # noqa: PLW0108 - set later
         )
 
     def _of_process(self) -> Iterator["_Metric"]:
-        yield self._gauge(
+        yield self.gauge(
             "build_info",
             "Versions of the components, as labels; always 1.",
             tuple(self.versions),
@@ -328,7 +289,7 @@ class Metrics:
             family = MetricFamily(f"python_gc_{name}", text, "counter", ("generation",), [(model,) for model in counts])
             yield _Metric(family, counts.attachers())
 
-    def _gauge(
+    def gauge(
         self,
         name: str,
         text: str,
@@ -338,11 +299,12 @@ class Metrics:
         whole: Sequence[str] = (),
         part: Sequence[str] = (),
     ) -> "_Metric":
+        """A gauge: for each of its series, a function that looks its value up."""
         family = MetricFamily(f"tidegate_{name}", text, "gauge", labels, [*readers], total=whole, part=part)
         return _Metric(family, [partial(self._watch, read) for read in readers.values()])
 
     def _watch(self, read: Callable[[], float], numbers: Numbers) -> None:
-        self._gauges.append((numbers, read))
+        self._gauges.append(_Gauge(numbers, read))
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +313,61 @@ class _Metric:
 
     family: MetricFamily
     attach: Sequence[Callable[[Numbers], None]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Gauge:
+    """A value that is looked up, and where it is written."""
+
+    numbers: Numbers
+    read: Callable[[], float]
+
+
+def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
+    labels = ("model", "version")
+    histograms = {
+        "step_seconds": "Seconds from reading a timestep to handing its answer to gRPC.",
+        "queue_seconds": "Seconds from queueing a timestep to the start of its batch.",
+        "run_seconds": "Seconds from the start of a batch to its answers being ready.",
+        "batch_size": "Timesteps in a batch.",
+    }
+    for name, text in histograms.items():
+        measured: Histogram = getattr(model, name)
+        bounds = SIZES if name == "batch_size" else SECONDS
+        family = MetricFamily(f"tidegate_{name}", text, "histogram", labels, [model.labels], bounds)
+        yield _Metric(family, [measured.attach])
+    steps = [(*model.labels, outcome) for outcome in model.steps]
+    yield _Metric(
+        MetricFamily("tidegate_steps", "Timesteps by outcome.", "counter", (*labels, "outcome"), steps),
+        model.steps.attachers(),
+    )
+    yield _Metric(
+        MetricFamily(
+            "tidegate_moves",
+            "Streams that moved to this version from another one: rewarmed with their last timesteps, or reset; or failed to.",
+            "counter",
+            (*labels, "outcome"),
+            [(*model.labels, outcome) for outcome in model.moves],
+        ),
+        model.moves.attachers(),
+    )
+    text = "Values of applied timesteps that were NaN."
+    yield _Metric(
+        MetricFamily("tidegate_missing_values", text, "counter", labels, [model.labels]), [model.missing.attach]
+    )
+    yield metrics.gauge("queue_depth", "Timesteps waiting for a batch.", labels, {model.labels: model.read_queue_depth})
+    yield metrics.gauge(
+        "batch_invariant",
+        "1 when the start-up check found the same bits alone and in every batch.",
+        labels,
+        {model.labels: partial(float, model.batch_invariant)},
+    )
+    yield metrics.gauge(
+        "model_info",
+        "Models being served; always 1.",
+        (*labels, "fingerprint"),
+        {(*model.labels, model.fingerprint): _one},
+    )
 
 
 def _counter(name: str, text: str, label: str, counts: Counts[Label]) -> _Metric:

@@ -11,7 +11,7 @@ from tidegate.core.block import Block
 from tidegate.core.engine import BatchResult, RowStatus, refusal_error
 from tidegate.core.errors import ModelFailed, TidegateError
 from tidegate.core.handle_table import HandleTable
-from tidegate.core.spec import Array, Floats, Ints, Prediction, Timestep
+from tidegate.core.spec import Array, Ints, Prediction, Timestep
 from tidegate.core.streams import Lease
 from tidegate.runtime.metrics import Outcome
 
@@ -78,8 +78,8 @@ def take_blocks(blocks: dict[HandleTable, deque[QueuedBlock]], room: int) -> tup
     return taken, abandoned
 
 
-def settle_refused(entry: QueuedStep, row: int, result: BatchResult, x: Floats) -> None:
-    """Answers a timestep that was not applied. Its values are x (features,)."""
+def settle_refused(entry: QueuedStep, row: int, result: BatchResult, values: Array) -> None:
+    """Answers a timestep that was not applied. `values` is its row."""
     assert result.statuses is not None
     stream, step, status = entry.lease.stream, int(result.steps[row]), RowStatus(int(result.statuses[row]))
     if entry.future.done():
@@ -89,14 +89,14 @@ def settle_refused(entry: QueuedStep, row: int, result: BatchResult, x: Floats) 
     elif status is RowStatus.FAILED:
         fail(entry.future, result.failures[row])
     else:
-        fail(entry.future, refusal_error(stream.slots.spec, status, step, stream.step + 1, x))
+        fail(entry.future, refusal_error(stream.slots, status, step, stream.step + 1, values))
 
 
-def stack_steps(entries: Sequence[QueuedStep]) -> tuple[Ints, Ints, Floats]:
-    """The columns of a batch: slots, step numbers, values."""
+def stack_steps(entries: Sequence[QueuedStep], row_dtype: np.dtype[Any]) -> tuple[Ints, Ints, Array]:
+    """The columns of a batch: slots, step numbers, rows."""
     slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
     steps = np.array([entry.timestep.step for entry in entries], np.int64)
-    x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
+    x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), row_dtype).reshape(len(entries), -1)
     return slots, steps, x
 
 

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tidegate.core.model import Model
-from tidegate.core.spec import Arrays, Floats
+from tidegate.core.spec import Array, Arrays
 from tidegate.core.swap import replay
 
 # One batch: more streams do not get faster, and each waits for all of its batch.
 TOGETHER_MAX = 64
 
-Waiting = tuple[Floats, "asyncio.Future[Arrays]"]
+Waiting = tuple[Array, Arrays, "asyncio.Future[Arrays]"]
 
 
 class Replayer:
@@ -31,15 +31,16 @@ class Replayer:
     def __repr__(self) -> str:
         return f"<Replayer: {sum(map(len, self._waiting.values()))} streams waiting>"
 
-    async def state_after(self, model: Model, rows: Floats, *, together: bool) -> Arrays:
-        """The state of a stream after the timesteps rows (steps, features), one array of its own shape for each tensor.
+    async def state_after(self, model: Model, rows: Array, inputs: Arrays, *, together: bool) -> Arrays:
+        """The state of a stream after the timesteps rows (steps, ...), one array of its own shape for each tensor.
 
-        `together` allows that it is computed in a batch with others. Raises ModelFailed.
+        `inputs` are those that the stream began with. `together` allows that it is computed in a batch with others.
+        Raises ModelFailed.
         """
         if not together:
-            return _first(await self._run(model, rows[np.newaxis]))
+            return _row(await self._run(model, [(rows, inputs)]), 0)
         future: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault((model, len(rows)), []).append((rows, future))
+        self._waiting.setdefault((model, len(rows)), []).append((rows, inputs, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         return await future
@@ -53,27 +54,31 @@ class Replayer:
             if rest:
                 self._waiting[model, steps] = rest
             try:
-                state = await self._run(model, np.stack([rows for rows, _ in batch]))
+                state = await self._run(model, [(rows, inputs) for rows, inputs, _ in batch])
             except Exception as error:  # noqa: BLE001 - passed to the callers
                 _fail(batch, error)
             else:
-                for place, (_, future) in enumerate(batch):
+                for place, (_, _, future) in enumerate(batch):
                     if not future.done():
-                        future.set_result(tuple(part[place] for part in state))
+                        future.set_result(_row(state, place))
 
-    async def _run(self, model: Model, rows: Floats) -> Arrays:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, replay, model, rows)
+    async def _run(self, model: Model, streams: Sequence[tuple[Array, Arrays]]) -> Arrays:
+        """Replays streams with as many timesteps each, as one batch."""
+        rows = np.stack([rows for rows, _ in streams])
+        inputs = tuple(np.stack(column) for column in zip(*(inputs for _, inputs in streams), strict=True))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, replay, model, rows, inputs)
 
     def close(self) -> None:
         """Ends the thread after its batch."""
         self._thread.shutdown(wait=False)
 
 
-def _first(state: Arrays) -> Arrays:
-    return tuple(part[0] for part in state)
+def _row(state: Arrays, place: int) -> Arrays:
+    """The state of one stream."""
+    return tuple(part[place] for part in state)
 
 
 def _fail(batch: Sequence[Waiting], error: Exception) -> None:
-    for _, future in batch:
+    for _, _, future in batch:
         if not future.done():
             future.set_exception(error)

@@ -1,26 +1,21 @@
-"""The models on disk, `<name>/<version>/model.onnx`: loads, checks, warms up and looks up."""
+"""The loaded models of a process: looks them up. `runtime.model_host` adds and removes them."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 
 from tidegate.core.engine import Engine
-from tidegate.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
-from tidegate.core.model import Model
-from tidegate.core.self_check import batch_variant_sizes
+from tidegate.core.errors import ModelNotFound, ModelNotNamed
 from tidegate.core.slots import Slots
-from tidegate.core.spec import Ints, Spec
+from tidegate.core.spec import Spec
 from tidegate.rpc.backend import ModelInfo
 from tidegate.runtime.batcher import Batcher
-from tidegate.runtime.cores import usable_cores
-from tidegate.runtime.metrics import Metrics, ModelMetrics
-from tidegate.runtime.model_settings import ModelSettings, read_settings
-from tidegate.runtime.promotion import read_promotion
+from tidegate.runtime.metrics import ModelMetrics
+from tidegate.runtime.model_load import LoadedModel
+from tidegate.runtime.model_settings import ModelSettings
 
-log = logging.getLogger("tidegate.repository")
+DEFAULT_SETTINGS = ModelSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,63 +26,130 @@ class Limits:
     answers: int
     batch_max: int
     queue_max: int
-    settings: ModelSettings = field(default_factory=ModelSettings)
-    """Of models without a file of their own."""
+    settings_of: Callable[[str], ModelSettings] = lambda _: DEFAULT_SETTINGS
+    """The settings of a model, by its name."""
 
 
-@dataclass(frozen=True, slots=True)
+class ModelPhase(Enum):
+    """Where a version is in its life in this process."""
+
+    LOADED = "loaded"  # not served yet: other workers may still be loading it
+    SERVING = "serving"
+    RETIRING = "retiring"  # begins no streams; those that there are go on, and may be opened again
+    DROPPED = "dropped"  # is looked up no more; its memory goes with its last stream here
+
+
+@dataclass(slots=True, eq=False)
 class ServedModel:
-    """A served model: its description, its slots, its batcher, its metrics and its card."""
+    """A loaded model: its description, its slots, its batcher, its metrics, its card and its phase.
+
+    `opening` is how many calls are about to open a stream of it.
+    """
 
     spec: Spec
     slots: Slots
     batcher: Batcher
     metrics: ModelMetrics
     card_json: str
+    phase: ModelPhase = ModelPhase.LOADED
+    opening: int = 0
 
     @property
     def info(self) -> ModelInfo:
         """The model as callers see it."""
         return ModelInfo(self.spec, self.metrics.batch_invariant, self.card_json)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the model in memory while a stream of it is opened."""
+        self.opening += 1
+        try:
+            yield
+        finally:
+            self.opening -= 1
+
 
 class Repository:
-    """The served models, in the order of their names, newest version first."""
+    """The loaded models, in the order of their names, newest version first.
 
-    def __init__(self, models: Sequence[ServedModel], defaults: ModelSettings | None = None) -> None:
+    An iteration sees the models of its start: `add` and `remove` replace the list.
+    """
+
+    def __init__(self, models: Sequence[ServedModel] = ()) -> None:
         self._settings: dict[str, ModelSettings] = {}
         self._promoted: dict[str, str] = {}  # the promoted version of each name that has one
-        self.default_settings = defaults or ModelSettings()
-        self._models = sorted(models, key=lambda served: (served.spec.name, -int(served.spec.version)))
-        self._by_slots = {id(served.slots): served for served in models}
+        self._models: list[ServedModel] = []
+        self._by_slots: dict[int, ServedModel] = {}
+        for served in models:
+            self.add(served)
 
     def __repr__(self) -> str:
         return f"<Repository: {', '.join(served.spec.title for served in self._models)}>"
 
     def __iter__(self) -> Iterator[ServedModel]:
+        """All that have streams here, or may get some."""
         return iter(self._models)
+
+    def __contains__(self, slots: Slots) -> bool:
+        """Whether the model with these slots is loaded."""
+        return id(slots) in self._by_slots
+
+    @property
+    def shown(self) -> list[ServedModel]:
+        """Those that callers may name."""
+        return [served for served in self._models if served.phase in (ModelPhase.SERVING, ModelPhase.RETIRING)]
+
+    def add(self, served: ServedModel) -> None:
+        """Adds a model."""
+        self._models = sorted([*self._models, served], key=lambda each: (each.spec.name, -int(each.spec.version)))
+        self._by_slots[id(served.slots)] = served
+
+    def remove(self, served: ServedModel) -> None:
+        """Removes a model that has no streams here."""
+        self._models = [each for each in self._models if each is not served]
+        del self._by_slots[id(served.slots)]
 
     def of(self, slots: Slots) -> ServedModel:
         """The model with these slots."""
         return self._by_slots[id(slots)]
 
-    def find(self, name: str, version: str) -> ServedModel:
-        """One model. An empty name means the only model, an empty version the newest one.
+    def loaded(self, title: str) -> ServedModel | None:
+        """A version, whatever its phase."""
+        return next((each for each in self._models if each.spec.title == title), None)
+
+    def find(self, name: str, version: str, *, begun: bool = False) -> ServedModel:
+        """One model. An empty name means the only model, an empty version the one that `default` says.
+
+        `begun` tells that a stream has begun under it, or that none will: then it need not be the newest, nor serving.
 
         Raises:
             ModelNotFound: it is not served.
             ModelNotNamed: no name was given and several models are served.
 
         """
-        titles = [served.spec.title for served in self._models]
-        if not name and len({served.spec.name for served in self._models}) != 1:
-            raise ModelNotNamed(titles)
-        if not version and (default := self.default(name or self._models[0].spec.name)) is not None:
-            return default
-        for served in self._models:
-            if name in ("", served.spec.name) and version in ("", served.spec.version):
+        serving = [served for served in self._models if served.phase is ModelPhase.SERVING]
+        if not name:
+            names = {served.spec.name for served in serving}
+            if len(names) != 1:
+                raise ModelNotNamed([served.spec.title for served in serving])
+            (name,) = names
+        if not version and (newest := self.default(name)) is not None:
+            return newest
+        for served in self._models if begun else serving:
+            if served.spec.name == name and served.spec.version == version:
                 return served
-        raise ModelNotFound(name or self._models[0].spec.name, version, titles)
+        raise ModelNotFound(name, version, [served.spec.title for served in serving])
+
+    def default(self, name: str) -> ServedModel | None:
+        """The version of a model that a stream gets when it names none: the promoted one, else the newest that is served.
+
+        Also the newest when the promoted one is not served any more.
+        """
+        versions = [served for served in self.versions(name) if served.phase is ModelPhase.SERVING]
+        promoted = self._promoted.get(name)
+        return next(
+            (served for served in versions if served.spec.version == promoted), versions[0] if versions else None
+        )
 
     @property
     def names(self) -> list[str]:
@@ -95,19 +157,8 @@ class Repository:
         return list(dict.fromkeys(served.spec.name for served in self._models))
 
     def versions(self, name: str) -> list[ServedModel]:
-        """The versions of a model, newest first; none when it is not served."""
+        """The loaded versions of a model, newest first, in whatever phase."""
         return [served for served in self._models if served.spec.name == name]
-
-    def default(self, name: str) -> ServedModel | None:
-        """The version of a model that a stream gets when it names none: the promoted one, else the newest.
-
-        Also the newest when the promoted one is not served any more.
-        """
-        versions = self.versions(name)
-        promoted = self._promoted.get(name)
-        return next(
-            (served for served in versions if served.spec.version == promoted), versions[0] if versions else None
-        )
 
     def promoted(self, name: str) -> str:
         """The promoted version of a model; empty when the newest is the default."""
@@ -119,76 +170,21 @@ class Repository:
 
     def settings(self, name: str) -> ModelSettings:
         """The settings of a model."""
-        return self._settings.get(name, self.default_settings)
+        return self._settings.get(name, DEFAULT_SETTINGS)
 
     def set_settings(self, name: str, settings: ModelSettings) -> None:
         """Sets the settings of a model. Whether its slots keep timesteps was decided when they were made."""
         self._settings[name] = settings
 
 
-def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
-    """Loads, checks and warms up every model under `root`, as many at a time as there are cores.
+def make_served(loaded: LoadedModel, varying: Sequence[int], limits: Limits) -> ServedModel:
+    """Creates the slots and the batcher of a model, which also warms it up.
 
-    Raises:
-        ContractBroken: there is no model, or one cannot be served; the first in the order of paths. One bad model stops
-            the start: if the server left it out, its clients would fail later and farther from the cause.
-
+    `varying` are the batch sizes that change its bits.
     """
-    paths = sorted(root.glob("*/*/model.onnx"))
-    if not paths:
-        raise ContractBroken(str(root), "no model found, expected <name>/<version>/model.onnx below it")
-    # onnxruntime releases the GIL while it runs, and takes nearly all of the time.
-    with ThreadPoolExecutor(min(len(paths), usable_cores()), thread_name_prefix="load") as threads:
-        settings = {name: read_settings(root / name, limits.settings) for name in {path.parts[-3] for path in paths}}
-        loaded = threads.map(partial(_load, limits.batch_max), paths)
-        served = [_serve(one, limits, metrics, settings[one.model.spec.name].raw_steps) for one in loaded]
-    repository = Repository(served, limits.settings)
-    for name, read in settings.items():
-        repository.set_settings(name, read)
-        repository.set_promoted(name, read_promotion(root / name).version)
-    return repository
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A checked model. `varying` are the batch sizes that change its bits."""
-
-    model: Model
-    varying: Ints
-    card_json: str
-
-
-def _load(batch_max: int, path: Path) -> _Loaded:
-    """Loads a model and checks it. Uses no shared state."""
-    name, version = path.parent.parent.name, path.parent.name
-    if not version.isdecimal():
-        raise ContractBroken(str(path), f"version '{version}' is not a decimal number, expected for example {name}/1")
-    sidecar, card = path.with_name("model.toml"), path.with_name("card.json")
-    try:
-        graph = path.read_bytes()
-        sidecar_text = sidecar.read_text("utf-8") if sidecar.exists() else None
-        card_json = card.read_text("utf-8") if card.exists() else ""
-    except OSError as error:
-        raise ContractBroken(str(path), f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
-    model = Model(name, version, graph, sidecar_text)
-    return _Loaded(model, batch_variant_sizes(model, batch_max), card_json)
-
-
-def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics, raw_steps: int) -> ServedModel:
-    """Creates the slots and the batcher of a model, and logs the result of the check."""
-    model, varying = loaded.model, loaded.varying
-    measured = metrics.add_model(model.spec.name, model.spec.version, model.spec.fingerprint)
-    measured.batch_invariant = not varying.size
-    if varying.size:
-        log.warning(
-            "model %s: on this CPU a prediction may change its last bits with the batch it is in (batches of %s); "
-            "serve with --batch-max 1 if that matters",
-            model.spec.title,
-            ", ".join(str(size) for size in varying[:8]),
-        )
-    slots = Slots(model.spec, limits.live_max, limits.answers, raw_steps)
+    model = loaded.model
+    measured = ModelMetrics(model.spec.name, model.spec.version, model.spec.fingerprint)
+    measured.batch_invariant = not varying
+    slots = Slots(model.spec, limits.live_max, limits.answers, limits.settings_of(model.spec.name).raw_steps)
     batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
-    log.info("model %s loaded, fingerprint %s", model.spec.title, model.spec.fingerprint[:12])
     return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)

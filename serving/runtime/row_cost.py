@@ -6,9 +6,8 @@ help then.
 
 from collections.abc import Callable
 
-import numpy as np
-
 from tidegate.core.errors import ModelFailed
+from tidegate.core.input_layout import InputLayout
 from tidegate.core.model import Model
 
 # A batch blocks the event loop for about so long: no longer than a single timestep takes from client to client, so
@@ -43,12 +42,14 @@ class RowCost:
         single_row_seconds: the measured time of a single row; 0 when unknown.
 
     Attributes:
+        hung: whether a run took so long that it was ended: the next may block the loop as long.
         single_row_seconds: the cost of a batch with one row.
         row_seconds: the cost of a row in a batch of about `rows_max` rows.
 
     """
 
     def __init__(self, alone_seconds: float = 0.0) -> None:
+        self.hung = False
         self.single_row_seconds = alone_seconds
         self.row_seconds = alone_seconds * FIRST_GUESS or LOOP_SECONDS_MAX / ROWS_FIRST
 
@@ -58,7 +59,7 @@ class RowCost:
     @property
     def needs_thread(self) -> bool:
         """Whether a single row blocks the event loop for too long, so that batches of any size run in the thread."""
-        return self.single_row_seconds >= LOOP_SECONDS_MAX
+        return self.hung or self.single_row_seconds >= LOOP_SECONDS_MAX
 
     @property
     def batch_seconds_max(self) -> float:
@@ -93,7 +94,7 @@ def _mean(mean: float, seconds: float, counted_max: float = 0.0) -> float:
 
 def measure_single_row(model: Model, clock: Callable[[], float]) -> float:
     """The time of a single row, in seconds by the clock; 0 when the model fails on zeros."""
-    x, state = np.zeros((1, len(model.spec.features)), np.float32), model.initial_state(1)
+    x, state = InputLayout(model.spec.inputs).zeros(1), model.initial_state(1)
     times = []
     for _ in range(SINGLE_ROW_RUNS):
         started = clock()

@@ -22,7 +22,7 @@ from time import monotonic
 from tidegate.core.errors import ModelFailed, StoreUnavailable, TidegateError
 from tidegate.core.spec import Arrays, Checkpoint
 from tidegate.core.streams import Lease, Phase, Stream, checkpoint_rows
-from tidegate.core.swap import raw_rows, with_state
+from tidegate.core.swap import raw_rows, stream_inputs, with_state
 from tidegate.core.swap_policy import Moved, MoveRequest, SwapPolicy, difference, may_move
 from tidegate.rpc.background_queue import wait_for_end
 from tidegate.rpc.time_slice import TimeSlice
@@ -165,7 +165,10 @@ class StreamMover:
             return tuple(tensor.initial for tensor in new.spec.state), Moved.RESET
         # Other bits than alone are no worse for a stream that begins here, but they would not be the same twice.
         together = new.metrics.batch_invariant
-        return await self.replayer.state_after(new.batcher.engine.model, rows, together=together), Moved.REWARMED
+        inputs = stream_inputs(checkpoint, old.slots)
+        return await self.replayer.state_after(
+            new.batcher.engine.model, rows, inputs, together=together
+        ), Moved.REWARMED
 
     async def _store_move(self, stream: Stream, checkpoint: Checkpoint) -> Checkpoint | None:
         """Claims the stream and stores it under the new version. Returns None when another server has it; then it is gone here.

@@ -28,6 +28,7 @@ from tidegate.core.errors import (
     TooManyStreams,
 )
 from tidegate.core.spec import Key
+from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Lease, OpenOptions, Phase, Stream, StreamStatus, decide_open
 from tidegate.core.swap_policy import Moved, MoveRequest, may_move
 from tidegate.rpc.backend import CloseReason, ModelInfo, OpenResult
@@ -143,7 +144,7 @@ class StreamService:
 
     def model(self, name: str, version: str) -> ModelInfo:
         """One model; ModelNotFound when it is not served."""
-        return self._repository.find(name, version).info
+        return self._repository.find(name, version, begun=True).info
 
     def queue(self, lease: Lease) -> Batcher:
         """The queue for the timesteps of a stream."""
@@ -151,6 +152,10 @@ class StreamService:
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
         """Queues timesteps of many streams; see `Batcher.submit_block`."""
+        if block.slots not in self._repository:  # unloaded: the call holds none of these streams any more
+            done: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
+            done.set_result(block.refuse_all())
+            return done
         return self._repository.of(block.slots).batcher.submit_block(block)
 
     def request_save(self, lease: Lease) -> None:
@@ -163,7 +168,8 @@ class StreamService:
 
     def observe_block(self, block: Block, seconds: float) -> None:
         """Counts the timesteps of an answered block."""
-        self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
+        if block.slots in self._repository:
+            self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
 
     def add_listener(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls `callback` whenever something was stored. Returns a function that ends this."""
@@ -207,8 +213,10 @@ class StreamService:
             served = self._choose(status, model, version, options)
             kind = decide_open(key, status, served.spec, options)
             exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
-            with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
-                lease = await self._finish_claim(self._claim(key, served, stream, record, options.owner))
+            stored = record.checkpoint if record is not None and exists else None
+            decide_inputs(key, served.slots, options.inputs, stream, stored)  # before anything changes
+            with served.held(), nullcontext(None) if exists else self._registry.reserve_new() as confirm:
+                lease = await self._finish_claim(self._claim(key, served, stream, record, options))
                 if lease is not None and confirm is not None:
                     confirm()
             if lease is not None:
@@ -222,13 +230,14 @@ class StreamService:
         """The version under which a stream is opened. It may move to the default one right after that."""
         if status is None or status.phase is Phase.NEW or model not in ("", status.model.name):
             return self._repository.find(model, version)
+        find = partial(self._repository.find, begun=True)
         name = status.model.name
         if version and options.move_now and version != status.model.version:
-            own, wanted = self._repository.find(name, status.model.version), self._repository.find(name, version)
+            own, wanted = find(name, status.model.version), find(name, version)
             request = MoveRequest(self._repository.settings(name).swap_policy, allowed=True, step=status.step)
             if wanted is self._repository.default(name) and may_move(own.spec, wanted.spec, request):
                 return own
-        return self._repository.find(name, version or status.model.version)
+        return find(name, version or status.model.version)
 
     async def _move_opened(self, lease: Lease, version: str, options: OpenOptions) -> Moved:
         """Moves a stream that was opened just now, if it is to move. Its lease is released when this raises."""
@@ -297,45 +306,63 @@ class StreamService:
             self._registry.release(lease)
 
     async def _claim(
-        self, key: Key, served: ServedModel, stream: Stream | None, seen: Record | None, owner: str
+        self, key: Key, served: ServedModel, stream: Stream | None, seen: Record | None, options: OpenOptions
     ) -> Lease | None:
         """Makes this process the only writer of the stream. Returns None when another server was faster."""
         seen_epoch = seen.metadata.epoch if seen is not None else 0
         if stream is not None and stream.phase is Phase.LIVE:
-            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, options.owner)
             crash_point("during-take-over")
             if record is None:
                 return None
             self._registry.mark_in_use(stream)
             # Between batches: a timestep that is running now is applied, and the new call continues after it.
-            take_over = partial(self._streams.take_over, stream, record.metadata.epoch, owner)
+            take_over = partial(self._take_over, stream, record.metadata.epoch, options)
             return await self._repository.of(stream.slots).batcher.run_between(take_over)
         slot = self._acquire(served, key)
         try:
-            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, options.owner)
             crash_point("during-take-over")
             if record is None:
                 served.slots.release(slot)
                 return None
-            return self._make_live(record, served, slot, seen)
+            return self._make_live(record, served, slot, seen, options)
         except BaseException:  # the store is unreachable, or the record does not fit
             served.slots.release(slot)
             raise
 
-    def _make_live(self, record: Record, served: ServedModel, slot: int, seen: Record | None) -> Lease:
+    def _take_over(self, stream: Stream, epoch: int, options: OpenOptions) -> Lease:
+        """Gives a live stream to the call that has claimed it."""
+        lease = self._streams.take_over(stream, epoch, options.owner)
+        if stream.slots.stream_inputs:
+            try:
+                inputs = decide_inputs(stream.key, stream.slots, options.inputs, stream, None)
+            except TidegateError:  # its first timestep was applied meanwhile
+                self._registry.release(lease)
+                raise
+            stream.slots.set_stream_inputs(stream.slot, inputs)
+        return lease
+
+    def _make_live(
+        self, record: Record, served: ServedModel, slot: int, seen: Record | None, options: OpenOptions
+    ) -> Lease:
         """Makes a stream live from the record that the claim returned."""
-        head = record.metadata
+        head, slots = record.metadata, served.slots
         try:
             parked = self._streams.find(head.key)
             if parked is not None:
                 self._streams.drop(parked, TakenOver(head.key.stream_id, head.epoch))
             _check_not_older(record, seen)
+            inputs = decide_inputs(head.key, slots, options.inputs, parked, record.checkpoint)
             if record.checkpoint is not None:
-                return self._streams.resume(record.checkpoint, served.slots, slot, head.epoch, head.owner)
-            return self._streams.begin(head.key, served.slots, slot, head.epoch, head.owner)
+                lease = self._streams.resume(record.checkpoint, slots, slot, head.epoch, head.owner)
+            else:
+                lease = self._streams.begin(head.key, slots, slot, head.epoch, head.owner)
         except TidegateError:
             self.peers.announce_update(ResidencyUpdate(head.key, head.epoch, Residency.RELEASED))
             raise
+        slots.set_stream_inputs(slot, inputs)
+        return lease
 
     def _acquire(self, served: ServedModel, key: Key) -> int:
         if served.slots.full:

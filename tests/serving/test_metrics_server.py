@@ -10,7 +10,7 @@ from tests.servers import Scrape
 from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import metrics_server as metrics_server_module
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
-from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics import Metrics, ModelMetrics
 from tidegate.runtime.metrics_server import MetricsServer
 
 
@@ -18,9 +18,10 @@ from tidegate.runtime.metrics_server import MetricsServer
 def port() -> Iterator[int]:
     """The collector of a worker that is up."""
     metrics = Metrics({"tidegate": "1"})
-    metrics.add_model("lake", "1", "f" * 64)
+    metrics.create_counters()
+    metrics.add_model(ModelMetrics("lake", "1", "f" * 64))
     source = WorkerMetrics("0")
-    source.counters, source.up = metrics.create_counters(), True
+    source.counters, source.up = metrics.counters, True
     made = MetricsServer("127.0.0.1", 0, Exposition([source], lambda: None, supervised=False))
     yield made.port
     made.close()

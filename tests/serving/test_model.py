@@ -284,7 +284,7 @@ UNDESCRIBED = build(
 def test_a_model_toml_describes_a_graph_without_metadata() -> None:
     """The same keys in TOML do, and `input` is the graph's name for x."""
     model = load(UNDESCRIBED, sidecar=TOML)
-    assert model.spec.input == "u"
+    assert model.spec.x.name == "u"
     assert model.spec.handles_missing
     assert model.spec.features[1].unit == "bar"
     outputs, _ = model.step(np.array([[4, 5]], np.float32), model.initial_state(1))
@@ -298,7 +298,7 @@ def test_a_model_toml_that_is_no_toml_is_refused() -> None:
 
 def test_metadata_wins_over_a_model_toml() -> None:
     """The graph's own description counts; a file beside it only where there is none."""
-    assert load(plain(), sidecar=TOML).spec.input == "x"
+    assert load(plain(), sidecar=TOML).spec.x.name == "x"
 
 
 def test_a_given_initial_state_is_what_streams_begin_with() -> None:

@@ -81,8 +81,11 @@ def open_files() -> int:
 
 def counted(supervisor: Supervisor, worker: int) -> float:
     """What a worker has counted over all its processes."""
-    counters_fd = supervisor._workers[worker].metrics.counters
-    return counters_fd.numbers("toy_lives", ())[0] if counters_fd else 0.0
+    return sum(counters.numbers("toy_lives", ())[0] for counters in supervisor._workers[worker].metrics.counters)
+
+
+async def nothing(_: object) -> None:
+    """No answer."""
 
 
 async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +328,7 @@ async def test_the_line_is_closed_when_a_life_has_ended() -> None:
     """At once, not in a later turn of the loop: a loop that ends before would leave it to the garbage collector."""
     # It reads its settings, so that the socket ends without an error.
     reads = "import socket, sys; socket.socket(fileno=int(sys.argv[2])).recv(9999)"
-    child = worker_module.WorkerProcess(0, [sys.executable, "-c", reads], {}, lambda: None)
+    child = worker_module.WorkerProcess(0, [sys.executable, "-c", reads], {}, lambda _: None, nothing)
     sockets: list[Any] = []
 
     async def live() -> int:
@@ -344,7 +347,9 @@ async def test_the_line_is_closed_when_a_life_has_ended() -> None:
 
 async def test_the_line_is_closed_however_often_a_life_is_cancelled() -> None:
     """Cancelled again while it waits for the end of a killed process: nothing is left to the garbage collector."""
-    child = worker_module.WorkerProcess(0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda: None)
+    child = worker_module.WorkerProcess(
+        0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda _: None, nothing
+    )
     living = asyncio.create_task(child.run())
     await eventually(lambda: child._writer is not None, "the line")
     assert child._writer is not None

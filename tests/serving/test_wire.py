@@ -6,14 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.errors import InvalidField
-from tidegate.core.spec import STEP_MAX, Prediction, Timestep
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.spec import STEP_MAX, Input, Prediction, Timestep
 from tidegate.rpc import wire
+from tidegate.rpc.timestep_reader import timestep_reader
 from tidegate.v1 import tidegate_pb2 as pb
 
 # Every length of a varint, and both sides of where it grows.
 STEPS = st.sampled_from([edge + off for bits in range(0, 63, 7) for edge in [1 << bits] for off in (-1, 0, 1)]) | (
     st.integers(0, 2**64 - 1)
 )
+# The number of values is checked elsewhere.
+ONE_INPUT = InputLayout([Input("x", np.dtype(np.float32), (1,))])
 # One byte for the length of the values, two bytes for it, two for that of the message only, three.
 FEATURES = st.sampled_from([1, 8, 30, 31, 32, 64, 5000])
 
@@ -26,7 +30,7 @@ def request(step: int, values: bytes) -> bytes:
 def as_protobuf_reads(message: bytes) -> Timestep | None:
     """The timestep in a message."""
     read = wire.decode_request(message)
-    return wire.decode_timestep(read.timestep) if read.HasField("timestep") else None
+    return wire.decode_timestep(read.timestep, ONE_INPUT) if read.HasField("timestep") else None
 
 
 @given(STEPS, FEATURES)
@@ -34,7 +38,7 @@ def test_a_timestep_is_read_as_protobuf_reads_it(step: int, features: int) -> No
     """Up to 268 million without its help, beyond that with it. The result is the same."""
     values = np.arange(features, dtype="<f4").tobytes()
     message = request(step, values)
-    read = wire.timestep_reader(features).read(message)
+    read = timestep_reader(features).read(message)
     assert read == (Timestep(step, values) if step < 2**28 else None)
     assert as_protobuf_reads(message) == Timestep(step, values)
 
@@ -47,7 +51,7 @@ def test_what_was_not_written_by_protobuf_is_not_read_otherwise(
     message = bytearray(request(step, bytes(4 * features)))
     for place, byte in changes:
         message[place % len(message)] = byte
-    read = wire.timestep_reader(features).read(bytes(message))
+    read = timestep_reader(features).read(bytes(message))
     assert read is None or read == as_protobuf_reads(bytes(message))
 
 
@@ -65,7 +69,7 @@ def test_what_was_not_written_by_protobuf_is_not_read_otherwise(
 )
 def test_what_looks_otherwise_is_left_to_protobuf(message: bytes) -> None:
     """Other kinds, widths and encodings: none is refused, and none is taken for another."""
-    read = wire.timestep_reader(4).read(message)
+    read = timestep_reader(4).read(message)
     assert read is None or read == as_protobuf_reads(message)
 
 

@@ -43,6 +43,7 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_INT32: _ClassVar[DataType]
     DATA_TYPE_INT64: _ClassVar[DataType]
     DATA_TYPE_BOOL: _ClassVar[DataType]
+    DATA_TYPE_FLOAT16: _ClassVar[DataType]
 EXISTENCE_UNSPECIFIED: Existence
 EXISTENCE_MUST_EXIST: Existence
 EXISTENCE_MUST_BE_NEW: Existence
@@ -61,6 +62,7 @@ DATA_TYPE_FLOAT64: DataType
 DATA_TYPE_INT32: DataType
 DATA_TYPE_INT64: DataType
 DATA_TYPE_BOOL: DataType
+DATA_TYPE_FLOAT16: DataType
 
 class PredictRequest(_message.Message):
     __slots__ = ("timestep", "open", "close")
@@ -91,7 +93,7 @@ class PredictResponse(_message.Message):
     def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format", "accept_move", "answered")
+    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format", "inputs", "accept_move", "answered")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +103,7 @@ class Open(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_MOVE_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
@@ -112,9 +115,10 @@ class Open(_message.Message):
     resume_from: int
     kept_max: int
     output_format: OutputFormat
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
     accept_move: bool
     answered: int
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., accept_move: bool = ..., answered: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., accept_move: bool = ..., answered: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model", "owner_changed", "message_bytes_max", "new_state")
@@ -159,14 +163,24 @@ class Moved(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., new_state: _Optional[_Union[NewState, str]] = ...) -> None: ...
 
 class Timestep(_message.Message):
-    __slots__ = ("step", "values", "numbers")
+    __slots__ = ("step", "values", "numbers", "inputs")
     STEP_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     step: int
     values: bytes
     numbers: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
+
+class InputValues(_message.Message):
+    __slots__ = ("name", "values")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    values: bytes
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("step", "outputs", "durable_step", "duplicate", "output_numbers")
@@ -189,7 +203,7 @@ class Numbers(_message.Message):
     def __init__(self, numbers: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictOneRequest(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format")
+    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format", "inputs", "stream_inputs")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +212,8 @@ class PredictOneRequest(_message.Message):
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_INPUTS_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
@@ -206,7 +222,9 @@ class PredictOneRequest(_message.Message):
     numbers: _containers.RepeatedScalarFieldContainer[float]
     durability: Durability
     output_format: OutputFormat
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    stream_inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., stream_inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class PredictOneResponse(_message.Message):
     __slots__ = ("prediction", "model", "version", "new_state")
@@ -351,7 +369,7 @@ class PredictBlocksResponse(_message.Message):
     def __init__(self, block: _Optional[_Union[PredictedBlock, _Mapping]] = ..., opened: _Optional[_Union[OpenedStreams, _Mapping]] = ..., closed: _Optional[_Union[ClosedStreams, _Mapping]] = ..., durable: _Optional[_Union[DurableStreams, _Mapping]] = ..., ended: _Optional[_Union[EndedStreams, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., moved: _Optional[_Union[MovedStreams, _Mapping]] = ...) -> None: ...
 
 class OpenStreams(_message.Message):
-    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "independent", "accept_move", "answered")
+    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "independent", "inputs", "accept_move", "answered")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +379,7 @@ class OpenStreams(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     INDEPENDENT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_MOVE_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
@@ -372,9 +391,10 @@ class OpenStreams(_message.Message):
     resume_from: _containers.RepeatedScalarFieldContainer[int]
     kept_max: int
     independent: bool
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
     accept_move: bool
     answered: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: bool = ..., accept_move: bool = ..., answered: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: bool = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., accept_move: bool = ..., answered: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class VersionRows(_message.Message):
     __slots__ = ("model", "rows")
@@ -421,16 +441,18 @@ class OpenedStreams(_message.Message):
     def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ..., refused: _Optional[_Union[Error, _Mapping]] = ..., versions: _Optional[_Iterable[_Union[VersionRows, _Mapping]]] = ..., rewarmed_rows: _Optional[_Iterable[int]] = ..., reset_rows: _Optional[_Iterable[int]] = ..., may_move: bool = ...) -> None: ...
 
 class Block(_message.Message):
-    __slots__ = ("block", "handles", "steps", "values")
+    __slots__ = ("block", "handles", "steps", "values", "inputs")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     block: int
     handles: bytes
     steps: bytes
     values: bytes
-    def __init__(self, block: _Optional[int] = ..., handles: _Optional[bytes] = ..., steps: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
+    def __init__(self, block: _Optional[int] = ..., handles: _Optional[bytes] = ..., steps: _Optional[bytes] = ..., values: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class PredictedBlock(_message.Message):
     __slots__ = ("block", "steps", "outputs", "durable_steps", "duplicate_rows", "forgotten_rows", "errors", "refused")
@@ -507,7 +529,7 @@ class MovedStreams(_message.Message):
     def __init__(self, handles: _Optional[_Iterable[int]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., new_state: _Optional[_Union[NewState, str]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "task", "period", "features", "outputs", "state", "batch_invariant", "handles_missing")
+    __slots__ = ("name", "version", "fingerprint", "task", "period", "features", "outputs", "state", "batch_invariant", "handles_missing", "inputs")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -518,6 +540,7 @@ class Model(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     HANDLES_MISSING_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     fingerprint: str
@@ -528,7 +551,30 @@ class Model(_message.Message):
     state: _containers.RepeatedCompositeFieldContainer[StateTensor]
     batch_invariant: bool
     handles_missing: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: bool = ..., handles_missing: bool = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: bool = ..., handles_missing: bool = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("name", "data_type", "shape", "kind")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Input.Kind]
+        KIND_VALUES: _ClassVar[Input.Kind]
+        KIND_TIMESTEP: _ClassVar[Input.Kind]
+        KIND_STREAM: _ClassVar[Input.Kind]
+    KIND_UNSPECIFIED: Input.Kind
+    KIND_VALUES: Input.Kind
+    KIND_TIMESTEP: Input.Kind
+    KIND_STREAM: Input.Kind
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data_type: DataType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    kind: Input.Kind
+    def __init__(self, name: _Optional[str] = ..., data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., kind: _Optional[_Union[Input.Kind, str]] = ...) -> None: ...
 
 class Feature(_message.Message):
     __slots__ = ("name", "unit", "low", "high")
@@ -783,3 +829,63 @@ class ForkStreamResponse(_message.Message):
     STREAM_FIELD_NUMBER: _ClassVar[int]
     stream: Stream
     def __init__(self, stream: _Optional[_Union[Stream, _Mapping]] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ReloadModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadModelsResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ModelChange(_message.Message):
+    __slots__ = ("name", "version", "outcome", "reason")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OUTCOME_UNSPECIFIED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_LOADED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_REFUSED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_UNLOADING: _ClassVar[ModelChange.Outcome]
+    OUTCOME_UNSPECIFIED: ModelChange.Outcome
+    OUTCOME_LOADED: ModelChange.Outcome
+    OUTCOME_REFUSED: ModelChange.Outcome
+    OUTCOME_UNLOADING: ModelChange.Outcome
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    outcome: ModelChange.Outcome
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., outcome: _Optional[_Union[ModelChange.Outcome, str]] = ..., reason: _Optional[str] = ...) -> None: ...

@@ -105,6 +105,21 @@ class TidegateServiceStub(object):
                 request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
                 response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/LoadModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/UnloadModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.ReloadModels = channel.unary_unary(
+                '/tidegate.v1.TidegateService/ReloadModels',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsResponse.FromString,
+                _registered_method=True)
 
 
 class TidegateServiceServicer(object):
@@ -252,6 +267,30 @@ class TidegateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Loads versions from the server's folder of models, in every worker, and serves them once they were tried. What
+        cannot be served is refused, with the reason in the answer, and changes nothing. NOT_FOUND when there is no such
+        version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Unloads versions, in every worker: they begin no streams, and leave memory when their last stream is closed. They
+        are not loaded again before `LoadModel` or a restart. NOT_FOUND when no such version is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadModels(self, request, context):
+        """Looks at the server's folder of models: loads versions that are new there, and unloads those that are gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TidegateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -324,6 +363,21 @@ def add_TidegateServiceServicer_to_server(servicer, server):
                     servicer.ForkStream,
                     request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.FromString,
                     response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'ReloadModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModels,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -705,6 +759,87 @@ class TidegateService(object):
             '/tidegate.v1.TidegateService/ForkStream',
             tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
             tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/LoadModel',
+            tidegate_dot_v1_dot_tidegate__pb2.LoadModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/UnloadModel',
+            tidegate_dot_v1_dot_tidegate__pb2.UnloadModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/ReloadModels',
+            tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

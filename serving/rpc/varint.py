@@ -1,0 +1,12 @@
+"""Numbers as protobuf encodes them: seven bits in each byte, lowest first; the eighth bit tells that more bytes follow."""
+
+ONE_BYTE_VARINTS = tuple(bytes([digit]) for digit in range(0x80))
+
+
+def varint(number: int) -> bytes:
+    """A number that is not negative, as a varint."""
+    if number < 0x80:
+        return ONE_BYTE_VARINTS[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + varint(number >> 14)
