@@ -27,6 +27,7 @@ import grpc
 from tidegate import client as asynchronous
 from tidegate.client import (
     Backoff,
+    DefaultChange,
     Existence,
     InvalidTimestep,
     Model,
@@ -36,6 +37,7 @@ from tidegate.client import (
     StreamInfo,
     Timesteps,
     Values,
+    Version,
     WrongOrder,
     WrongProcess,
 )
@@ -113,6 +115,18 @@ class Client:
     def models(self) -> list[Model]:
         """The served models, newest version of each name first."""
         return self._call(self._client.models())
+
+    def versions(self, model: str = "") -> list[Version]:
+        """The versions of a model, or of all, with the streams on each."""
+        return self._call(self._client.versions(model))
+
+    def promote(self, model: str, version: str) -> DefaultChange:
+        """Makes a version the default of its model; see `tidegate.client.Client.promote`."""
+        return self._call(self._client.promote(model, version))
+
+    def rollback(self, model: str) -> DefaultChange:
+        """Makes the version the default again that was it before; see `tidegate.client.Client.rollback`."""
+        return self._call(self._client.rollback(model))
 
     def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
         """One model and its card as JSON; see `tidegate.client.Client.describe`."""

@@ -5,7 +5,6 @@ error is one line on stderr. A traceback is always a bug.
 """
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, streams
+from tidegate.cli import bench, conformance, models, streams
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
-from tidegate.cli.options import AsJson, ModelName, ModelVersion, with_options_of
+from tidegate.cli.options import ModelName, ModelVersion, with_options_of
 from tidegate.runtime.config import InvalidSetting, ServerConfig
 
 if TYPE_CHECKING:
-    from tidegate.client import Model  # imported when a command connects
+    pass  # imported when a command connects
 
 TRAINING_COMMANDS = {
     "inspect": "Tell what a table of sensor data holds, and what looks wrong.",
@@ -45,6 +44,9 @@ app = typer.Typer(
 )
 
 app.add_typer(streams.app, name="streams")
+app.command("models")(models.models)
+app.command("promote")(models.promote)
+app.command("rollback")(models.rollback)
 app.command("bench")(bench.bench)
 app.command("conformance")(conformance.conformance)
 
@@ -141,46 +143,6 @@ def stream(
         raise CommandError(str(error), EXIT_FAILURE) from None
     except ClientError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
-
-
-@app.command()
-@with_server_options
-def models(
-    *,
-    connection: ConnectionSettings,
-    as_json: AsJson = False,
-) -> None:
-    """List the models that a server serves."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from tidegate.client import ClientError, InvalidArgument
-
-    async def fetch() -> list["Model"]:
-        async with connection.client() as client:
-            return await client.models()
-
-    try:
-        served = asyncio.run(fetch())
-    except InvalidArgument as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    except ClientError as error:
-        raise unavailable(connection.address, error) from None
-    if as_json:
-        print(json.dumps([_model_fields(model) for model in served], indent=2))
-        return
-    table = Table("model", "version", "task", "every", "features", "outputs", "same bits in any batch", box=None)
-    for model in served:
-        outputs = ", ".join(
-            f"{output.name} of {'/'.join(output.targets)} at {'/'.join(map(str, output.horizons))}"
-            if output.horizons
-            else output.name
-            for output in model.outputs
-        )
-        every = f"{model.period_s:g} s" if model.period_s else "irregular"
-        bits = "yes" if model.batch_invariant else "no"
-        table.add_row(model.name, model.version, model.task, every, str(len(model.features)), outputs, bits)
-    Console().print(table)
 
 
 @app.command()
@@ -305,31 +267,6 @@ def _run_training(arguments: list[str]) -> None:
 def _print_error(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
-
-
-def _model_fields(model: "Model") -> dict[str, object]:
-    return {
-        "name": model.name,
-        "version": model.version,
-        "fingerprint": model.fingerprint,
-        "task": model.task,
-        "period_s": model.period_s,
-        "features": [
-            {"name": field.name, "unit": field.unit, "low": field.low, "high": field.high} for field in model.features
-        ],
-        "outputs": [
-            {
-                "name": field.name,
-                "shape": field.shape,
-                "targets": field.targets,
-                "units": field.units,
-                "horizons": field.horizons,
-                "quantiles": field.quantiles,
-            }
-            for field in model.outputs
-        ],
-        "batch_invariant": model.batch_invariant,
-    }
 
 
 def _add_training_help(name: str, text: str) -> None:

@@ -61,6 +61,7 @@ from tidegate.client.inputs import Some, Timesteps, Values
 from tidegate.client.retry import Backoff
 from tidegate.client.stream import Stream
 from tidegate.client.types import Model, Prediction, Predictions, StreamInfo
+from tidegate.client.versions import DefaultChange, Version
 
 __all__ = [
     "AnswerLost",
@@ -69,6 +70,7 @@ __all__ = [
     "Client",
     "ClientError",
     "DataLost",
+    "DefaultChange",
     "Diverged",
     "Existence",
     "InvalidArgument",
@@ -98,6 +100,7 @@ __all__ = [
     "Unauthenticated",
     "Values",
     "ValuesDiffer",
+    "Version",
     "WrongOrder",
     "WrongProcess",
 ]

@@ -17,6 +17,7 @@ from tidegate.client.session import Session
 from tidegate.client.stream import Stream
 from tidegate.client.types import STATES, Model, Prediction, StreamInfo, decode_model, decode_stream_info
 from tidegate.client.unary import UnaryPredictor
+from tidegate.client.versions import VersionCalls
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -40,7 +41,7 @@ STREAMS_MAX = 1_000_000
 CALLS_MAX = 1024
 
 
-class Client:
+class Client(VersionCalls):
     """A connection to a server. It belongs to the process that made it; see `WrongProcess`.
 
     Args:

@@ -9,7 +9,7 @@ from tidegate.core.model_change import ModelChange, ModelOutcome
 from tidegate.core.spec import Key
 from tidegate.core.stream_id import check_stream_id
 from tidegate.rpc import wire
-from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend
+from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, VersionBackend, VersionInfo
 from tidegate.rpc.status import abort
 from tidegate.rpc.time_slice import TimeSlice
 from tidegate.v1 import tidegate_pb2 as pb
@@ -50,8 +50,9 @@ def unary(
 class AdminServicer(pb_grpc.TidegateServiceServicer):
     """Serves the administrative calls."""
 
-    def __init__(self, admin: AdminBackend) -> None:
+    def __init__(self, admin: AdminBackend, versions: VersionBackend) -> None:
         self._admin = admin
+        self._versions = versions
 
     @unary
     async def ListModels(self, _: pb.ListModelsRequest) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
@@ -85,6 +86,24 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
         """Loads what is new and unloads what is gone."""
         changes = await self._admin.change_models("reload", "", "")
         return pb.ReloadModelsResponse(changes=map(_encode_change, changes))
+
+    @unary
+    async def ListVersions(self, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:  # noqa: N802
+        """Lists versions, with the streams on each."""
+        versions = await self._versions.versions(request.name)
+        return pb.ListVersionsResponse(versions=map(_encode_version, versions))
+
+    @unary
+    async def PromoteModel(self, request: pb.PromoteModelRequest) -> pb.PromoteModelResponse:  # noqa: N802
+        """Makes a version the default."""
+        changed = await self._versions.promote(request.name, request.version)
+        return pb.PromoteModelResponse(version=changed.version, previous_version=changed.previous_version)
+
+    @unary
+    async def RollbackModel(self, request: pb.RollbackModelRequest) -> pb.RollbackModelResponse:  # noqa: N802
+        """Makes the default before the default again."""
+        changed = await self._versions.rollback(request.name)
+        return pb.RollbackModelResponse(version=changed.version, previous_version=changed.previous_version)
 
     @unary
     async def ListStreams(self, request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:  # noqa: N802
@@ -135,6 +154,21 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
 def _encode_change(change: ModelChange) -> pb.ModelChange:
     return pb.ModelChange(
         name=change.name, version=change.version, outcome=OUTCOMES[change.outcome], reason=change.reason
+    )
+
+
+def _encode_version(info: VersionInfo) -> pb.Version:
+    return pb.Version(
+        model=info.model.name,
+        version=info.model.version,
+        fingerprint=info.model.fingerprint,
+        is_default=info.is_default,
+        is_promoted=info.is_promoted,
+        policy=info.policy,
+        rewarm_steps=info.rewarm_steps,
+        shadow_share=info.shadow_share,
+        live_streams=info.live_streams,
+        parked_streams=info.parked_streams,
     )
 
 

@@ -32,7 +32,7 @@ from tidegate.core.streams import Lease
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
 from tidegate.rpc.admin import AdminServicer
-from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, CloseReason, StepQueue, StreamBackend
+from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, CloseReason, StepQueue, StreamBackend, VersionBackend
 from tidegate.rpc.call import Call, Context
 from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.predict_one import PredictOneHandler
@@ -98,8 +98,16 @@ class TidegateServicer(AdminServicer):
     A connection holds at most `live_max` live streams of a model. A request has at most `message_bytes_max` bytes.
     """
 
-    def __init__(self, backend: StreamBackend, admin: AdminBackend, *, live_max: int, message_bytes_max: int) -> None:
-        super().__init__(admin)
+    def __init__(
+        self,
+        backend: StreamBackend,
+        admin: AdminBackend,
+        versions: VersionBackend,
+        *,
+        live_max: int,
+        message_bytes_max: int,
+    ) -> None:
+        super().__init__(admin, versions)
         self._backend = backend
         self._predict_one = PredictOneHandler(backend)
         self._live_max = live_max

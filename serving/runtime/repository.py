@@ -160,6 +160,14 @@ class Repository:
         """The loaded versions of a model, newest first, in whatever phase."""
         return [served for served in self._models if served.spec.name == name]
 
+    def shadow(self, name: str) -> ServedModel | None:
+        """The version of a model that is its shadow: the one of the settings, else the newest that is not the default."""
+        settings, default = self.settings(name).shadow, self.default(name)
+        if not settings.share:
+            return None
+        others = [each for each in self.versions(name) if each.phase is ModelPhase.SERVING and each is not default]
+        return next((each for each in others if settings.version in ("", each.spec.version)), None)
+
     def promoted(self, name: str) -> str:
         """The promoted version of a model; empty when the newest is the default."""
         return self._promoted.get(name, "")

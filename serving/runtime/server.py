@@ -40,6 +40,7 @@ from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
 from tidegate.runtime.shared_counters import SharedCounters
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
+from tidegate.runtime.version_service import VersionService
 from tidegate.runtime.version_watch import VersionWatch
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
@@ -263,6 +264,7 @@ class Server:
         self._servicer = servicer.TidegateServicer(
             self.stream_service,
             self.admin_service,
+            VersionService(config.models, self.repository, store, self.version_watch),
             live_max=config.live_max_of_a_peer,
             message_bytes_max=config.message_bytes_max,
         )
