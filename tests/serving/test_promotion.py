@@ -10,7 +10,7 @@ from tests.graphs import write_model
 from tests.moves import GRAPHS
 from tests.oracle import sensor_rows
 from tests.servers import address_of, run_command, run_server, serve
-from tests.timeouts import eventually
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client, ModelNotFound, StreamRefused
 from tidegate.core.errors import ContractBroken
 from tidegate.runtime.model_settings import ModelSettings, read_settings
@@ -118,9 +118,11 @@ async def test_versions_are_listed_with_their_streams(root: Path) -> None:
             await stream.step(sensor_rows(1)[0])
         async with client.open("b", version="1"), client.open("c"), client.open("d"):
             await client.promote("toy", "3")
-            found = {version.version: version for version in await client.versions("toy")}
-        counts = {name: (each.live_streams, each.parked_streams) for name, each in found.items()}
-        assert counts == {"3": (2, 0), "2": (0, 0), "1": (1, 1)}
+            counts: dict[str, tuple[int, int]] = {}
+            async with asyncio.timeout(TIMEOUT_S):
+                while counts != {"3": (2, 0), "2": (0, 0), "1": (1, 1)}:  # the store learns soon that one is parked
+                    found = {version.version: version for version in await client.versions("toy")}
+                    counts = {name: (each.live_streams, each.parked_streams) for name, each in found.items()}
         assert {name: (each.is_default, each.is_promoted, each.policy) for name, each in found.items()} == {
             "3": (True, True, "pin"),
             "2": (False, False, "pin"),
