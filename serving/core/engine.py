@@ -7,9 +7,9 @@ A single timestep takes a shorter path, `run_one`, unless it needs special treat
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,16 @@ class BatchResult(NamedTuple):
     """The error of each row that is FAILED."""
 
 
+class StepTap(Protocol):
+    """Gets a copy of applied timesteps. It must not raise, nor take long."""
+
+    def offer(self, slots: Ints, x: Array, outputs: Arrays) -> None:
+        """Takes rows of a batch, each with its outputs."""
+
+    def offer_row(self, slot: int, values: bytes, outputs: Sequence[memoryview]) -> None:
+        """Takes a single packed timestep."""
+
+
 class Engine:
     """A model and the state of its live streams."""
 
@@ -67,6 +77,7 @@ class Engine:
         self.slots = slots
         self.layout = slots.layout
         self._hash = value_hash(self.layout.row_bytes // WORD_BYTES)
+        self.tap: StepTap | None = None  # gets what was applied, for a shadow
 
     def __repr__(self) -> str:
         return f"<Engine {self.model!r} {self.slots!r}>"
@@ -110,6 +121,8 @@ class Engine:
         if in_order and hashes is not None:
             outputs, non_finite, failures = self._apply(slots, x, hashes)
             if not failures and not non_finite.size:
+                if self.tap is not None:
+                    self.tap.offer(slots, x, outputs)
                 return BatchResult(steps, None, None, outputs, 0, NO_FAILURES)
             statuses = np.zeros(len(slots), np.int8)
             rows = np.arange(len(slots))
@@ -129,6 +142,8 @@ class Engine:
         statuses[rows[failed]] = RowStatus.FAILED
         applied = np.flatnonzero(statuses == RowStatus.APPLIED)
         outputs = tuple(np.delete(part, np.union1d(non_finite, failed), axis=0) for part in outputs)
+        if self.tap is not None:
+            self.tap.offer(slots[applied], x[applied], outputs)
         missing = self.layout.missing(x[applied])
         return BatchResult(
             steps, statuses, applied, outputs, missing, {int(rows[row]): why for row, why in failures.items()}
@@ -152,6 +167,8 @@ class Engine:
         if not healthy:
             return None
         self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values), timestep.values)
+        if self.tap is not None:
+            self.tap.offer_row(slot, timestep.values, row.outputs)
         return Prediction(step, tuple([bytes(part) for part in row.outputs]))
 
     def _check_repeats(self, statuses: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Array) -> None:

@@ -23,6 +23,10 @@ Outcome = Literal[
 CheckpointOutcome = Literal["ok", "failed", "fenced"]
 OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
 Label = TypeVar("Label", bound=str)
+# What became of a timestep that a shadow was to run.
+SHADOW_OUTCOMES = ("compared", "warming", "dropped", "failed")
+# From the last bits of float32 to a thousand times the scale.
+DIFFERENCES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0)
 # How a stream came to another version, as `core.swap.Moved` names it; or that it did not.
 MOVE_OUTCOMES = ("rewarmed", "reset", "failed")
 
@@ -130,6 +134,9 @@ class ModelMetrics:
         self.run_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)
         self.moves: Counts[str] = Counts(MOVE_OUTCOMES)
+        self.shadow_steps: Counts[str] = Counts(SHADOW_OUTCOMES)
+        self.shadow_absolute = Histogram(DIFFERENCES)
+        self.shadow_relative = Histogram(DIFFERENCES)
         self.missing = Count()
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
@@ -323,6 +330,31 @@ class _Gauge:
     read: Callable[[], float]
 
 
+def _of_shadow(model: ModelMetrics, labels: Sequence[str]) -> Iterator["_Metric"]:
+    """The metrics of a version as a shadow."""
+    yield _Metric(
+        MetricFamily(
+            "tidegate_shadow_steps",
+            "Timesteps that this version was to run as a shadow: compared; not compared, because it knows the stream too "
+            "briefly; dropped, because it is behind; failed.",
+            "counter",
+            (*labels, "outcome"),
+            [(*model.labels, outcome) for outcome in model.shadow_steps],
+        ),
+        model.shadow_steps.attachers(),
+    )
+    texts = {
+        "absolute": "Largest absolute difference between the outputs of this shadow and the real ones, of each timestep.",
+        "relative": "The same in standard deviations of the real output.",
+    }
+    for name, text in texts.items():
+        measured: Histogram = getattr(model, f"shadow_{name}")
+        yield _Metric(
+            MetricFamily(f"tidegate_shadow_{name}_difference", text, "histogram", labels, [model.labels], DIFFERENCES),
+            [measured.attach],
+        )
+
+
 def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
     labels = ("model", "version")
     histograms = {
@@ -351,6 +383,7 @@ def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
         ),
         model.moves.attachers(),
     )
+    yield from _of_shadow(model, labels)
     text = "Values of applied timesteps that were NaN."
     yield _Metric(
         MetricFamily("tidegate_missing_values", text, "counter", labels, [model.labels]), [model.missing.attach]

@@ -37,6 +37,7 @@ from tidegate.runtime.permanent_tasks import PermanentTasks
 from tidegate.runtime.process import measure
 from tidegate.runtime.repository import Limits, Repository, ServedModel
 from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
+from tidegate.runtime.shadow import Shadows
 from tidegate.runtime.shared_counters import SharedCounters
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
@@ -186,6 +187,8 @@ class Server:
         await self._load_models(resources, catalog.targets if catalog is not None else await self._targets())
         self._warn_of_memory()
         self._make_services(store)
+        for name in self.repository.names:
+            await self._mark_versions(name)
         if self.context is None:
             source.counters, source.up = metrics.counters, True
         else:
@@ -242,6 +245,11 @@ class Server:
         self._watch.start()
         resources.callback(self._watch.stop)
 
+    async def _mark_versions(self, name: str) -> int:
+        """Takes over the default version and the settings of a model. Returns how many live streams move."""
+        self.shadows.refresh(name)
+        return await self.stream_service.mover.mark(name)
+
     def _models_changed(self) -> None:
         self.version_watch.models_changed()
         self.on_models()
@@ -259,7 +267,8 @@ class Server:
         )
         self.host.registry = self.registry
         self.stream_service = StreamService(self.repository, store, self.metrics, self.registry)
-        self.version_watch.mark = self.stream_service.mover.mark
+        self.shadows = Shadows(self.repository)
+        self.version_watch.mark = self._mark_versions
         self.admin_service = AdminService(self.repository, store, self.registry, self.control)
         self._servicer = servicer.TidegateServicer(
             self.stream_service,
@@ -322,6 +331,7 @@ class Server:
             if served.batcher.runs_in_thread:  # its callers have gone
                 served.batcher.engine.model.end_run()
         hanging = await self._tasks.cancel(STUCK_SECONDS)
+        self.shadows.close()
         await self._resources.aclose()
         if hanging:
             self.hangs = f"a run does not end: {', '.join(task.get_name() for task in hanging)}"
