@@ -22,7 +22,7 @@ COPY --from=build /opt/tidegate /opt/tidegate
 COPY --from=build --chown=65532:65532 /data /data
 COPY models /models
 ENV PATH=/opt/tidegate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    TIDEGATE_MODELS=/models TIDEGATE_DATA_DIR=/data
+    TIDEGATE_MODELS=/models TIDEGATE_DATA_DIR=/data TIDEGATE_HOST=0.0.0.0
 # Where streams rest: the one place that is written to.
 VOLUME /data
 # A number, so that Kubernetes can see that it is not root.
@@ -30,7 +30,7 @@ USER 65532:65532
 WORKDIR /
 EXPOSE 50051 9464
 # Starting Python costs some hundred milliseconds of CPU: not more often than needed.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=10s CMD ["tidegate", "health"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=10s CMD ["tidegate", "health", "--http"]
 # One worker a core that the container is given; the first process is their supervisor, and needs no other init.
 ENTRYPOINT ["tidegate"]
 CMD ["serve"]

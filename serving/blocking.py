@@ -31,6 +31,7 @@ from tidegate.client import (
     Existence,
     InvalidTimestep,
     Model,
+    ModelChange,
     Prediction,
     Predictions,
     Some,
@@ -43,10 +44,11 @@ from tidegate.client import (
 )
 from tidegate.client.client import BUFFER_MAX, RECONNECT_S, ViewT
 from tidegate.client.client import Opening as AsynchronousOpening
-from tidegate.client.inputs import columns, rows_in_order, split_block
+from tidegate.client.inputs import rows_in_order, split_block
 from tidegate.client.results import Group
+from tidegate.client.tensors import BeginInputs, block_rows
 from tidegate.client.view import iterate
-from tidegate.core.spec import Floats, Ints
+from tidegate.core.spec import Ints
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -128,6 +130,10 @@ class Client:
         """Makes the version the default again that was it before; see `tidegate.client.Client.rollback`."""
         return self._call(self._client.rollback(model))
 
+    def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
+        """Has all workers "load", "unload" or "reload" versions of a model; see `Client.change_models`."""
+        return self._call(self._client.change_models(action, model, version))
+
     def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
         """One model and its card as JSON; see `tidegate.client.Client.describe`."""
         return self._call(self._client.describe(model, version))
@@ -170,10 +176,13 @@ class Client:
         model: str = "",
         version: str = "",
         sync: bool = True,
+        inputs: BeginInputs | None = None,
     ) -> Prediction:
         """Runs one timestep of one stream in a unary call; see `tidegate.client.Client.predict_one`."""
         return self._call(
-            self._client.predict_one(stream_id, values, step=step, model=model, version=version, sync=sync)
+            self._client.predict_one(
+                stream_id, values, step=step, model=model, version=version, sync=sync, inputs=inputs
+            )
         )
 
     def open(
@@ -185,10 +194,11 @@ class Client:
         existence: Existence = "any",
         sync: bool = False,
         owner: str = "",
+        inputs: BeginInputs | None = None,
     ) -> "Opening[asynchronous.Stream, Stream]":
         """Opens a stream, with `with`: begins or resumes it; see `tidegate.client.Client.open`."""
         opening = self._client.open(
-            stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner
+            stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner, inputs=inputs
         )
         return Opening(self, opening, Stream)
 
@@ -201,9 +211,12 @@ class Client:
         existence: Existence = "any",
         sync: bool = False,
         owner: str = "",
+        inputs: BeginInputs | None = None,
     ) -> "Opening[asynchronous.Block, Block]":
         """Opens many streams of one model on one call, with `with`; see `tidegate.client.Client.block`."""
-        opening = self._client.block(streams, model=model, version=version, existence=existence, sync=sync, owner=owner)
+        opening = self._client.block(
+            streams, model=model, version=version, existence=existence, sync=sync, owner=owner, inputs=inputs
+        )
         return Opening(self, opening, Block)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
@@ -314,10 +327,14 @@ class Stream:
         """
         group = Group()
         return _pipeline(
-            iterate("rows", rows_in_order(rows, self._stream.model.features)),
+            iterate("rows", self._rows_in_order(rows)),
             lambda row: self._client._begin(self._stream.step(row, group=group)),  # noqa: SLF001 - two halves of one class
             lambda: self._stream.window,
         )
+
+    def _rows_in_order(self, rows: Iterable[Values]) -> Iterable[Values]:
+        model = self._stream.model
+        return rows_in_order(rows, model.features) if model.layout.plain else rows
 
     def close(self, *, forget: bool = False) -> None:
         """Closes the stream once everything is stored; see `tidegate.client.Stream.close`."""
@@ -359,9 +376,11 @@ class Block:
         """Sends timesteps of many streams and waits for their predictions; see `tidegate.client.Block.step`."""
         return self._client._call(self._block.step(x, rows))  # noqa: SLF001 - two halves of one class
 
-    def _columns(self, block: Timesteps | Some) -> tuple[Floats, Ints]:
+    def _check(self, block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
+        """Raises InvalidTimestep when it is no block, so that no block is read after it."""
         x, rows = split_block(block)
-        return columns(x, rows, len(self.stream_ids), self.model.features)
+        values, indices = block_rows(x, rows, len(self.stream_ids), self.model)
+        return (values, indices) if self.model.layout.plain else (x, rows)
 
     def predict(self, blocks: Iterable[Timesteps | Some]) -> Iterator[Predictions]:
         """Sends block after block, as many ahead as the server allows, and yields the answers in order.
@@ -371,8 +390,7 @@ class Block:
         """
         return _pipeline(
             iterate("blocks", blocks),
-            # Converted here, so that no block is read after an invalid one.
-            lambda block: self._client._begin(self._block.step(*self._columns(block))),  # noqa: SLF001 - as above
+            lambda block: self._client._begin(self._block.step(*self._check(block))),  # noqa: SLF001 - as above
             lambda: self._block.window,
         )
 

@@ -259,7 +259,7 @@ def _fork_checker(server: socket.socket) -> Callable[[], object]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         keep = os.dup(server.fileno())
         os.setsid()
-        for file in map(int, os.listdir("/proc/self/fd")):
+        for file in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
             if file > 2 and file != keep:
                 with contextlib.suppress(OSError):
                     os.close(file)

@@ -27,9 +27,8 @@ from tidegate.runtime.server import Server
 @asynccontextmanager
 async def run_server(root: Path, **settings: Any) -> AsyncIterator[Server]:
     """A real server on free ports."""
-    settings = {"batch_max": 16, "state": "memory:", **settings}
-    config = ServerConfig(models=root, host="127.0.0.1", port=0, metrics_port=0, **settings)
-    server = Server(config, make_checker=ForkedChecker)
+    settings = {"batch_max": 16, "state": "memory:", "host": "127.0.0.1", **settings}
+    server = Server(ServerConfig(models=root, port=0, metrics_port=0, **settings), make_checker=ForkedChecker)
     await server.start()
     try:
         yield server

@@ -78,13 +78,13 @@ def train(
         request = start.request(request)
     # Checked before the training, not after it.
     version = free_version(request.models, request.name, request.version)
-    if not begun:
-        prepared = prepared or prepare(request, read_request(request), on_note)
-        run.open_folder(request.out)
-    else:
+    if not prepared:
         series = read_request(request)
-        _check_same(series, begun.facts)
+        if begun:
+            _check_same(series, begun.facts)
         prepared = prepare(request, series, on_note)
+    if not begun:
+        run.open_folder(request.out)
     if start:
         prepared = start.apply(prepared)
     series = prepared.series

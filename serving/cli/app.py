@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, models, streams
+from tidegate.cli import bench, conformance, models, streams, tokens
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from tidegate.cli.options import ModelName, ModelVersion, with_options_of
 from tidegate.runtime.config import InvalidSetting, ServerConfig
-
-if TYPE_CHECKING:
-    pass  # imported when a command connects
 
 TRAINING_COMMANDS = {
     "inspect": "Tell what a table of sensor data holds, and what looks wrong.",
@@ -44,9 +41,10 @@ app = typer.Typer(
 )
 
 app.add_typer(streams.app, name="streams")
-app.command("models")(models.models)
+app.add_typer(models.app, name="models")
 app.command("promote")(models.promote)
 app.command("rollback")(models.rollback)
+app.add_typer(tokens.app, name="token")
 app.command("bench")(bench.bench)
 app.command("conformance")(conformance.conformance)
 
@@ -153,8 +151,19 @@ def health(
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
+    http: Annotated[
+        bool,
+        typer.Option(
+            "--http", help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token."
+        ),
+    ] = False,
 ) -> None:
     """Check whether a server is serving; exit code 0 means yes."""
+    if http:
+        from tidegate.cli.http_health import ask_health
+
+        print(ask_health(os.environ, timeout))
+        return
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

@@ -135,8 +135,12 @@ def _load_values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
     import numpy as np
 
     from tidegate.bench.values import FILE_ROWS_MAX, random_values
-    from tidegate.cli.sensor_table import InvalidTable, read_table
+    from tidegate.cli.sensor_table import InvalidTable, check_inputs, read_table
 
+    try:
+        check_inputs(f"{model.name}/{model.version}", model.inputs_by_name)
+    except InvalidTable as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
     if plan.missing and not model.handles_missing:
         raise CommandError(f"--missing: model {model.name}/{model.version} does not accept missing values", EXIT_USAGE)
     if path is None:

@@ -73,6 +73,8 @@ Tls = Annotated[
 CaFile = Annotated[
     Path | None,
     typer.Option(
+        "--ca",
+        "--tls-ca",
         envvar="TIDEGATE_CA",
         metavar="FILE",
         help="PEM file with the CA certificates to trust.",
@@ -94,6 +96,11 @@ Token = Annotated[
         metavar="TEXT",
         help="Token to send as `authorization: Bearer TEXT`. Without TLS it is sent only to this machine, or with --no-tls.",
     ),
+]
+
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(envvar="TIDEGATE_TOKEN_FILE", metavar="FILE", help="File that has the token in its only line."),
 ]
 
 
@@ -138,6 +145,7 @@ def make_connection(
     cert: Path | None = None,
     key: Path | None = None,
     token: str = "",
+    token_file: Path | None = None,
 ) -> ConnectionSettings:
     """Makes connection settings from the options. `tls` is None when neither --tls nor --no-tls was given.
 
@@ -158,6 +166,12 @@ def make_connection(
     if (cert is None) != (key is None):
         given, other = ("--key", "--cert") if cert is None else ("--cert", "--key")
         raise CommandError(f"{given}: got no {other}, expected both or none of them", EXIT_USAGE)
+    if token and token_file is not None:
+        raise CommandError("--token-file: got --token too, expected one of them", EXIT_USAGE)
+    if token_file is not None:
+        token = (_read_file("--token-file", token_file) or b"").decode("ascii", errors="replace").strip()
+        if not token:
+            raise CommandError(f"--token-file: {token_file} is empty, expected a token", EXIT_USAGE)
     if not (token.isascii() and token.isprintable() and token == token.strip()):  # the message must not show the secret
         raise CommandError(
             "--token: got characters that cannot be sent, expected printable ASCII without surrounding spaces",
@@ -205,6 +219,7 @@ OPTIONS: tuple[tuple[str, Any, Any], ...] = (
     ("cert", CertFile, None),
     ("key", KeyFile, None),
     ("token", Token, ""),
+    ("token_file", TokenFile, None),
 )
 
 

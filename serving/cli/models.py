@@ -1,18 +1,22 @@
-"""`tidegate models`, `tidegate promote` and `tidegate rollback`: the versions of a server, and which one is the default."""
+"""`tidegate models`, `promote` and `rollback`: the versions of a server, which it loads, and which one is the default."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
-from tidegate.cli.errors import EXIT_USAGE, CommandError
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 from tidegate.cli.options import AsJson
 
 if TYPE_CHECKING:
     from tidegate.client import Client, DefaultChange, Model, Version  # imported when a command connects
+
+T = TypeVar("T")
+
+app = typer.Typer(help="List the models of a server, load versions and unload them.", rich_markup_mode=None)
 
 # What `--json` says of a version beside its model.
 VERSION_FIELDS = (
@@ -20,35 +24,19 @@ VERSION_FIELDS = (
 )  # fmt: skip
 
 Name = Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")]
+Title = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="The model; without a version, all of them.")]
 
 
+@app.callback(invoke_without_command=True)
 @with_server_options
-def models(
-    *,
-    connection: ConnectionSettings,
-    as_json: AsJson = False,
-) -> None:
-    """List the versions that a server serves: which one is the default, its policy, and the streams on each."""
+def models(context: typer.Context, *, connection: ConnectionSettings, as_json: AsJson = False) -> None:
+    """List the versions that a server serves: which is the default, its policy, the streams on each; load and unload."""
+    if context.invoked_subcommand is not None:
+        return
     from rich.console import Console
     from rich.table import Table
 
-    from tidegate.client import ClientError, InvalidArgument
-
-    async def fetch() -> list[tuple["Model", "Version | None"]]:
-        async with connection.client() as client:
-            found = await client.models()
-            try:
-                versions = {(version.model, version.version): version for version in await client.versions()}
-            except ClientError:  # an older server, or its store does not answer
-                versions = {}
-            return [(model, versions.get((model.name, model.version))) for model in found]
-
-    try:
-        served = asyncio.run(fetch())
-    except InvalidArgument as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    except ClientError as error:
-        raise unavailable(connection.address, error) from None
+    served = _call(connection, _fetch)
     if as_json:
         print(json.dumps([_model_fields(*each) for each in served], indent=2))
         return
@@ -78,6 +66,18 @@ def models(
     Console().print(table)
 
 
+async def _fetch(client: "Client") -> list[tuple["Model", "Version | None"]]:
+    """The models, each with what is known of its version."""
+    from tidegate.client import ClientError
+
+    found = await client.models()
+    try:
+        versions = {(version.model, version.version): version for version in await client.versions()}
+    except ClientError:  # an older server, or its store does not answer
+        versions = {}
+    return [(model, versions.get((model.name, model.version))) for model in found]
+
+
 def _mark(version: "Version | None") -> str:
     """What a version is, beside others."""
     if version is None:
@@ -94,6 +94,27 @@ def _policy(version: "Version | None") -> str:
     return f"{version.policy} {version.rewarm_steps}" if version.rewarm_steps else version.policy
 
 
+@app.command()
+@with_server_options
+def load(title: Title, *, connection: ConnectionSettings) -> None:
+    """Load versions from the server's folder, in all workers; exit code 1 when one is refused."""
+    _change(connection, "load", title)
+
+
+@app.command()
+@with_server_options
+def unload(title: Title, *, connection: ConnectionSettings) -> None:
+    """Unload versions: they begin no streams, and leave memory after their last one."""
+    _change(connection, "unload", title)
+
+
+@app.command()
+@with_server_options
+def reload(*, connection: ConnectionSettings) -> None:
+    """Look at the server's folder: load versions that are new, and unload those that are gone."""
+    _change(connection, "reload", "")
+
+
 @with_server_options
 def promote(
     name: Name,
@@ -104,33 +125,47 @@ def promote(
     connection: ConnectionSettings,
 ) -> None:
     """Make a version the default of its model."""
-    _change(name, connection, lambda client: client.promote(name, "" if version == "newest" else version))
+    chosen = "" if version == "newest" else version
+    _print_change(name, _call(connection, lambda client: client.promote(name, chosen)))
 
 
 @with_server_options
 def rollback(name: Name, *, connection: ConnectionSettings) -> None:
     """Make the version the default again that was it before."""
-    _change(name, connection, lambda client: client.rollback(name))
+    _print_change(name, _call(connection, lambda client: client.rollback(name)))
 
 
-def _change(
-    name: str, connection: ConnectionSettings, change: Callable[["Client"], Awaitable["DefaultChange"]]
-) -> None:
-    """Has a server change the default version, and prints what it is now."""
+def _print_change(name: str, changed: "DefaultChange") -> None:
+    was = f", before {changed.previous_version}" if changed.previous_version != changed.version else " already"
+    print(f"default version of {name}: {changed.version}{was}")
+
+
+def _change(connection: ConnectionSettings, action: str, title: str) -> None:
+    name, _, version = title.partition("/")
+    changes = _call(connection, lambda client: client.change_models(action, name, version))
+    for change in changes:
+        print(f"{change.outcome} {change.name}/{change.version}" + (f": {change.reason}" if change.reason else ""))
+    if not changes:
+        print("nothing has changed")
+    if any(change.outcome == "refused" for change in changes):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _call(connection: ConnectionSettings, act: "Callable[[Client], Awaitable[T]]") -> T:
+    """Connects and does something."""
     from tidegate.client import ClientError, InvalidArgument, ModelNotFound, StreamRefused
 
-    async def run() -> "DefaultChange":
+    async def run() -> T:
+        # The server answers once it has tried the models.
         async with connection.client() as client:
-            return await change(client)
+            return await act(client)
 
     try:
-        changed = asyncio.run(run())
+        return asyncio.run(run())
     except (InvalidArgument, ModelNotFound, StreamRefused) as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:
         raise unavailable(connection.address, error) from None
-    was = f", before {changed.previous_version}" if changed.previous_version != changed.version else " already"
-    print(f"default version of {name}: {changed.version}{was}")
 
 
 def _model_fields(model: "Model", version: "Version | None") -> dict[str, object]:
@@ -143,6 +178,10 @@ def _model_fields(model: "Model", version: "Version | None") -> dict[str, object
         "period_s": model.period_s,
         "features": [
             {"name": field.name, "unit": field.unit, "low": field.low, "high": field.high} for field in model.features
+        ],
+        "inputs": [
+            {"name": field.name, "type": str(field.dtype), "shape": field.shape, "per": field.kind}
+            for field in model.inputs
         ],
         "outputs": [
             {

@@ -18,7 +18,7 @@ from rich.table import Table
 from tidegate.cli.connection import ConnectionSettings
 from tidegate.cli.forecast_scores import ForecastScorer, Score, percent
 from tidegate.cli.outputs import check_outputs, replacing, require_matplotlib
-from tidegate.cli.sensor_table import SensorTable, read_table
+from tidegate.cli.sensor_table import SensorTable, check_inputs, read_table
 from tidegate.cli.stretches import Clock, check_order, cut
 from tidegate.client import Client, Model, Overloaded, Prediction, Stream
 from tidegate.core.spec import Floats, Output
@@ -126,6 +126,7 @@ class Replay:
         check_outputs(out, plot, scores)
         async with self.connection.client() as client:
             served, card = await client.describe(self.model, self.version)
+            check_inputs(f"{served.name}/{served.version}", served.inputs_by_name)
             source = TrainedOn.of(card)
             table = read_table(
                 self.file,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tidegate.core.spec import Floats
+from tidegate.core.spec import Floats, Input
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The usual ways to write a missing value.
@@ -23,6 +23,16 @@ EXPECTED = (
 
 class InvalidTable(Exception):
     """The file is not as expected. The message names the row, the column and what to do."""
+
+
+def check_inputs(model: str, by_name: Sequence[Input]) -> None:
+    """Raises InvalidTable when a model takes inputs that rows of numbers do not have. `by_name` are these inputs."""
+    if by_name:
+        names = ", ".join(f"'{part.name}' ({part.dtype} {list(part.shape)})" for part in by_name)
+        raise InvalidTable(
+            f"model {model} takes {names}, expected one vector of float32 only; this command sends rows of numbers: "
+            "use the Python client for this model"
+        )
 
 
 @dataclass(frozen=True, slots=True)

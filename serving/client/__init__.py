@@ -41,6 +41,7 @@ from tidegate.client.errors import (
     ModelMismatch,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
     ServerUnavailable,
     StepGap,
     StoreUnavailable,
@@ -60,7 +61,7 @@ from tidegate.client.errors import (
 from tidegate.client.inputs import Some, Timesteps, Values
 from tidegate.client.retry import Backoff
 from tidegate.client.stream import Stream
-from tidegate.client.types import Model, Prediction, Predictions, StreamInfo
+from tidegate.client.types import Model, ModelChange, Prediction, Predictions, StreamInfo
 from tidegate.client.versions import DefaultChange, Version
 
 __all__ = [
@@ -76,10 +77,12 @@ __all__ = [
     "InvalidArgument",
     "InvalidTimestep",
     "Model",
+    "ModelChange",
     "ModelFailed",
     "ModelMismatch",
     "ModelNotFound",
     "Overloaded",
+    "PermissionDenied",
     "Prediction",
     "Predictions",
     "ServerUnavailable",

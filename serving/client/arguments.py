@@ -131,6 +131,13 @@ def metadata(field: str, value: object) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
+def mapping(field: str, value: object) -> Mapping[str, object] | None:
+    """Checks that an argument is a mapping from names, or None."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise invalid(field, value, "a mapping from names to arrays, or None")
+    return value
+
+
 def boolean(field: str, value: object) -> bool:
     """Checks that an argument is True or False."""
     if not isinstance(value, bool | np.bool_):

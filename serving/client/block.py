@@ -7,8 +7,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from tidegate.client.errors import ClientError
-from tidegate.client.inputs import Some, Timesteps, columns, split_block
+from tidegate.client.inputs import Some, Timesteps, split_block
 from tidegate.client.results import BlockResults
+from tidegate.client.tensors import block_rows
 from tidegate.client.types import Predictions
 from tidegate.client.view import Rows, View, pipeline
 from tidegate.core.spec import Ints
@@ -80,7 +81,8 @@ class Block(View):
 
         Args:
             x: (streams, features) the next timestep of every stream; NaN means missing, None is refused. Rows of unusable streams get
-                the stream's error.
+                the stream's error. For a model with other inputs: a mapping from their names to arrays (streams, *shape), or one
+                such array where it has a single one.
             rows: (n,) the places of the streams that the rows of x are for; then x is (n, features). A stream may be named several
                 times: its timesteps are applied in that order. None for all streams.
 
@@ -111,7 +113,7 @@ class Block(View):
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Pending:
         """Submits timesteps as there is room. Returns the future of their answers."""
         self._session.check_process()
-        values, places = columns(x, rows, len(self._members), self.model.features)
+        values, places = block_rows(x, rows, len(self._members), self.model)
         streams = self._indices[places]
         async with self._submit_lock:
             self._check()

@@ -1,7 +1,7 @@
 """A connection to a server: opens streams and sends unary requests."""
 
 import numbers
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
@@ -15,7 +15,17 @@ from tidegate.client.inputs import Values
 from tidegate.client.retry import Backoff, Limits
 from tidegate.client.session import Session
 from tidegate.client.stream import Stream
-from tidegate.client.types import STATES, Model, Prediction, StreamInfo, decode_model, decode_stream_info
+from tidegate.client.tensors import BeginInputs, StreamInputs, stream_inputs
+from tidegate.client.types import (
+    STATES,
+    Model,
+    ModelChange,
+    Prediction,
+    StreamInfo,
+    decode_change,
+    decode_model,
+    decode_stream_info,
+)
 from tidegate.client.unary import UnaryPredictor
 from tidegate.client.versions import VersionCalls
 from tidegate.core.spec import STEP_MAX
@@ -25,6 +35,12 @@ ViewT = TypeVar("ViewT", bound=Stream | Block)
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 
+# The calls that change which models are served.
+MODEL_CALLS: Mapping[str, tuple[str, type[pb.LoadModelRequest | pb.UnloadModelRequest | pb.ReloadModelsRequest]]] = {
+    "load": ("LoadModel", pb.LoadModelRequest),
+    "unload": ("UnloadModel", pb.UnloadModelRequest),
+    "reload": ("ReloadModels", pb.ReloadModelsRequest),
+}
 EXISTENCE: Mapping[str, pb.Existence] = {
     "any": pb.EXISTENCE_UNSPECIFIED,
     "must_exist": pb.EXISTENCE_MUST_EXIST,
@@ -146,6 +162,22 @@ class Client(VersionCalls):
         answer = await self._connection.call_unary("DescribeModel", request)
         return decode_model(answer.model), answer.card_json
 
+    async def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
+        """Has all workers "load" or "unload" versions of a model, or "reload": load what is new and unload what is gone.
+
+        Without a version, all of them. Returns what became of each.
+
+        Raises:
+            ModelNotFound: there is no such version.
+
+        """
+        call, request_type = arguments.choice("action", action, MODEL_CALLS)
+        request = request_type()
+        if not isinstance(request, pb.ReloadModelsRequest):
+            request.name = arguments.text("model", model, minimum=1)
+            request.version = arguments.text("version", version)
+        return [decode_change(each) for each in (await self._connection.call_unary(call, request)).changes]
+
     async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
         """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, only those in that state.
 
@@ -235,6 +267,7 @@ class Client(VersionCalls):
         model: str = "",
         version: str = "",
         sync: bool = True,
+        inputs: BeginInputs | None = None,
     ) -> Prediction:
         """Runs one timestep of one stream in a unary call, for programs that keep no call open.
 
@@ -244,11 +277,12 @@ class Client(VersionCalls):
 
         Args:
             stream_id: the stream's name; step 1 begins it.
-            values: (features,) as in `Stream.step`. Named values need one or two more calls, for the features.
+            values: as in `Stream.step`. Named values and other inputs than one vector of float32 need one or two more calls, for the model.
             step: the timestep's number, from 1; None or 0: the server numbers it.
             model: the model; empty for the stream's own, or the only one served.
             version: its version; empty for the stream's own, or the newest.
             sync: answer when the timestep is stored; False: at once, and a crash of the server may undo it.
+            inputs: as in `open`; needed with the first timestep of a stream.
 
         Raises:
             InvalidArgument: an argument is invalid.
@@ -264,7 +298,7 @@ class Client(VersionCalls):
             step=0 if step is None else arguments.integer("step", step, 0, STEP_MAX),
             durability=_durability(sync),
         )
-        return await self._unary.predict(request, values)
+        return await self._unary.predict(request, values, arguments.mapping("inputs", inputs))
 
     def open(
         self,
@@ -275,6 +309,7 @@ class Client(VersionCalls):
         existence: Existence = "any",
         sync: bool = False,
         owner: str = "",
+        inputs: BeginInputs | None = None,
     ) -> "Opening[Stream]":
         """Opens a stream, with `async with`: begins or resumes it. It is closed at the end of the block.
 
@@ -290,6 +325,8 @@ class Client(VersionCalls):
             sync: predictions come only when their timesteps are stored.
             owner: the token by which the server recognizes this client when the stream is opened again, at most 256 bytes of UTF-8. Empty:
                 a random one, the same for all streams of this client. Give a fixed one so that a restarted program counts as the same client.
+            inputs: the arrays that the model takes once for each stream, by name, such as the vector of a speaker. They are stored with the
+                stream: give the same again, or none, to resume it.
 
         Raises:
             InvalidArgument: an argument is invalid.
@@ -299,7 +336,13 @@ class Client(VersionCalls):
         """
         name = arguments.name("stream_id", stream_id)
         options = self._open_request(model, version, existence, sync, owner)
-        return Opening(self._views, lambda: Stream(self._session(name, sync=sync), name, options))
+        given = arguments.mapping("inputs", inputs)
+
+        async def begin() -> Stream:
+            converted = await self._stream_inputs(given, name, options, None)
+            return Stream(self._session(name, sync=sync), name, options, converted)
+
+        return Opening(self._views, begin)
 
     def block(
         self,
@@ -310,6 +353,7 @@ class Client(VersionCalls):
         existence: Existence = "any",
         sync: bool = False,
         owner: str = "",
+        inputs: BeginInputs | None = None,
     ) -> "Opening[Block]":
         """Opens many streams of one model on one call, with `async with`; for gateways. They are closed at the end of the block.
 
@@ -323,6 +367,7 @@ class Client(VersionCalls):
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token of all streams; see `open`.
+            inputs: as in `open`: arrays (streams, *shape), or one value for all streams.
 
         Raises:
             InvalidArgument: an argument is invalid: no stream is named, or one is named twice.
@@ -332,7 +377,22 @@ class Client(VersionCalls):
         """
         stream_ids = _stream_ids(streams)
         options = self._open_request(model, version, existence, sync, owner)
-        return Opening(self._views, lambda: Block(self._session("", sync=sync), stream_ids, options))
+        given = arguments.mapping("inputs", inputs)
+
+        async def begin() -> Block:
+            converted = await self._stream_inputs(given, stream_ids[0], options, len(stream_ids))
+            return Block(self._session("", sync=sync), stream_ids, options, converted)
+
+        return Opening(self._views, begin)
+
+    async def _stream_inputs(
+        self, given: BeginInputs | None, stream_id: str, options: pb.OpenStreams, streams: int | None
+    ) -> list[StreamInputs]:
+        """Converts the inputs that streams begin with. Asks the server for their model, which the first stream names."""
+        if given is None:
+            return []
+        model = await self._unary.stream_model(stream_id, options.model, options.version)
+        return stream_inputs(given, model, streams)
 
     def _open_request(self, model: str, version: str, existence: Existence, sync: bool, owner: str) -> pb.OpenStreams:
         """The options of an open."""
@@ -382,15 +442,17 @@ class Opening(Generic[ViewT]):
     It is not a generator: an abandoned generator would close its stream at garbage collection.
     """
 
-    def __init__(self, views: "set[Stream | Block]", begin: Callable[[], ViewT]) -> None:
+    def __init__(self, views: "set[Stream | Block]", begin: Callable[[], Awaitable[ViewT]]) -> None:
         self._views = views
         self._begin = begin
         self._view: ViewT | None = None
+        self._entered = False
 
     async def __aenter__(self) -> ViewT:
-        if self._view is not None:
+        if self._entered:
             raise WrongOrder("open: was entered before; open it again to continue")
-        view = self._view = self._begin()
+        self._entered = True
+        view = self._view = await self._begin()
         self._views.add(view)
         try:
             await view.start()

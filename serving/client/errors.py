@@ -17,7 +17,8 @@
     │   ├── StreamExpired        it was idle for too long: `next_step` says where it was
     │   ├── StreamExists
     │   ├── TooManyStreams       the server had no room for it until the client's time-out
-    │   └── Unauthenticated
+    │   ├── Unauthenticated
+    │   └── PermissionDenied
     ├── WrongProcess           the client belongs to the parent of this forked process: make another one here
     └── StreamLost             the stream object can no longer be used; open the stream again to continue
         ├── TakenOver            another client has opened it: find out which one before you open it again
@@ -176,6 +177,10 @@ class Unauthenticated(StreamRefused):
     """The server does not accept the client's token. Give it a valid one."""
 
 
+class PermissionDenied(StreamRefused):
+    """The client's token is valid, and does not allow this. Use a token that does."""
+
+
 class StreamLost(ClientError):
     """The stream object can no longer be used. Open the stream again to continue: its `next_step` says where."""
 
@@ -223,6 +228,7 @@ STREAM_ERRORS: Mapping[str, type[ClientError]] = {
     "STREAM_EXISTS": StreamExists,
     "TOO_MANY_STREAMS": TooManyStreams,
     "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     "TAKEN_OVER": TakenOver,
     "VALUES_DIFFER": ValuesDiffer,
     "STATE_LOST": DataLost,
@@ -234,6 +240,7 @@ STATUS_ERRORS: Mapping[str, type[ClientError]] = {
     "ABORTED": TakenOver,
     "DATA_LOSS": DataLost,
     "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     **dict.fromkeys(
         ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
         ServerUnavailable,

@@ -51,9 +51,10 @@ class Frame(Protocol):
     def __getitem__(self, name: Any, /) -> Any: ...
 
 
-Values = Sequence[float] | Array | np.void | Mapping[str, float] | Keyed | Fields
+# Models with other inputs than one vector of float32 take more; see `tidegate.client.tensors`.
+Values = Sequence[float] | float | Array | np.void | Mapping[str, Any] | Keyed | Fields
 # What `Block.predict` reads: the next timestep of every stream, or with `Some` of a part of the streams.
-Timesteps = Array | Sequence[Values] | Frame
+Timesteps = Array | Sequence[Values] | Mapping[str, Any] | Frame
 Some = tuple[Timesteps, Sequence[int] | Ints]
 
 # Integers, floats and booleans. Converting anything else, such as None, would be a guess.
@@ -173,7 +174,7 @@ def columns(
         InvalidTimestep: x or rows are not numbers, have other shapes, or name unknown streams or features.
 
     """
-    indices = np.arange(streams) if rows is None else _indices(rows, streams)
+    indices = np.arange(streams) if rows is None else indices_of(rows, streams)
     expected = (len(indices), len(features))
     values = _table("x", x, features)
     if values is None or (values.shape != expected and (values.size or len(indices))):
@@ -330,7 +331,8 @@ def _column(x: Any) -> Floats | None:
     return values
 
 
-def _indices(rows: Sequence[int] | Ints, streams: int) -> Ints:
+def indices_of(rows: Sequence[int] | Ints, streams: int) -> Ints:
+    """Converts the indices of streams. Raises InvalidTimestep when they are no indices of so many streams."""
     expected = f"a list of indices from 0 to {streams - 1}, one a row of x"
     try:
         indices = np.asarray(rows)

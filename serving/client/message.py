@@ -9,7 +9,7 @@ import numpy as np
 from tidegate.client.errors import StreamLost
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Waiter
-from tidegate.core.spec import Floats, Ints
+from tidegate.core.spec import Array, Ints
 
 
 class Repeat(NamedTuple):
@@ -31,7 +31,7 @@ class Message:
         buffer: the resend buffer that holds the rows.
         streams: the stream of each row.
         steps: the number of each row's timestep.
-        values: (rows, features)
+        values: the rows, as `tidegate.core.input_layout` says.
         at: the place of each row in the buffer; -1 where the answer is to be ignored.
         ignored: whether any answer is to be ignored.
         repeats: the repeats, one for each row; empty for a message of new timesteps.
@@ -42,7 +42,7 @@ class Message:
     buffer: ResendBuffer
     streams: Ints
     steps: Ints
-    values: Floats
+    values: Array
     at: Ints
     ignored: bool = False
     repeats: Sequence[Repeat] = ()
@@ -78,7 +78,7 @@ class SingleRowMessage(Message):
         if name not in ("streams", "steps", "values", "at"):
             raise AttributeError(name)
         self.streams, self.steps, self.at = np.array([[self.stream], [self.step], [self.place]])
-        self.values = np.frombuffer(self.packed, "<f4").reshape(1, -1)
+        self.values = np.frombuffer(self.packed, self.buffer.layout.row_dtype).reshape(1, -1)
         return getattr(self, name)
 
 

@@ -9,7 +9,7 @@ from tidegate.client.resend_buffer import ResendBuffer, SingleTimestep
 from tidegate.client.results import Answers, BlockResults, Deliver, Group, Waiter, answer_lost, deliver, log, split_rows
 from tidegate.client.table import StreamTable, cumcount
 from tidegate.client.types import Model, Prediction
-from tidegate.core.spec import Floats, Ints, Output
+from tidegate.core.spec import Array, Ints, Output
 
 # The results number of single timesteps. In their rows, `place` is the key in `PendingTimesteps._singles`.
 SINGLE_TIMESTEPS = 0
@@ -52,7 +52,7 @@ class PendingTimesteps(StreamTable):
         buffer.queue_single((stream, values, waiter, group))
         self._next_at[stream] += 1
 
-    def add(self, buffer: ResendBuffer, results: BlockResults, place: int, streams: Ints, values: Floats) -> None:
+    def add(self, buffer: ResendBuffer, results: BlockResults, place: int, streams: Ints, values: Array) -> None:
         """Appends rows, from `place` of their results on. The rows of one result are added in order.
 
         Rows of unusable streams fail with their error at once.
@@ -86,7 +86,7 @@ class PendingTimesteps(StreamTable):
             return
         named, packed, _, _ = zip(*singles, strict=True)
         streams = np.array(named, np.int64)
-        values = np.frombuffer(b"".join(packed), "<f4").reshape(len(streams), -1)
+        values = np.frombuffer(b"".join(packed), buffer.layout.row_dtype).reshape(len(streams), -1)
         turns = cumcount(streams)
         steps = self.next_steps[streams] - 1
         if turns.any():  # several timesteps of one stream: next_steps counts all of them already

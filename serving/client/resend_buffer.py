@@ -13,13 +13,14 @@ import numpy as np
 
 from tidegate.client.results import Bools, Group, Waiter
 from tidegate.client.types import Model
-from tidegate.core.spec import Array, Floats, Ints
+from tidegate.core.spec import Array, Ints
 
 # The buffer is compacted when it is twice as long as after the last compaction, so the amortized cost of a row is small.
 # Shorter buffers are not worth it.
 COMPACT_ROWS_MIN = 4096
 INITIAL_ROWS = 64
 UINT64_MAX = 2**64 - 1
+WORD_BYTES = 4
 
 # A timestep with a caller of its own: stream, packed values, the caller's future, group.
 SingleTimestep = tuple[int, bytes, Waiter, Group | None]
@@ -34,6 +35,7 @@ class ResendBuffer:
 
     Attributes:
         model: the model of the streams, as the server described it last; any version of it when they may move.
+        layout: that of its rows.
         may_move: whether the server may move the streams to another version.
         rows_max: how many rows a message may have.
         unsent_from: all rows before this place have been sent.
@@ -43,6 +45,7 @@ class ResendBuffer:
     def __init__(self, model: Model, rows_max: int, *, may_move: bool = False) -> None:
         self.model = model
         self.may_move = may_move
+        self.layout = model.layout
         self.rows_max = rows_max
         self.unsent_from = 0
         self._count = 0
@@ -51,7 +54,7 @@ class ResendBuffer:
             **{name: np.empty(0, np.int64) for name in ("results", "place", "stream", "step")},
             "check": np.empty(0, np.uint64),
             "checked": np.empty(0, np.bool_),
-            "values": np.empty((0, len(model.features)), np.float32),
+            "values": self.layout.zeros(0),
         }
         self._grow(INITIAL_ROWS)
         self._singles: list[SingleTimestep] = []
@@ -59,7 +62,7 @@ class ResendBuffer:
         self._factors = _factors(sum(self._word_count))
         self._factor_list: list[int] = self._factors.tolist()
         self._unpack = [
-            Struct(f"<{count}{'B' if output.dtype.itemsize == 1 else 'I'}").unpack
+            Struct(f"<{count}{'B' if output.dtype.itemsize < WORD_BYTES else 'I'}").unpack
             for output, count in zip(model.outputs, self._word_count, strict=True)
         ]
 
@@ -89,7 +92,7 @@ class ResendBuffer:
         singles, self._singles = self._singles, []
         return singles
 
-    def append(self, results: int, places: Ints | int, streams: Ints | int, steps: Ints | int, values: Floats) -> int:
+    def append(self, results: int, places: Ints | int, streams: Ints | int, steps: Ints | int, values: Array) -> int:
         """Appends rows, or one row. Returns the place of the first."""
         begin = self._count
         end = begin + (1 if isinstance(places, int) else len(places))
@@ -131,13 +134,13 @@ class ResendBuffer:
     def checksums(self, outputs: Sequence[Array]) -> Array:
         """A checksum of each row's outputs, to compare a replayed answer with the delivered one without keeping that.
 
-        It is a sum of 32-bit words (bytes for one-byte types), each times an odd factor of its own. Rows that differ in one word
+        It is a sum of 32-bit words (bytes for types of one byte or two), each times an odd factor of its own. Rows that differ in one word
         always differ in the sum; other rows collide with a probability of at most 2 ** -32.
         """
         rows, sums, begin = len(outputs[0]) if outputs else 0, None, 0
         for output in outputs:
             flat = output.reshape(rows, -1)
-            bits = flat.view(np.uint8 if flat.dtype.itemsize == 1 else np.uint32).astype(np.uint64)
+            bits = flat.view(np.uint8 if flat.dtype.itemsize < WORD_BYTES else np.uint32).astype(np.uint64)
             part = bits @ self._factors[begin : begin + bits.shape[1]]
             sums = part if sums is None else sums + part
             begin += bits.shape[1]
@@ -158,7 +161,7 @@ class ResendBuffer:
 
 def _word_count(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
     size = int(np.prod(shape)) * dtype.itemsize
-    return size if dtype.itemsize == 1 else size // 4
+    return size if dtype.itemsize < WORD_BYTES else size // WORD_BYTES
 
 
 def _factors(count: int) -> Array:

@@ -38,6 +38,7 @@ from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Delivery, Group, Waiter, deliver
 from tidegate.client.retry import Limits, retries_exhausted
 from tidegate.client.session_streams import MESSAGE_OVERHEAD_BYTES, SessionStream, SessionStreams, StreamListener
+from tidegate.client.tensors import StreamInputs
 from tidegate.client.wire import decode_answers, decode_durable, encode_block, encode_single_row
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -73,12 +74,18 @@ class Session(SessionStreams):
 
     # Called by views --------------------------------------------------------------------------------------------------
 
-    def open(self, options: pb.OpenStreams, stream_ids: Sequence[str], listener: StreamListener) -> list[SessionStream]:
-        """Opens streams. `listener` is notified of what happens to each."""
+    def open(
+        self,
+        options: pb.OpenStreams,
+        stream_ids: Sequence[str],
+        listener: StreamListener,
+        inputs: Sequence[StreamInputs] = (),
+    ) -> list[SessionStream]:
+        """Opens streams. `listener` is notified of what happens to each. `inputs` has those that each stream begins with."""
         streams = self.window.add_streams(len(stream_ids))
         until = self._backoff.clock() + self.limits.open_s
         members = [
-            SessionStream(stream, stream_id, options, listener, place, until)
+            SessionStream(stream, stream_id, options, listener, place, until, inputs[place] if inputs else ())
             for place, (stream, stream_id) in enumerate(zip(streams.tolist(), stream_ids, strict=True))
         ]
         self._members.update(zip(streams.tolist(), members, strict=True))

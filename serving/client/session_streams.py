@@ -33,9 +33,10 @@ from tidegate.client.moves import MOVED, NEW_STATES, models_by_row, same_layout,
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Deliver
 from tidegate.client.retry import Limits, PoisonDetector, Retry, RetryDeadlines
+from tidegate.client.tensors import StreamInputs
 from tidegate.client.types import Model, decode_model, model_changed
 from tidegate.client.window import Window
-from tidegate.client.wire import OPEN_KINDS, rows_max
+from tidegate.client.wire import OPEN_KINDS, encode_named, rows_max
 from tidegate.core.spec import Ints
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -87,6 +88,7 @@ class SessionStream:
         listener: the view that it belongs to.
         place: its place in that view.
         until: the deadline of its first open.
+        inputs: those that it begins with; they are sent with each open.
         kind: how it was opened first: "new", "resumed" or "taken_over"; empty before.
         epoch: rises with every open.
         forget: whether the server deletes it on close; None while it is not being closed.
@@ -101,6 +103,7 @@ class SessionStream:
     listener: StreamListener
     place: int
     until: float
+    inputs: StreamInputs = ()
     kind: str = ""
     epoch: int = 0
     forget: bool | None = None
@@ -237,6 +240,7 @@ class SessionStreams:
         options.existence = self._existence(batch[0])
         options.independent = True  # blocks of other streams need not wait for it
         options.stream_ids.extend([member.stream_id for member in batch])
+        options.inputs.extend(_input_columns(batch))
         streams = np.array([member.stream for member in batch], np.int64)
         resume_from = np.where(self.window.ever_opened[streams], self.window.first_kept(streams), 0)
         if options.accept_move and self.window.ever_opened[streams].any():
@@ -265,6 +269,9 @@ class SessionStreams:
                 continue
             this = bytes([self._existence(member), bool(member.forget)]) + member.options.SerializeToString()
             size += len(member.stream_id.encode()) + NAME_OVERHEAD_BYTES
+            if member.inputs:
+                this += repr([name for name, _ in member.inputs]).encode()
+                size += sum(len(packed) for _, packed in member.inputs)
             size_max = min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - MESSAGE_OVERHEAD_BYTES)
             if batch and (this != alike or member.stream_id in names or size > size_max):
                 break
@@ -447,3 +454,9 @@ class SessionStreams:
     def _fail(self, error: ClientError, streams: Iterable[int]) -> None:
         """Marks streams as lost because the call has failed."""
         self._lose(dict.fromkeys(streams, error), shared=True)
+
+
+def _input_columns(members: Sequence[SessionStream]) -> list[pb.InputValues]:
+    """The inputs that streams begin with, one after the other. All have the same names."""
+    columns = zip(*(member.inputs for member in members), strict=True)
+    return encode_named((column[0][0], b"".join(packed for _, packed in column)) for column in columns)

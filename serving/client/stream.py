@@ -1,14 +1,15 @@
 """One stream: a view of a session that sends one timestep at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from tidegate.client import arguments
 from tidegate.client.errors import InvalidArgument, InvalidTimestep, StepGap
-from tidegate.client.inputs import Packer, Values, rows_in_order
+from tidegate.client.inputs import Values, rows_in_order
 from tidegate.client.message import Repeat
 from tidegate.client.results import Group
 from tidegate.client.session import Session
+from tidegate.client.tensors import StreamInputs, row_packer
 from tidegate.client.types import Prediction
 from tidegate.client.view import Rows, View, pipeline
 from tidegate.core.spec import STEP_MAX
@@ -29,8 +30,10 @@ class Stream(View):
     single_stream = True
     _noun = "stream"
 
-    def __init__(self, session: Session, stream_id: str, options: pb.OpenStreams) -> None:
-        super().__init__(session, [stream_id], options)
+    def __init__(
+        self, session: Session, stream_id: str, options: pb.OpenStreams, inputs: Sequence[StreamInputs] = ()
+    ) -> None:
+        super().__init__(session, [stream_id], options, inputs)
         (self._member,) = self._members
         self._index = self._member.stream
 
@@ -79,7 +82,7 @@ class Stream(View):
     async def start(self) -> None:
         """Waits until the stream is open. Called by `Client.open`."""
         await super().start()
-        self._pack = Packer(self.model.features)
+        self._pack = row_packer(self.model)
 
     async def step(self, values: Values, *, step: int | None = None, group: Group | None = None) -> Prediction:
         """Sends one timestep and waits for its prediction. Several may be in flight; they are answered in order.
@@ -89,7 +92,8 @@ class Stream(View):
 
         Args:
             values: (features,) numbers in the model's order and units; or named values (a mapping, a pandas Series, a namedtuple, ...),
-                which are read by name. NaN, or a missing name, means that the value is missing. None is refused.
+                which are read by name. NaN, or a missing name, means that the value is missing. None is refused. A model with other
+                inputs takes a mapping with an array for each of them, or one array where it has a single one.
             step: the number of an earlier timestep, to get its answer again with the same values. None or 0 for the next timestep.
             group: timesteps that depend on each other: when one is refused, none of the later ones is applied.
 
@@ -118,7 +122,8 @@ class Stream(View):
 
         """
         group = Group()
-        rows = rows_in_order(rows, self.model.features)
+        if self.model.layout.plain:
+            rows = rows_in_order(rows, self.model.features)
         async for prediction in pipeline("rows", rows, lambda row: self._submit(row, None, group), lambda: self.window):
             yield prediction
 

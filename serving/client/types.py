@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.client.errors import ClientError, ModelMismatch
-from tidegate.core.spec import Array, Feature, Ints, ModelId, Output
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.spec import Array, Feature, Input, Ints, ModelId, Output
 from tidegate.rpc import wire
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -25,7 +26,7 @@ class Model:
     """A model as its server describes it.
 
     `handles_missing` tells whether values may be NaN, `batch_invariant` whether predictions have the same bits alone and in
-    any batch.
+    any batch. `inputs` are the tensors that a client gives to the model; empty when there is one, with a float32 a feature.
     """
 
     name: str
@@ -37,6 +38,18 @@ class Model:
     outputs: tuple[Output, ...]
     batch_invariant: bool
     handles_missing: bool
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def layout(self) -> InputLayout:
+        """How the inputs of a timestep are packed into a row."""
+        return InputLayout(self.inputs or (Input("x", np.dtype(np.float32), (len(self.features),)),))
+
+    @property
+    def inputs_by_name(self) -> tuple[Input, ...]:
+        """The inputs beside one vector of float32, with each timestep or once for a stream; empty for most models."""
+        layout = self.layout
+        return (*layout.named, *layout.stream)
 
     @property
     def id(self) -> ModelId:
@@ -134,6 +147,22 @@ class StreamInfo:
     state_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModelChange:
+    """What became of a version: `outcome` is "loaded", "refused" or "unloading", `reason` why it was refused."""
+
+    name: str
+    version: str
+    outcome: str
+    reason: str
+
+
+def decode_change(change: pb.ModelChange) -> ModelChange:
+    """Decodes what became of a version."""
+    outcome = pb.ModelChange.Outcome.Name(change.outcome).removeprefix("OUTCOME_").lower()
+    return ModelChange(change.name, change.version, outcome, change.reason)
+
+
 def decode_model(model: pb.Model) -> Model:
     """Decodes a model."""
     return Model(
@@ -146,6 +175,7 @@ def decode_model(model: pb.Model) -> Model:
         wire.decode_outputs(model),
         model.batch_invariant,
         model.handles_missing,
+        wire.decode_inputs(model),
     )
 
 

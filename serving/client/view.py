@@ -11,6 +11,7 @@ from tidegate.client import arguments
 from tidegate.client.errors import ClientError, InvalidTimestep, StreamLost
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.session import Session
+from tidegate.client.tensors import StreamInputs
 from tidegate.client.types import Model
 from tidegate.core.spec import Ints
 from tidegate.v1 import tidegate_pb2 as pb
@@ -28,7 +29,13 @@ class View:
     single_stream: bool
     _noun: ClassVar[str]  # names the view in error messages
 
-    def __init__(self, session: Session, stream_ids: Sequence[str], options: pb.OpenStreams) -> None:
+    def __init__(
+        self,
+        session: Session,
+        stream_ids: Sequence[str],
+        options: pb.OpenStreams,
+        inputs: Sequence[StreamInputs] = (),
+    ) -> None:
         self.owner = options.owner
         self._refused: dict[int, ClientError] = {}
         self._lost: dict[int, ClientError] = {}
@@ -45,7 +52,7 @@ class View:
         self._error: ClientError | None = None  # what ended all of the streams
         self._error_reported = False  # whether it was raised to a caller
         self._final_steps: tuple[Ints, Ints] | None = None  # next and durable steps of detached streams
-        self._members = session.open(options, stream_ids, self)
+        self._members = session.open(options, stream_ids, self, inputs)
         self._indices = np.array([member.stream for member in self._members], np.int64)
 
     @property

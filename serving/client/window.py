@@ -29,7 +29,7 @@ from tidegate.client.pending import SINGLE_TIMESTEPS, PendingTimesteps
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, Bools, Deliver, deliver
 from tidegate.client.types import Prediction
-from tidegate.core.spec import Floats, Ints
+from tidegate.core.spec import Array, Ints
 
 NO_ROWS: Ints = np.empty(0, np.int64)
 
@@ -198,7 +198,7 @@ class Window(PendingTimesteps):
             return None
         ((_, values, _, _),) = singles = buffer.take_singles()
         waiter_id = self._register(singles)
-        place = buffer.append(SINGLE_TIMESTEPS, waiter_id, stream, step, np.frombuffer(values, "<f4"))
+        place = buffer.append(SINGLE_TIMESTEPS, waiter_id, stream, step, np.frombuffer(values, buffer.layout.row_dtype))
         buffer.unsent_from = len(buffer)
         self._cursor_at[stream] = step + 1
         self._in_flight_at[stream] += 1
@@ -223,12 +223,12 @@ class Window(PendingTimesteps):
             return None
         self._repeats = deque(repeat for repeat in self._repeats if repeat not in repeats)
         _, streams, steps, packed, _ = zip(*repeats, strict=True)
-        values = np.frombuffer(b"".join(packed), "<f4").reshape(len(repeats), -1)
+        values = np.frombuffer(b"".join(packed), buffer.layout.row_dtype).reshape(len(repeats), -1)
         message = self._make_message(buffer, np.array(streams), np.array(steps), values, np.full(len(repeats), -1))
         message.repeats = repeats
         return message
 
-    def _make_message(self, buffer: ResendBuffer, streams: Ints, steps: Ints, values: Floats, at: Ints) -> Message:
+    def _make_message(self, buffer: ResendBuffer, streams: Ints, steps: Ints, values: Array, at: Ints) -> Message:
         self._messages_made += 1
         message = Message(self._messages_made, buffer, streams, steps, values, at)
         self._messages.append(message)

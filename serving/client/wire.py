@@ -8,7 +8,8 @@ from tidegate.client.errors import StreamLost
 from tidegate.client.message import Message, SingleRowMessage
 from tidegate.client.results import Answers, Bools
 from tidegate.client.types import Model
-from tidegate.core.spec import Ints, Output
+from tidegate.core.input_layout import InputLayout
+from tidegate.core.spec import Array, Ints, Output
 from tidegate.v1 import tidegate_pb2 as pb
 
 # The limit of the protocol.
@@ -33,7 +34,7 @@ def rows_max(model: Model, message_bytes_max: int) -> int:
         message_bytes_max: the largest request that the server reads, in bytes; 0 when it does not report it.
 
     """
-    asked = ROW_OVERHEAD_BYTES + 4 * len(model.features)
+    asked = ROW_OVERHEAD_BYTES + model.layout.row_bytes
     answered = ANSWER_OVERHEAD_BYTES + sum(
         output.dtype.itemsize * int(np.prod(output.shape)) for output in model.outputs
     )
@@ -43,18 +44,22 @@ def rows_max(model: Model, message_bytes_max: int) -> int:
 
 def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
     """Encodes a message. `handles` has the handle of each row."""
+    values, inputs = encode_rows(message.buffer.layout, message.values)
     return pb.PredictBlocksRequest(
         block=pb.Block(
             block=message.number,
             handles=handles.astype("<u4").tobytes(),
             steps=message.steps.tobytes(),
-            values=message.values.tobytes(),
+            values=values,
+            inputs=inputs,
         )
     )
 
 
 def encode_single_row(message: SingleRowMessage, handle: int) -> pb.PredictBlocksRequest:
     """Encodes a message with one timestep."""
+    if not message.buffer.layout.plain:
+        return encode_block(message, np.array([handle]))
     return pb.PredictBlocksRequest(
         block=pb.Block(
             block=message.number,
@@ -63,6 +68,19 @@ def encode_single_row(message: SingleRowMessage, handle: int) -> pb.PredictBlock
             values=message.packed,
         )
     )
+
+
+def encode_rows(layout: InputLayout, x: Array) -> tuple[bytes, list[pb.InputValues]]:
+    """The fields `values` and `inputs` of rows."""
+    if layout.plain:
+        return x.tobytes(), []
+    values = layout.column(x, layout.values.name).tobytes() if layout.values else b""
+    return values, encode_named([(part.name, layout.column(x, part.name).tobytes()) for part in layout.named])
+
+
+def encode_named(inputs: Iterable[tuple[str, bytes]]) -> list[pb.InputValues]:
+    """Inputs by name."""
+    return [pb.InputValues(name=name, values=packed) for name, packed in inputs]
 
 
 def decode_answers(message: Message, outputs: tuple[Output, ...], block: pb.PredictedBlock) -> Answers:

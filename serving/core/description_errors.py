@@ -102,17 +102,22 @@ def without(faults: Sequence[Fault], raw: dict[str, Any], contract: int) -> tupl
             if (key, index) in entries and isinstance(part, dict):
                 names |= {value for value in part.values() if isinstance(value, str)}
         left[key] = [
-            {name: part[name] for name in part if (key, index, name) not in fields} if isinstance(part, dict) else part
-            for index, part in enumerate(left[key])
+            _entry(part, key, index, fields)
             if (key, index) not in entries
+            else {"name": f"features[{index}]"}  # their number counts
+            for index, part in enumerate(left[key])
+            if key == "features" or (key, index) not in entries
         ]
         if entries and not left[key]:
             names.add(key)
-    if any(key == "features" for key, _ in entries):
-        names.add("features")
     if "contract" in whole:
         left["contract"] = contract
     return (left if left.get("features") and left.get("outputs") else None), names
+
+
+def _entry(part: Any, key: str, index: int, fields: set[tuple[Any, ...]]) -> Any:
+    """An entry without the keys that have a fault."""
+    return {name: part[name] for name in part if (key, index, name) not in fields} if isinstance(part, dict) else part
 
 
 def shown(value: Any) -> str:

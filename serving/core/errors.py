@@ -8,6 +8,7 @@
     │   ├── ValuesDiffer         its number was applied with other values
     │   ├── NoStepLeft           the stream has used the last possible number
     │   ├── Overloaded           the queue is full
+    │   ├── StepsLimited         the tenant sends more timesteps a second than it may
     │   ├── StoreBehind          the store has not saved state for too long
     │   ├── ParkedAgain          its stream was parked before it could run
     │   └── ModelFailed          the model raised, or produced a state that is not finite
@@ -23,6 +24,7 @@
     │   ├── StreamExists
     │   ├── StreamExpired        it was silent for too long and its state was deleted
     │   ├── TooManyStreams
+    │   ├── OpensLimited         the tenant opens more streams a second than it may
     │   └── StateLost            the stored state is older than what the server acknowledged
     ├── LeaseEnded             a call no longer holds its stream
     │   ├── TakenOver            another call has opened it
@@ -30,6 +32,8 @@
     ├── CheckpointBroken       a stored state is damaged, foreign or of a newer format; nothing of it is used
     ├── StoreUnavailable       the store cannot be read or written
     │   └── StoreGone            the store was removed or replaced; only a restart of the server helps
+    ├── Unauthenticated        the token is missing or unknown
+    ├── PermissionDenied       the token does not allow the call
     └── ContractBroken         a model file cannot be served; raised when it is loaded
 
 Attributes carry the values. `tidegate.rpc.status` maps each error to a gRPC status.
@@ -119,6 +123,16 @@ class Overloaded(TimestepRefused):
         self.retry_after_ms = retry_after_ms
         super().__init__(
             f"the queue of {limit} timesteps is full; send this timestep again in {retry_after_ms} ms or later"
+        )
+
+
+class StepsLimited(TimestepRefused):
+    """The tenant sends more timesteps a second than it may."""
+
+    def __init__(self, rate: float, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(
+            f"the tenant may send {rate:g} timesteps a second; send this again in {retry_after_ms} ms or later"
         )
 
 
@@ -243,6 +257,16 @@ class StreamExpired(StreamRefused):
         )
 
 
+class OpensLimited(StreamRefused):
+    """The tenant opens more streams a second than it may."""
+
+    def __init__(self, rate: float, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(
+            f"the tenant may open {rate:g} streams a second; open it again in {retry_after_ms} ms or later"
+        )
+
+
 class StateLost(StreamRefused):
     """The stored state is older than what was reported to the client. Neither side has the timesteps between."""
 
@@ -299,6 +323,14 @@ class StoreUnavailable(TidegateError):
 
 class StoreGone(StoreUnavailable):
     """The store was removed or replaced while it was in use. Only a restart of the server helps."""
+
+
+class Unauthenticated(TidegateError):
+    """The token of a call is missing or unknown."""
+
+
+class PermissionDenied(TidegateError):
+    """The token of a call does not allow it."""
 
 
 class ContractBroken(TidegateError):

@@ -22,12 +22,14 @@ ENTRY_KEY, ENTRY_VALUE = 1, 2
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 LOCATION = b"location"
 VARINT_BYTES_MAX = 10
+TAG_MAX = 2**32 - 1  # protobuf cuts a larger one
 
 
 def external_files(graph: bytes | memoryview) -> list[str]:
     """The files that the tensors of an ONNX file name, each once, as they are written there.
 
-    Of a file that is not ONNX, what can be read; onnxruntime says better what is wrong with it.
+    Raises ValueError when it is no ONNX file. What this cannot read, onnxruntime must not read either: it might find
+    files there.
     """
     found: dict[str, None] = {}
     waiting = [(MODEL, 0, len(graph))]  # a stack of messages: graphs may hold graphs
@@ -50,11 +52,13 @@ def _fields(graph: bytes | memoryview, start: int, end: int) -> Iterator[tuple[i
     place = start
     while place < end:
         tag, place = _varint(graph, place, end)
+        if tag > TAG_MAX:
+            raise ValueError("it has a field with a number beyond 32 bits")
         kind = tag & 7
         if kind == LENGTH:
             size, place = _varint(graph, place, end)
             if size > end - place:
-                return  # the file was cut
+                raise ValueError("it ends in the middle of a message")
             yield tag >> 3, place, place + size
             place += size
         elif kind == VARINT:
@@ -62,7 +66,7 @@ def _fields(graph: bytes | memoryview, start: int, end: int) -> Iterator[tuple[i
         elif kind in (FIXED32, FIXED64):
             place += 4 if kind == FIXED32 else 8
         else:
-            return  # no such kind of field is in an ONNX file
+            raise ValueError(f"it has a field of the wire type {kind}, which no ONNX file has")
 
 
 def _varint(graph: bytes | memoryview, place: int, end: int) -> tuple[int, int]:
@@ -75,4 +79,4 @@ def _varint(graph: bytes | memoryview, place: int, end: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
             return number, place + shift + 1
-    return 0, end  # the file was cut
+    raise ValueError("it has a number that does not end")

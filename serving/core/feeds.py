@@ -36,6 +36,7 @@ class Feeds:
         self._next = [
             (self.fetch.index(part.next_name), _outwards(part)) if part.next_name else None for part in spec.state
         ]
+        self._moved = [pair for pair in self._next if pair]
 
     def feed(self, x: Array, state: Arrays) -> Mapping[str, Array]:
         """The inputs of the graph for the rows x, as `Model.step` gets them."""
@@ -55,8 +56,9 @@ class Feeds:
         """The outputs and the next state, one array (batch, *shape) each."""
         outputs = tuple([results[place] if move is None else move(results[place]) for place, move in self._outputs])
         if not self._windows:
-            pairs = [pair for pair in self._next if pair]
-            return outputs, tuple([results[place] if move is None else move(results[place]) for place, move in pairs])
+            return outputs, tuple(
+                [results[place] if move is None else move(results[place]) for place, move in self._moved]
+            )
         given = {part.name: rows for part, rows in zip(self._inputs, self._layout.unpack(x), strict=True)}
         next_state = []
         for tensor, pair in zip(self._spec.state, self._next, strict=True):
@@ -83,7 +85,7 @@ def _inwards(part: StateTensor | Input | Constant) -> Move | None:
     if part.batch_axis == 0:
         return None
     if part.batch_axis is None:
-        return lambda rows: rows[0]
+        return lambda rows: rows[0, ...]  # an array, also where it has no dimension
     rank, batch = len(graph_shape(part, 1)), part.batch_axis
     axes = (*range(1, batch + 1), 0, *range(batch + 1, rank))
     return lambda rows: rows.transpose(axes)

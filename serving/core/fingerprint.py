@@ -13,7 +13,7 @@ from tidegate.core.spec import Array, Output, Spec
 
 def fingerprint(files: str, spec: Spec) -> str:
     """A SHA-256 in hex of the files, whose own hash is `files`, and of everything that the spec says but its name."""
-    said = {
+    content = {
         "files": files,
         "task": spec.task,
         "period_s": spec.period_s,
@@ -29,7 +29,7 @@ def fingerprint(files: str, spec: Spec) -> str:
             [part.name, part.next_name, part.batch_axis, part.finite, *_content(part.initial)] for part in spec.state
         ],
     }
-    return hashlib.sha256(json.dumps(said, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def _axes(part: Output) -> list[object]:

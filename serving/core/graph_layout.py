@@ -23,7 +23,7 @@ def batch_first(memory: Array, batch_axis: int | None) -> Array:
 
 def in_graph(rows: Array, batch_axis: int | None) -> Array:
     """A view of the rows (batch, *shape) as the graph has them."""
-    return rows[0] if batch_axis is None else np.moveaxis(rows, 0, batch_axis)
+    return rows[0, ...] if batch_axis is None else np.moveaxis(rows, 0, batch_axis)
 
 
 def time_first(rows: Array, part: Input) -> Array:

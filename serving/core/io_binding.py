@@ -30,7 +30,7 @@ class _Memory:
         self._binding = session.io_binding()
         # The public `run_with_iobinding` also prepares for WebGPU, which takes half as long as a small graph.
         self.run = partial(session._sess.run_with_iobinding, self._binding._iobinding, run_options)  # noqa: SLF001
-        self._kept: list[Array] = []  # the binding has only addresses
+        self._kept: list[Array] = []  # the binding has only addresses, so this must live as long as it runs
         now: list[Array] = []
         given: list[Array] = []
         windows: dict[str, Array] = {}  # (size, timesteps, *shape)
@@ -87,7 +87,7 @@ class RowBinding:
     """
 
     def __init__(self, session: Any, spec: Spec, run_options: Any = None) -> None:
-        memory = _Memory(session, spec, 1, run_options)
+        self._memory = memory = _Memory(session, spec, 1, run_options)
         self._moved_in: list[tuple[Array, Array]] = []
         self._moved_out: list[tuple[Array, Array]] = []
         self._now = [_contiguous(part, self._moved_in) for part in memory.now]
@@ -165,7 +165,7 @@ class BatchBinding:
     """
 
     def __init__(self, session: Any, spec: Spec, size: int, run_options: Any = None) -> None:
-        memory = _Memory(session, spec, size, run_options)
+        self._memory = memory = _Memory(session, spec, size, run_options)
         self.size = size
         self.state, self.next_state, self.outputs = memory.state, memory.next_state, memory.outputs
         self._run = memory.run

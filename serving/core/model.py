@@ -6,6 +6,7 @@ what the state means: it goes in under one name and comes out under another.
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ class Model:
         metadata = self._session.get_modelmeta().custom_metadata_map
         described = read_description(where, metadata, sidecar, graph_shapes(self._session))
         self.spec = read_spec(name, version, digest, self._session, described)
-        self.runs_alone = not self.spec.batches
+        self._runs_alone = not self.spec.batches
+        self._sizes: tuple[int, ...] = ()  # the batch sizes that may run; empty for all
         # The same object for every run: without one, onnxruntime creates one for each.
         self._run_options = onnxruntime.RunOptions()
         self.row_binding = row_binding(self._session, self.spec, self._run_options)
@@ -67,6 +69,14 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.spec.title} {self.spec.fingerprint[:12]}>"
+
+    def limit_batches(self, sizes: Sequence[int], batch_max: int) -> None:
+        """Lets the model run batches of these sizes only, which contain 1; larger ones run in parts of them.
+
+        `batch_max` is the largest that will come.
+        """
+        self._runs_alone = len(sizes) == 1
+        self._sizes = () if len(sizes) == batch_max else tuple(sorted(sizes))
 
     def state_buffers(self, batch: int) -> Arrays | None:
         """Bound memory for the state of a batch, one array (batch, *shape) for each state tensor.
@@ -79,7 +89,7 @@ class Model:
         rows = self._batch_bindings.get(batch)
         if rows is None:
             last, self._last_size = self._last_size, batch
-            if last != batch or batch == 1 or self.runs_alone:
+            if last != batch or batch == 1 or not self._may_run(batch):
                 return None
             if len(self._batch_bindings) == BOUND_SIZES_MAX:
                 del self._batch_bindings[next(iter(self._batch_bindings))]
@@ -121,7 +131,7 @@ class Model:
                 return tuple([part.copy() for part in rows.outputs]), rows.next_state
             if len(x) == 1:
                 return self.row_binding.step(x, state)
-            return self._step_one_by_one(x, state) if self.runs_alone else self._step(x, state)
+            return self._step(x, state) if self._may_run(len(x)) else self._step_in_parts(x, state)
         except Exception as error:  # onnxruntime has no public base class for its errors
             if self.resume():
                 raise RunEnded(f"model {self.spec.title}: its run took too long and was ended") from error
@@ -130,7 +140,7 @@ class Model:
     def step_apart(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
         """Does what `step` does without the bound memory, so that another thread may run it beside `step`."""
         try:
-            if not self.runs_alone:
+            if self._may_run(len(x)):
                 return self._step(x, state)
             rows = [
                 self._step(x[row : row + 1], tuple([part[row : row + 1] for part in state])) for row in range(len(x))
@@ -144,13 +154,21 @@ class Model:
         results = self._session.run(self._feeds.fetch, self._feeds.feed(x, state), self._run_options)
         return self._feeds.read(results, x, state)
 
-    def _step_one_by_one(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
-        """Runs each row alone."""
-        rows = [
-            self.row_binding.step(x[row : row + 1], tuple([part[row : row + 1] for part in state]))
-            for row in range(len(x))
-        ]
-        outputs, next_state = zip(*rows, strict=True)
+    def _may_run(self, batch: int) -> bool:
+        """Whether a batch of that size runs as a whole."""
+        return not self._runs_alone and (not self._sizes or batch in self._sizes)
+
+    def _step_in_parts(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Runs a batch in parts of the sizes that may run, the largest first."""
+        sizes = (1,) if self._runs_alone else self._sizes
+        results, start = [], 0
+        while start < len(x):
+            size = sizes[bisect_right(sizes, len(x) - start) - 1]
+            part = slice(start, start + size)
+            rows = x[part], tuple([array[part] for array in state])
+            results.append(self.row_binding.step(*rows) if size == 1 else self._step(*rows))
+            start += size
+        outputs, next_state = zip(*results, strict=True)
         return _join(outputs), _join(next_state)
 
     def initial_state(self, batch: int) -> Arrays:
@@ -177,8 +195,12 @@ def _load(where: str, graph: bytes | str) -> Any:
     # Batch sizes vary. The arena and the memory patterns would keep memory for every size ever seen.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    # From bytes, onnxruntime would look for weights in the working directory.
-    if isinstance(graph, bytes) and external_files(graph):
+    try:
+        # From bytes, onnxruntime would look for weights in the working directory.
+        beside = external_files(graph) if isinstance(graph, bytes) else []
+    except ValueError as error:
+        raise ContractBroken(where, f"onnxruntime cannot load the graph: it is no ONNX file: {error}") from error
+    if beside:
         raise ContractBroken(where, "the graph has weights in other files, so it must be loaded from its path")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

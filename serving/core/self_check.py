@@ -1,68 +1,268 @@
-"""Checks at load whether a row of a batch gets the bits that it gets alone, and warms the model up."""
+"""Checks a model when it is loaded: whether the bits of a row depend on the batch that it is in.
+
+onnxruntime does not promise that they do not. What is promised to clients is what was checked here: a model runs batches
+of the sizes that were checked, and others in parts of these sizes. Small models are checked with every size, large ones
+until the budget of time or memory is used up. The runs also warm the model up.
+
+A row that depends on the other rows of its batch (dynamically quantised weights: they are scaled by the largest value in
+the batch) would make one stream's answers depend on another's. Such a model runs its rows one by one.
+"""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from tidegate.core.check_rows import CheckRows
 from tidegate.core.errors import ContractBroken, ModelFailed
 from tidegate.core.model import Model
 from tidegate.core.signature import format_shape
-from tidegate.core.spec import Arrays, Ints, Spec
+from tidegate.core.spec import Array, Arrays, Spec
 
 # A sum in another order changes the last bit of about one value in ten. Among so many values at least one differs.
 VALUES_COMPARED = 1000
+STEPS = 3  # timesteps that follow each other: the first state is zero and hides a difference
+# What a start may take for it. A model with 64 units needs half a second for all sizes up to 256; one with 1,024 is done
+# with the powers of two by then.
+SECONDS_MAX = 3.0
+# The arrays of one run: x, state, next state, outputs, and a copy of them.
+BYTES_MAX = 256 << 20
+COPIES = 4
+# Batches of these sizes run with other neighbours: with one, with the kernels' widths, and with rows beyond them.
+MIXED_SIZES = (2, 4, 16)
 
 
-def batch_variant_sizes(model: Model, batch_max: int, steps: int = 3) -> Ints:
-    """Compares rows run alone with rows in batches of every size up to `batch_max`.
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """What was found. All values are plain, so that another process can tell it.
 
-    Returns the sizes that change bits.
+    Attributes:
+        sizes: the batch sizes that were run, 1 included, in ascending order.
+        varying: those of them that change bits of a row.
+        difference: the largest change, as a part of the standard deviation of the tensor's values; 0 when there is none.
+        tensor: the name of the tensor with that change.
+        mixes: whether other rows of a batch of the same size change a row.
+        random: whether two equal runs differ. Then the rest cannot be told.
 
-    onnxruntime does not promise that a row gives the same bits in any batch. On most CPUs it does, and then the
-    result is empty. Every size runs at least once, so this also warms the session up. It runs again, up to `steps`
-    times and with an advanced state, until `VALUES_COMPARED` values were compared.
+    """
+
+    sizes: tuple[int, ...]
+    varying: tuple[int, ...] = ()
+    difference: float = 0.0
+    tensor: str = ""
+    mixes: bool = False
+    random: bool = False
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row has the same bits in any batch that the model runs."""
+        return not self.random and (self.mixes or not self.varying)
+
+
+def check_model(
+    model: Model,
+    batch_max: int,
+    clock: Callable[[], float],
+    seconds_max: float = SECONDS_MAX,
+    bytes_max: int = BYTES_MAX,
+) -> SelfCheck:
+    """Compares rows run alone with rows in batches of up to `batch_max`, until `seconds_max` by the clock are over.
+
+    No array of a run has more than a part of `bytes_max`, unless a single row has.
 
     Raises ContractBroken when the graph cannot be run, or produces other shapes than it declares.
     """
     try:
-        return _batch_variant_sizes(model, batch_max, steps)
+        return _Check(model, batch_max, clock, seconds_max, bytes_max).run()
     except ModelFailed as error:
         raise ContractBroken(model.spec.title, f"the graph cannot be run: {error}") from error
 
 
-def _batch_variant_sizes(model: Model, batch_max: int, steps: int) -> Ints:
-    rng = np.random.default_rng(0)  # a fixed seed makes reports comparable; any rows will do
-    low = np.array([-1.0 if feature.low is None else feature.low for feature in model.spec.features])
-    high = np.array([1.0 if feature.high is None else feature.high for feature in model.spec.features])
-    x = rng.uniform(low, high, (steps, batch_max, len(low))).astype(np.float32)
-    if model.spec.handles_missing:
-        x[rng.random(x.shape) < 0.1] = np.nan
-    state = model.initial_state(batch_max)
-    row_values = sum(math.prod(output.shape) for output in model.spec.outputs)
-    row_values += sum(tensor.initial.size for tensor in model.spec.state)
-    varying: set[int] = set()
-    for steps_left, now in zip(range(steps, 0, -1), x, strict=True):
-        alone = [
-            model.step(now[row : row + 1], tuple(rows[row : row + 1] for rows in state)) for row in range(batch_max)
-        ]
-        expected = [np.concatenate(parts) for parts in zip(*((*y, *s) for y, s in alone), strict=True)]
-        for size in range(2, batch_max + 1):
-            if steps_left > 1 and (steps_left - 1) * size * row_values >= VALUES_COMPARED:
+class _Check:
+    """One check."""
+
+    def __init__(
+        self, model: Model, batch_max: int, clock: Callable[[], float], seconds_max: float, bytes_max: int
+    ) -> None:
+        self._model = model
+        self._clock = clock
+        self._end = clock() + seconds_max
+        self._names = [part.name for part in model.spec.outputs]
+        self._names += [part.next_name or part.name for part in model.spec.state]
+        shapes = [(part.shape, part.dtype.itemsize) for part in model.spec.outputs]
+        shapes += [(part.shape, part.dtype.itemsize) for part in model.spec.state]
+        self._row_values = sum(math.prod(shape) for shape, _ in shapes)
+        row_bytes = sum(math.prod(shape) * size for shape, size in shapes)
+        row_bytes += sum(part.nbytes * part.window for part in model.spec.inputs)
+        self._size_max = max(1, min(batch_max, bytes_max // (COPIES * row_bytes))) if model.spec.batches else 1
+        rows = min(self._size_max, max(MIXED_SIZES[-1], VALUES_COMPARED // (STEPS * self._row_values) + 1))
+        self._rows = CheckRows(model.spec, STEPS, rows)
+        self._alone = rows  # how many of them run alone
+        self._alone_seconds_max = seconds_max / 3
+        self._states: list[Arrays] = []
+        self._expected: list[Arrays] = []
+        self._difference = (0.0, "")
+
+    def run(self) -> SelfCheck:
+        if not self._run_alone():
+            return SelfCheck(tuple(range(1, self._size_max + 1)), random=True)
+        mixes = self._mixes()
+        if mixes or self._size_max == 1:
+            return SelfCheck((1,), (), *self._difference, mixes=mixes)
+        sizes, varying = [1], []
+        for size in self._affordable(_order(self._size_max)):
+            sizes.append(size)
+            if not self._same_alone(size, bound=size in (2, self._size_max)):
+                varying.append(size)
+        return SelfCheck(tuple(sorted(sizes)), tuple(sorted(varying)), *self._difference)
+
+    def _run_alone(self) -> bool:
+        """Runs each row alone, and the first one twice. Returns False when the two differ."""
+        state = self._rows.with_stream_inputs(self._model.initial_state(self._alone))
+        for step in range(STEPS):
+            first, started = self._step_row(step, 0, state), self._clock()
+            again = self._step_row(step, 0, state)
+            if any(one.tobytes() != other.tobytes() for one, other in zip(first, again, strict=True)):
+                return False
+            if step == 0:
+                seconds = STEPS * (self._clock() - started)
+                self._alone = min(self._alone, max(2, int(self._alone_seconds_max / max(seconds, 1e-9))))
+                state = _rows(state, slice(0, self._alone))
+            results = [first, *(self._step_row(step, row, state) for row in range(1, self._alone))]
+            expected = tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+            self._states.append(state)
+            self._expected.append(expected)
+            count = len(self._model.spec.outputs)
+            state = (*expected[count:], *state[len(expected) - count :])
+        return True
+
+    def _step_row(self, step: int, row: int, state: Arrays) -> Arrays:
+        one = slice(row, row + 1)
+        return self._step(self._rows.x[step][one], _rows(state, one))
+
+    def _mixes(self) -> bool:
+        """Whether the first or the last row of a batch changes when the others do."""
+        step = STEPS - 1
+        for size in (size for size in MIXED_SIZES if size <= self._size_max):
+            places = np.arange(size) % self._alone
+            x, state = self._rows.x[step][places], _rows(self._states[step], places)
+            got = self._step(x, state)
+            for neighbours in (self._rows.quiet, self._rows.loud):
+                for row in (0, size - 1):
+                    other = neighbours[np.arange(size) % len(neighbours)]
+                    other[row] = x[row]
+                    try:
+                        differs = self._compare(got, self._step(other, state), slice(row, row + 1))
+                    except ModelFailed:  # the graph refuses such values
+                        continue
+                    if differs:
+                        return True
+        return False
+
+    def _same_alone(self, size: int, *, bound: bool) -> bool:
+        """Whether each row of a batch of that size has the bits that it has alone."""
+        same = True
+        for steps_left, step in zip(range(STEPS, 0, -1), range(STEPS), strict=True):
+            if steps_left > 1 and (steps_left - 1) * size * self._row_values >= VALUES_COMPARED:
                 continue  # the remaining timesteps are enough
-            part = tuple(rows[:size] for rows in state)
-            outputs, next_state = model.step(now[:size], part)
-            _check_shapes(model.spec, (*outputs, *next_state), size)
-            results = [(*outputs, *next_state)]
-            if size in (2, batch_max):  # bound memory behaves the same for every size
-                results.append(model.step_bound(now[:size], part))
-            for got in results:
-                if any(
-                    target.tobytes() != expected_part[:size].tobytes()
-                    for target, expected_part in zip(got, expected, strict=True)
-                ):
-                    varying.add(size)
-        state = tuple(expected[len(model.spec.outputs) :])
-    return np.array(sorted(varying), np.int64)
+            places = (np.arange(size) + step) % self._alone
+            x, state = self._rows.x[step][places], _rows(self._states[step], places)
+            expected = _rows(self._expected[step], places)
+            got = self._step(x, state)
+            _check_shapes(self._model.spec, got, size)
+            same &= not self._compare(expected, got, slice(None))
+            if bound:  # bound memory behaves the same for every size
+                same &= not self._compare(expected, self._model.step_bound(x, state), slice(None))
+        return same
+
+    def _step(self, x: Array, state: Arrays) -> Arrays:
+        outputs, next_state = self._model.step(x, state)
+        return (*outputs, *next_state)
+
+    def _compare(self, expected: Arrays, got: Arrays, rows: slice) -> bool:
+        """Whether rows differ. Notes the largest difference."""
+        differs = False
+        for name, one, other, typical in zip(self._names, expected, got, self._expected[-1], strict=True):
+            if one[rows].tobytes() != other[rows].tobytes():
+                differs = True
+                size = _difference(one[rows], other[rows], typical)
+                if not self._difference[1] or size > self._difference[0]:
+                    self._difference = (size, name)
+        return differs
+
+    def _affordable(self, sizes: Sequence[int]) -> Iterator[int]:
+        """The sizes until the time is over. How long the next one takes is told from the last one."""
+        seconds_a_row = 0.0
+        for size in sizes:
+            started = self._clock()
+            if size > 2 and started + seconds_a_row * size > self._end:
+                continue  # a smaller one may still fit
+            yield size
+            seconds_a_row = (self._clock() - started) / size
+
+
+def describe_check(check: SelfCheck) -> list[str]:
+    """What an operator should know of a check, a sentence each; nothing when all is as promised."""
+    sentences = []
+    if check.random:
+        sentences.append(
+            "two equal runs differ, so it has a random operator: a timestep that is computed again after a crash has "
+            "another answer, and whether batches change bits cannot be told"
+        )
+    elif check.mixes:
+        sentences.append(
+            f"a row depends on the other rows of its batch, '{check.tensor}' by up to {_percent(check.difference)} of its "
+            "standard deviation, as with dynamically quantised weights: its rows run one by one, which is slower"
+        )
+    elif check.varying:
+        sentences.append(
+            f"on this CPU a prediction changes with the size of its batch (batches of {_ranges(check.varying)}), '{check.tensor}' by up to "
+            f"{_percent(check.difference)} of its standard deviation; serve with --batch-max 1 if that matters"
+        )
+    return sentences
+
+
+def describe_sizes(check: SelfCheck, batch_max: int) -> str:
+    """Which batch sizes were checked."""
+    if check.sizes == (1,):
+        return "rows run one by one"
+    others = "" if len(check.sizes) == batch_max else "; others run in parts of these sizes"
+    return f"batches of {_ranges(check.sizes)} checked{others}"
+
+
+def _ranges(sizes: Sequence[int]) -> str:
+    """Sizes in ascending order, with those that follow each other as a range."""
+    starts = [size for size in sizes if size - 1 not in sizes]
+    ends = [size for size in sizes if size + 1 not in sizes]
+    return ", ".join(
+        str(first) if first == last else f"{first} to {last}" for first, last in zip(starts, ends, strict=True)
+    )
+
+
+def _order(size_max: int) -> list[int]:
+    """The sizes from 2 on: first the powers of two, of which any batch can be made, then the others."""
+    powers = [1 << bits for bits in range(1, size_max.bit_length()) if 1 << bits <= size_max]
+    return [*dict.fromkeys([*powers, size_max, *range(2, size_max + 1)])] if size_max > 1 else []
+
+
+def _rows(arrays: Arrays, places: Array | slice) -> Arrays:
+    return tuple([part[places] for part in arrays])
+
+
+def _difference(one: Array, other: Array, typical: Array) -> float:
+    """The largest difference, as a part of the standard deviation of typical values; infinite where it is none."""
+    with np.errstate(all="ignore"):
+        one, other, typical = (part.astype(np.float64) for part in (one, other, typical))
+        gap = np.abs(one - other)
+        largest = float(np.nanmax(gap, initial=0.0))
+        spread = float(np.nanstd(typical)) if typical.size > 1 else 0.0
+        spread = spread or float(np.nanmax(np.abs(typical), initial=0.0))
+    return largest / spread if spread and math.isfinite(spread) else math.inf
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %"
 
 
 def _check_shapes(spec: Spec, got: Arrays, batch: int) -> None:

@@ -117,7 +117,7 @@ class _Reader:
     def read(self, name: str, version: str) -> Spec | None:
         """The spec, without its fingerprint. None, or a spec with parts left out, when there are mistakes."""
         described = self._described
-        given = [part for part in (described.x, *described.others) if part.value is None]
+        given = [described.x, *(part for part in described.others if part.value is None)]
         inputs = [self._read_input(part) for part in given]
         constants = [self._read_constant(part) for part in described.others if part.value is not None]
         state = [self._read_state(part) for part in described.state]
@@ -158,7 +158,7 @@ class _Reader:
             return None
         self._one_by_one |= row.one_by_one
         size = math.prod(row.shape)
-        if is_x and size != features and "features" not in self._dropped:
+        if is_x and size != features:
             self.mistakes.append(
                 f"input '{part.name}' has {size} values in a timestep of shape {format_shape(row.shape)}, "
                 f"but there are {features} features; write features = {size}, or name each of them"

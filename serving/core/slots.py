@@ -66,11 +66,12 @@ class Slots:
         self._steps: memoryview[int] = self.step.data
         self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
         self._all: Ints = np.arange(capacity)
-        self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
+        self._checked = tuple(tensor.is_checked for tensor in spec.state)
         self.draining = False  # streams that may are to move to another version before their next timestep
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
         self._used = 0
+        self.used_by_tenant: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<Slots {self.spec.title}: {self._used} of {self.capacity} used>"
@@ -108,6 +109,7 @@ class Slots:
             self._untouched += 1
         assert self.keys[slot] is None
         self.keys[slot] = key
+        self.used_by_tenant[key.tenant] = self.used_by_tenant.get(key.tenant, 0) + 1
         self._used += 1
         self.step[slot] = self.durable_step[slot] = 0
         self._since[slot] = 1
@@ -117,7 +119,9 @@ class Slots:
 
     def release(self, slot: int) -> None:
         """Releases a slot. State that was not stored is lost."""
-        assert self.keys[slot] is not None
+        key = self.keys[slot]
+        assert key is not None
+        self.used_by_tenant[key.tenant] -= 1
         self.keys[slot] = None
         self._used -= 1
         self.step[slot], self.durable_step[slot], self.lease_number[slot] = FREE_SLOT_STEP, 0, 0

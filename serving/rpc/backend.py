@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from tidegate.core.access import Caller
 from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.core.spec import Key, ModelId, Prediction, Spec, Timestep
 from tidegate.core.streams import Lease, OpenKind, OpenOptions, Phase
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from tidegate.core.block import (
         Block,  # importing it loads onnxruntime, and clients import this module with the wire
     )
-
-# The tenant of every stream, as long as callers have no tokens.
-DEFAULT_TENANT = "default"
 
 # Why a call released its stream.
 CloseReason = Literal["closed", "disconnected", "taken_over", "forgotten", "stopping", "protocol"]
@@ -88,6 +86,25 @@ class StepQueue(Protocol):
 
     def observe_step(self, seconds: float) -> None:
         """Counts an answered timestep. `seconds` is the time from reading it to handing its answer to gRPC."""
+
+
+class Access(Protocol):
+    """Says who makes a call, and what it may do."""
+
+    def identify(self, authorization: str) -> Caller:
+        """Who calls, from the `authorization` header of the call. Raises Unauthenticated."""
+
+    def is_valid(self, caller: Caller) -> bool:
+        """Whether the token of a caller still gets in."""
+
+    def take_opens(self, caller: Caller, count: int) -> None:
+        """Counts opens of streams. Raises OpensLimited when the tenant opens faster than it may."""
+
+    def take_steps(self, caller: Caller, count: int) -> None:
+        """Counts timesteps. Raises StepsLimited when the tenant sends faster than it may."""
+
+    def require_admin(self, caller: Caller) -> None:
+        """Raises PermissionDenied unless the caller may administer models."""
 
 
 class StreamBackend(Protocol):
@@ -176,8 +193,8 @@ class AdminBackend(Protocol):
 class VersionBackend(Protocol):
     """Answers operators about versions. Every method raises TidegateError when it refuses."""
 
-    async def versions(self, name: str) -> list[VersionInfo]:
-        """The versions of a model, or of all, with the streams on each."""
+    async def versions(self, name: str, tenant: str) -> list[VersionInfo]:
+        """The versions of a model, or of all, with a tenant's streams on each."""
 
     async def promote(self, name: str, version: str) -> DefaultChange:
         """Makes a version the default; an empty one means the newest, also in future."""

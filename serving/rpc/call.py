@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import grpc
 
+from tidegate.core.access import Caller
+
 log = logging.getLogger("tidegate.call")
 
 # grpc ships no types; this stands for grpc.aio.ServicerContext.
@@ -25,15 +27,17 @@ class Call:
         reading: whether its own coroutine reads, or waits in `wait_interruptibly`.
         notification: the task that writes a notification, while there is one.
         ended: why the call was asked to end.
+        caller: who makes it.
         left_unsaved: how many streams the store did not save before the call had to end.
 
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, caller: Caller) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self.context = context
+        self.caller = caller
         self._read_ahead_task: asyncio.Task[Any] | None = None  # reads the next message
         self.reading = False
         self.notification: asyncio.Task[None] | None = None

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import InvalidField, TidegateError, TooManyStreams
 from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT, HANDLES_MAX, HandleTable
 from tidegate.core.spec import Ints, Key, ModelId
@@ -20,7 +21,7 @@ from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Lease
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import columns, wire
-from tidegate.rpc.backend import DEFAULT_TENANT, CloseReason, ModelInfo, OpenResult, StreamBackend
+from tidegate.rpc.backend import Access, CloseReason, ModelInfo, OpenResult, StreamBackend
 from tidegate.rpc.background_queue import wait_for_end
 from tidegate.rpc.call import Call, Context, log_failure
 from tidegate.rpc.stream_quota import StreamQuota
@@ -41,9 +42,18 @@ RETRY_AFTER_MS = 1
 class MultiStreamCall(Call):
     """A call with many streams. Its live streams count towards the quota of its connection."""
 
-    def __init__(self, backend: StreamBackend, context: Context, quota: StreamQuota, message_bytes_max: int) -> None:
-        super().__init__(context)
+    def __init__(
+        self,
+        backend: StreamBackend,
+        access: Access,
+        context: Context,
+        caller: Caller,
+        quota: StreamQuota,
+        message_bytes_max: int,
+    ) -> None:
+        super().__init__(context, caller)
         self._backend = backend
+        self._access = access
         self._message_bytes_max = message_bytes_max
         self._quota = quota
         self._handles = HandleTable()
@@ -102,12 +112,13 @@ class MultiStreamCall(Call):
         others: dict[str, list[int]] = {}  # rows whose streams run under another version, by version
 
         async def open_(row: int) -> None:
-            key = Key(DEFAULT_TENANT, message.stream_ids[row])
+            key = Key(self.caller.tenant.name, message.stream_ids[row])
             try:
                 if key.stream_id:
                     check_stream_id(key.stream_id, "stream_ids")
                 if self._handles.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
+                self._access.take_opens(self.caller, 1)
                 options = wire.make_open_options(message, resume_from[row], answered[row], inputs[row])
                 # A client that knows of one version for all rows gets no other.
                 version = message.version if options.accept_move else served.spec.version

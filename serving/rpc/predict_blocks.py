@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from tidegate.core.access import Caller
 from tidegate.core.block import Block
 from tidegate.core.engine import RowStatus
 from tidegate.core.errors import (
@@ -36,7 +37,7 @@ from tidegate.core.spec import Ints, Timestep
 from tidegate.core.streams import Lease
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import columns
-from tidegate.rpc.backend import CloseReason, StreamBackend
+from tidegate.rpc.backend import Access, CloseReason, StreamBackend
 from tidegate.rpc.background_queue import BackgroundQueue
 from tidegate.rpc.call import Context
 from tidegate.rpc.multi_stream_call import MultiStreamCall, check_close, check_open, run_concurrently
@@ -60,8 +61,16 @@ READ_AHEAD_TRIES = 16
 class PredictBlocksCall(MultiStreamCall):
     """One call of `PredictBlocks`. Others may ask it to end."""
 
-    def __init__(self, backend: StreamBackend, context: Context, quota: StreamQuota, message_bytes_max: int) -> None:
-        super().__init__(backend, context, quota, message_bytes_max)
+    def __init__(
+        self,
+        backend: StreamBackend,
+        access: Access,
+        context: Context,
+        caller: Caller,
+        quota: StreamQuota,
+        message_bytes_max: int,
+    ) -> None:
+        super().__init__(backend, access, context, caller, quota, message_bytes_max)
         self._opens: BackgroundQueue[pb.OpenStreams] = BackgroundQueue(self._open, self.end)
         self._closes: BackgroundQueue[pb.CloseStreams] = BackgroundQueue(self._close, self.end)
         # the handles of the last block; its selection is reused when they come again
@@ -194,6 +203,11 @@ class PredictBlocksCall(MultiStreamCall):
         """The answer to a block."""
         started = perf_counter()
         failed: dict[int, TidegateError] = {}
+        if self.caller.tenant.limits_steps:
+            try:
+                self._access.take_steps(self.caller, len(message.handles) // columns.HANDLE.itemsize)
+            except TimestepRefused as error:
+                return await self._refuse(message, error)
         single_row = columns.decode_single_row(message, self._handles)
         if single_row is not None and single_row[0].handle not in self._sync:
             return await self._predict_single_row(message, *single_row, started)

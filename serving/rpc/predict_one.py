@@ -9,6 +9,7 @@ import asyncio
 from time import perf_counter
 from weakref import WeakValueDictionary
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import InvalidField, LeaseEnded, StepGap, StreamNotFound, StreamRefused, ValuesDiffer
 from tidegate.core.spec import Key, Prediction
 from tidegate.core.stream_id import check_stream_id
@@ -16,7 +17,7 @@ from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Existence, Lease, OpenOptions
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
-from tidegate.rpc.backend import DEFAULT_TENANT, OpenResult, StreamBackend
+from tidegate.rpc.backend import Access, OpenResult, StreamBackend
 from tidegate.rpc.stream_quota import StreamQuota
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -27,21 +28,23 @@ TRIES = 4
 class PredictOneHandler:
     """Answers single timesteps."""
 
-    def __init__(self, backend: StreamBackend) -> None:
+    def __init__(self, backend: StreamBackend, access: Access) -> None:
         self._backend = backend
+        self._access = access
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
-    async def predict(self, request: pb.PredictOneRequest, quota: StreamQuota) -> pb.PredictOneResponse:
+    async def predict(self, request: pb.PredictOneRequest, caller: Caller, quota: StreamQuota) -> pb.PredictOneResponse:
         """The answer to one timestep. Raises TidegateError when it was not applied, or could not be stored."""
         started = perf_counter()
         check_stream_id(request.stream_id)
-        key = Key(DEFAULT_TENANT, request.stream_id)
+        key = Key(caller.tenant.name, request.stream_id)
+        self._access.take_steps(caller, 1)
         sync = wire.decode_sync(request.durability, default=True)
         output_format = wire.decode_output_format(request.output_format)
         # A client that times out sends its timestep again, perhaps while the first one is still being stored.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            prediction, lease, moved = await self._answer(key, request, quota, sync=sync)
+            prediction, lease, moved = await self._answer(key, request, caller, quota, sync=sync)
         spec = lease.stream.slots.spec
         self._backend.queue(lease).observe_step(perf_counter() - started)
         return pb.PredictOneResponse(
@@ -54,7 +57,7 @@ class PredictOneHandler:
         )
 
     async def _answer(
-        self, key: Key, request: pb.PredictOneRequest, quota: StreamQuota, *, sync: bool
+        self, key: Key, request: pb.PredictOneRequest, caller: Caller, quota: StreamQuota, *, sync: bool
     ) -> tuple[Prediction, Lease, Moved]:
         """The answer, durable if the client wants that; the lease under which it was computed; whether the stream has moved.
 
@@ -65,7 +68,7 @@ class PredictOneHandler:
         for tries_left in range(TRIES, 0, -1):
             reused = lease is not None  # and the store was not asked whether it is still valid
             if lease is None:
-                opened = await self._open(key, request, quota)
+                opened = await self._open(key, request, caller, quota)
                 lease, moved = opened.lease, moved if opened.moved is Moved.NOT else opened.moved
             quota.leases.add(lease)
             try:
@@ -89,7 +92,8 @@ class PredictOneHandler:
             lease = None
         raise AssertionError("the last try returns or raises")
 
-    async def _open(self, key: Key, request: pb.PredictOneRequest, quota: StreamQuota) -> OpenResult:
+    async def _open(self, key: Key, request: pb.PredictOneRequest, caller: Caller, quota: StreamQuota) -> OpenResult:
+        self._access.take_opens(caller, 1)
         existence = Existence.MUST_EXIST if request.step > 1 else Existence.ANY
         inputs = wire.decode_named(request.stream_inputs)
         options = OpenOptions(existence, inputs=inputs, move_now=not request.version)

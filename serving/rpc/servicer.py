@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 
+from tidegate.core.access import Caller
 from tidegate.core.errors import (
     InvalidField,
     Stopping,
@@ -23,6 +24,7 @@ from tidegate.core.errors import (
     TidegateError,
     TimestepRefused,
     TooManyStreams,
+    Unauthenticated,
     WrongOrder,
 )
 from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT
@@ -32,8 +34,9 @@ from tidegate.core.streams import Lease
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
 from tidegate.rpc.admin import AdminServicer
-from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, CloseReason, StepQueue, StreamBackend, VersionBackend
+from tidegate.rpc.backend import Access, AdminBackend, CloseReason, StepQueue, StreamBackend, VersionBackend
 from tidegate.rpc.call import Call, Context
+from tidegate.rpc.identify import identify
 from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.predict_one import PredictOneHandler
 from tidegate.rpc.status import abort
@@ -54,8 +57,8 @@ HALF_CLOSE_SECONDS = 1.0
 class PredictCall(Call):
     """One call of `Predict`. Others may ask it to end, or to tell its client which timestep is durable."""
 
-    def __init__(self, context: Context, quota: StreamQuota) -> None:
-        super().__init__(context)
+    def __init__(self, context: Context, caller: Caller, quota: StreamQuota) -> None:
+        super().__init__(context, caller)
         self.quota = quota
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         self.lease: Lease | None = None
@@ -102,14 +105,15 @@ class TidegateServicer(AdminServicer):
         self,
         backend: StreamBackend,
         admin: AdminBackend,
+        access: Access,
         versions: VersionBackend,
         *,
         live_max: int,
         message_bytes_max: int,
     ) -> None:
-        super().__init__(admin, versions)
+        super().__init__(admin, access, versions)
         self._backend = backend
-        self._predict_one = PredictOneHandler(backend)
+        self._predict_one = PredictOneHandler(backend, access)
         self._live_max = live_max
         self._message_bytes_max = message_bytes_max
         self._quotas: WeakValueDictionary[str, StreamQuota] = (
@@ -140,7 +144,8 @@ class TidegateServicer(AdminServicer):
 
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the proto file."""
-        call = PredictCall(context, self._quota(context))
+        caller = await self._identify(context)
+        call = PredictCall(context, caller, self._quota(context))
         self._calls.add(call)
         self._idle.clear()
         reason: CloseReason = "disconnected"
@@ -172,13 +177,14 @@ class TidegateServicer(AdminServicer):
 
     async def PredictOne(self, request: pb.PredictOneRequest, context: Context) -> pb.PredictOneResponse:  # noqa: N802 - as above
         """Runs one timestep of one stream; see the proto file."""
-        call = Call(context)  # so that `drain` waits for it
+        caller = await self._identify(context)
+        call = Call(context, caller)  # so that `drain` waits for it
         self._calls.add(call)
         self._idle.clear()
         try:
             if self._stopping:
                 raise Stopping
-            return await self._predict_one.predict(request, self._quota(context))
+            return await self._predict_one.predict(request, caller, self._quota(context))
         except TidegateError as error:
             await abort(context, error)
         finally:
@@ -186,7 +192,10 @@ class TidegateServicer(AdminServicer):
 
     async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs many streams; see the proto file."""
-        call = PredictBlocksCall(self._backend, context, self._quota(context), self._message_bytes_max)
+        caller = await self._identify(context)
+        call = PredictBlocksCall(
+            self._backend, self.access, context, caller, self._quota(context), self._message_bytes_max
+        )
         self._calls.add(call)
         self._idle.clear()
         try:
@@ -199,6 +208,19 @@ class TidegateServicer(AdminServicer):
             pass  # as above
         finally:
             self._remove(call)
+
+    async def end_withdrawn(self) -> None:
+        """Ends the calls of callers whose token no longer gets in."""
+        for call in list(self._calls):
+            if not self.access.is_valid(call.caller):
+                call.end(Unauthenticated("the token was withdrawn, or allows something else now"))
+
+    async def _identify(self, context: Context) -> Caller:
+        """Who makes a call. Ends the call when nobody knows."""
+        try:
+            return identify(self.access, context)
+        except TidegateError as error:
+            await abort(context, error)
 
     def _remove(self, call: Call) -> None:
         """Removes a call that has released its streams."""
@@ -231,7 +253,8 @@ class TidegateServicer(AdminServicer):
         call.sync = wire.decode_sync(open_message.durability)
         call.client_buffer_max = open_message.kept_max or CLIENT_BUFFER_DEFAULT
         call.output_format = wire.decode_output_format(open_message.output_format)
-        key = Key(DEFAULT_TENANT, open_message.stream_id)
+        key = Key(call.caller.tenant.name, open_message.stream_id)
+        self.access.take_opens(call.caller, 1)
         with call.quota.reserve():
             result = await self._backend.open(
                 key, open_message.model, open_message.version, wire.decode_open_options(open_message)
@@ -315,6 +338,8 @@ class TidegateServicer(AdminServicer):
             if timestep is None:
                 assert request is not None
                 timestep = wire.decode_timestep(request.timestep, stream.slots.layout)
+            if call.caller.tenant.limits_steps:
+                self.access.take_steps(call.caller, 1)
             if stream.needs_wake:
                 await self._wake(call, lease)
             prediction = await call.queue.submit(lease, timestep)

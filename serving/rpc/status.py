@@ -38,6 +38,8 @@ TABLE: Mapping[type[errors.TidegateError], WireStatus] = {
     ),
     errors.NoStepLeft: WireStatus(code_pb2.INVALID_ARGUMENT, pb.Error.REASON_INVALID_FIELD, pb.Error.ACTION_DROP),
     errors.Overloaded: WireStatus(code_pb2.RESOURCE_EXHAUSTED, pb.Error.REASON_OVERLOADED, pb.Error.ACTION_RETRY),
+    errors.StepsLimited: WireStatus(code_pb2.RESOURCE_EXHAUSTED, pb.Error.REASON_OVERLOADED, pb.Error.ACTION_RETRY),
+    errors.OpensLimited: WireStatus(code_pb2.RESOURCE_EXHAUSTED, pb.Error.REASON_OVERLOADED, pb.Error.ACTION_RETRY),
     errors.ParkedAgain: WireStatus(code_pb2.RESOURCE_EXHAUSTED, pb.Error.REASON_OVERLOADED, pb.Error.ACTION_RETRY),
     errors.StoreBehind: WireStatus(code_pb2.UNAVAILABLE, pb.Error.REASON_STORE_UNAVAILABLE, pb.Error.ACTION_RETRY),
     errors.ModelFailed: WireStatus(code_pb2.INTERNAL, pb.Error.REASON_MODEL_FAILED, pb.Error.ACTION_DROP),
@@ -70,12 +72,20 @@ TABLE: Mapping[type[errors.TidegateError], WireStatus] = {
         code_pb2.DATA_LOSS, pb.Error.REASON_STATE_UNREADABLE, pb.Error.ACTION_STREAM_LOST
     ),
     errors.StoreUnavailable: WireStatus(code_pb2.UNAVAILABLE, pb.Error.REASON_STORE_UNAVAILABLE, pb.Error.ACTION_RETRY),
+    errors.Unauthenticated: WireStatus(
+        code_pb2.UNAUTHENTICATED, pb.Error.REASON_UNAUTHENTICATED, pb.Error.ACTION_STREAM_LOST
+    ),
+    errors.PermissionDenied: WireStatus(
+        code_pb2.PERMISSION_DENIED, pb.Error.REASON_PERMISSION_DENIED, pb.Error.ACTION_STREAM_LOST
+    ),
     errors.Stopping: WireStatus(code_pb2.UNAVAILABLE, pb.Error.REASON_STOPPING, pb.Error.ACTION_REOPEN),
 }
 # Errors that go away after a while.
 RETRYABLE = (
     errors.ParkedAgain,
     errors.Overloaded,
+    errors.StepsLimited,
+    errors.OpensLimited,
     errors.StoreBehind,
     errors.StoreUnavailable,
     errors.TooManyStreams,

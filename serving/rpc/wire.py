@@ -39,6 +39,12 @@ DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.int64): pb.DATA_TYPE_INT64,
     np.dtype(np.bool_): pb.DATA_TYPE_BOOL,
     np.dtype(np.float16): pb.DATA_TYPE_FLOAT16,
+    np.dtype(np.int8): pb.DATA_TYPE_INT8,
+    np.dtype(np.int16): pb.DATA_TYPE_INT16,
+    np.dtype(np.uint8): pb.DATA_TYPE_UINT8,
+    np.dtype(np.uint16): pb.DATA_TYPE_UINT16,
+    np.dtype(np.uint32): pb.DATA_TYPE_UINT32,
+    np.dtype(np.uint64): pb.DATA_TYPE_UINT64,
 }
 EXISTENCE: Mapping[int, Existence] = {
     pb.EXISTENCE_UNSPECIFIED: Existence.ANY,
@@ -373,7 +379,7 @@ def decode_features(model: pb.Model) -> tuple[Feature, ...]:
 
 
 def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
-    """The inputs of a model. A server that does not list them has one, of a float32 a feature."""
+    """The inputs of a model; none from a server that does not list them."""
     dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
     return tuple(
         Input(
@@ -383,7 +389,7 @@ def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
             kind="stream" if part.kind == pb.Input.KIND_STREAM else "timestep",
         )
         for part in model.inputs
-    ) or (Input("x", np.dtype(np.float32), (len(model.features),)),)
+    )
 
 
 def decode_outputs(model: pb.Model) -> tuple[Output, ...]:

@@ -178,6 +178,7 @@ class AdminService:
             titles = [f"{served.spec.title} ({served.spec.fingerprint[:12]})" for served in self._repository.shown]
             raise ModelNotFound(checkpoint.model.title, f"with fingerprint {checkpoint.model.fingerprint[:12]}", titles)
         check(checkpoint, served[0].slots)
+        await self._registry.tenants.add(key.tenant)
         with self._registry.reserve_new() as confirm:
             async with self._registry.lock(key):
                 seen = await self._store.load(key)

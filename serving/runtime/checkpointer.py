@@ -33,7 +33,7 @@ from tidegate.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_
 from tidegate.rpc.time_slice import SLICE_SECONDS, TimeSlice
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule, CpuMeter
 from tidegate.runtime.crash_points import crash_point
-from tidegate.runtime.idle_times import IdleTimes
+from tidegate.runtime.idle_times import IdleTimesByModel
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.repository import Repository, ServedModel
 from tidegate.store import Store
@@ -99,7 +99,7 @@ class Checkpointer:
         self._failing = False
         self.store_gone = False  # only a restart of the server helps
         self.listeners: list[Callable[[], None]] = []  # called after each checkpoint
-        self._idle_times: dict[Slots, IdleTimes] = {}
+        self.idle_times = IdleTimesByModel()
         metrics.unsaved_seconds = self.unsaved_seconds
 
     def __repr__(self) -> str:
@@ -132,17 +132,7 @@ class Checkpointer:
         """Keeps a stream that was opened or woken in its slot. Its idle time starts again."""
         self._parking.discard(stream)
         if stream.slot >= 0:
-            self._idle_times_of(stream.slots).end(stream.slot)
-
-    def forget(self, slots: Slots) -> None:
-        """Frees what is kept for a model that has no streams here."""
-        self._idle_times.pop(slots, None)
-
-    def _idle_times_of(self, slots: Slots) -> IdleTimes:
-        times = self._idle_times.get(slots)
-        if times is None:
-            times = self._idle_times[slots] = IdleTimes(slots.capacity)
-        return times
+            self.idle_times[stream.slots].end(stream.slot)
 
     def request_save(self, lease: Lease) -> None:
         """Has a stream stored at once, for a caller that will wait for it with `wait_durable`."""
@@ -377,9 +367,7 @@ class Checkpointer:
         silent = []
         time_slice = TimeSlice()
         streams_by_slot = self._streams.by_slot(served.slots)
-        for row in self._idle_times_of(served.slots).rows(
-            served.slots.step, self._clock(), self._schedule.park_after_s
-        ):
+        for row in self.idle_times[served.slots].rows(served.slots.step, self._clock(), self._schedule.park_after_s):
             stream = streams_by_slot[row]
             if stream is not None and stream not in self._parking:
                 silent.append(stream)

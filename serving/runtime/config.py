@@ -7,11 +7,15 @@ from typing import Any, get_args
 
 from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName
 from tidegate.runtime.cores import usable_cores
-from tidegate.runtime.host import checked, is_unix
+from tidegate.runtime.host import checked, is_local, is_unix
 from tidegate.runtime.model_checker import TrialLimits
+from tidegate.runtime.tls_files import TlsFiles
 
 # A store in the memory of one process.
 MEMORY = "memory:"
+# The hosts when none is given: all addresses of both families, or those that only this machine reaches.
+ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (only with TLS)
+THIS_MACHINE = "localhost"
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -77,8 +81,10 @@ class ServerConfig:
     )
     load_timeout: float = duration("60s", "Longest time that loading a model may take, and checking it.", at_least=0.1)
     step_timeout: float = duration("10s", "Longest time that one run of a model may take.", at_least=0.1)
-    # 0.0.0.0 and :: are all addresses of both families: the server of a container is for others to reach.
-    host: str = setting("0.0.0.0", "Name or address to listen on, or unix:PATH.")  # noqa: S104
+    # Without TLS, whoever reaches the port may do everything. So other machines reach it only when that was asked for.
+    host: str = setting(
+        "", "Name or address to listen on, or unix:PATH. Empty: all addresses with TLS, without it only this machine."
+    )
     port: int = setting(50051, "Port of gRPC; 0 picks a free one.", at_least=0, at_most=65535)
     metrics_port: int = setting(9464, "Port of /metrics; 0 picks a free one.", at_least=0, at_most=65535)
     # With a unix socket for gRPC, which is not for other machines, /metrics is on localhost.
@@ -97,6 +103,12 @@ class ServerConfig:
     streams_max: int = setting(1_000_000, "Most streams, live and parked.", at_least=1)
     # Also the number of timesteps that a client may have in flight.
     answers_remembered: int = setting(32, "Answers kept of each stream for repeats.", at_least=1, at_most=4096)
+    tls_cert: str = setting("", "PEM file with the certificate chain of the server; with --tls-key.")
+    tls_key: str = setting("", "PEM file with the private key of --tls-cert.")
+    tls_client_ca: str = setting("", "PEM file with a CA; every client then needs a certificate that it signed.")
+    tokens: str = setting(
+        "", "TOML file with the hashes of the tokens that get in, their tenants and limits. Empty: everybody gets in."
+    )
     message_bytes_max: int = setting(4 * 1024 * 1024, "Longest message that is read.", at_least=1024)
     # Below the 30 s that Kubernetes waits.
     drain_after: float = duration("20s", "Longest time that stopping may take.")
@@ -126,6 +138,9 @@ class ServerConfig:
                 object.__setattr__(self, each.name, _validated(value, each.type, each.metadata["setting"]))
             except ValueError as error:
                 raise InvalidSetting(each.name, value, str(error)) from None
+        self._validate_tls()
+        if not self.host:
+            object.__setattr__(self, "host", ALL_ADDRESSES if self.tls_cert else THIS_MACHINE)
         self._validate_hosts()
         self._validate_workers()
         if self.swap_policy not in get_args(PolicyName):
@@ -155,6 +170,30 @@ class ServerConfig:
     def trial_limits(self) -> TrialLimits:
         """What a model may take when it is tried."""
         return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout)
+
+    def tls_files(self) -> TlsFiles | None:
+        """The files for TLS; None without TLS."""
+        if not self.tls_cert:
+            return None
+        return TlsFiles(
+            Path(self.tls_cert), Path(self.tls_key), Path(self.tls_client_ca) if self.tls_client_ca else None
+        )
+
+    @property
+    def exposed(self) -> bool:
+        """Whether other machines may reach a port that has no TLS."""
+        return not self.tls_cert and not is_local(self.host)
+
+    @property
+    def tokens_path(self) -> Path | None:
+        """The token file; None when there is none."""
+        return Path(self.tokens) if self.tokens else None
+
+    def _validate_tls(self) -> None:
+        needed = {"tls_cert": self.tls_key or self.tls_client_ca, "tls_key": self.tls_cert}
+        for name, other in needed.items():
+            if other and not getattr(self, name):
+                raise InvalidSetting(name, "", "expected a PEM file: TLS needs a certificate and its key")
 
     def _validate_hosts(self) -> None:
         if is_unix(self.metrics_host):

@@ -19,6 +19,8 @@ from tidegate.runtime.shared_counters import MetricFamily, Numbers, SharedCounte
 
 # The value of the label `worker` for the supervisor, where there is one.
 SUPERVISOR = "supervisor"
+# The gauge that says whether a worker is ready.
+READY = "ready"
 
 
 class WorkerMetrics:
@@ -84,6 +86,22 @@ class Exposition(Collector):
         self._supervisor = WorkerMetrics(SUPERVISOR) if supervised else None
         if self._supervisor is not None:
             self._supervisor.pid = os.getpid()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a worker serves."""
+        return any(source.up for source in self._sources)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker serves, does not drain, and has a store that keeps up."""
+        self._refresh()
+        return any(
+            counters.numbers(f"tidegate_{READY}", ()).tolist() == [1.0]
+            for source in self._sources
+            if source.up
+            for counters in [*source.counters]
+        )
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""

@@ -35,6 +35,16 @@ def is_unix(host: str) -> bool:
     return host.startswith(UNIX)
 
 
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches it: a unix socket, localhost or a loopback address."""
+    if is_unix(host) or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(_bare(host)).is_loopback
+    except ValueError:
+        return False
+
+
 def with_port(host: str, port: int) -> str:
     """Host and port for gRPC and URLs: an IPv6 address is put in brackets."""
     if is_unix(host):

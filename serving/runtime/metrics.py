@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal, TypeVar, get_args
 
 from tidegate.rpc.backend import CloseReason
+from tidegate.runtime.access import Refusal
 from tidegate.runtime.log import lines_dropped
 from tidegate.runtime.shared_counters import MetricFamily, Numbers, SharedCounters
 
@@ -173,6 +174,7 @@ class Metrics:
         self._file: int | None = None
         self._last: Sequence[SharedCounters] = ()
         self._models: dict[ModelMetrics, tuple[SharedCounters, list[_Gauge]]] = {}
+        self.refused: Counts[Refusal] = Counts(get_args(Refusal))
         self.opened: Counts[OpenOutcome] = Counts(get_args(OpenOutcome))
         self.closed: Counts[CloseReason] = Counts(get_args(CloseReason))
         self.checkpoints: Counts[CheckpointOutcome] = Counts(get_args(CheckpointOutcome))
@@ -181,6 +183,7 @@ class Metrics:
         self.lost = Count()
         # dropped by earlier processes of this worker; the count of this process is looked up
         self.log_lines_dropped = Count()
+        self.ready: Callable[[], bool] = lambda: False
         self.live_streams: Callable[[], int] = lambda: 0
         self.known_streams: Callable[[], int] = lambda: 0
         self._gauges: list[_Gauge] = []
@@ -195,6 +198,10 @@ class Metrics:
     @state_lost.setter
     def state_lost(self, count: int) -> None:
         self.lost.value = self.lost.numbers[0] = count
+
+    def count_refusal(self, reason: Refusal) -> None:
+        """Counts what was refused by reason of a token or a tenant's rate."""
+        self.refused[reason] += 1
 
     def create_counters(self, file: int | None = None, last: Sequence[SharedCounters] = ()) -> SharedCounters:
         """Moves the numbers of the process to shared memory.
@@ -240,6 +247,12 @@ class Metrics:
                 self._garbage[name][generation] = before[generation] + stats[name.removeprefix("objects_")]
 
     def _of_streams(self) -> Iterator["_Metric"]:
+        yield _counter(
+            "access_refused",
+            "Calls with no valid token or without permission; opens and messages of timesteps beyond a tenant's rate.",
+            "reason",
+            self.refused,
+        )
         yield _counter("streams_opened", "Opens of streams by result.", "kind", self.opened)
         yield _counter("streams_closed", "Streams released by calls, by reason.", "reason", self.closed)
         yield self.gauge(
@@ -281,6 +294,12 @@ class Metrics:
         )
 
     def _of_process(self) -> Iterator["_Metric"]:
+        yield self.gauge(
+            "ready",
+            "1 when the worker takes new streams: it serves, does not drain, and its store keeps up.",
+            (),
+            {(): lambda: float(self.ready())},
+        )
         yield self.gauge(
             "build_info",
             "Versions of the components, as labels; always 1.",

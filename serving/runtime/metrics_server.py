@@ -1,4 +1,4 @@
-"""The HTTP server of /metrics."""
+"""The HTTP server of /metrics, /healthz and /readyz."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -11,13 +11,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, make_wsgi_app
 from prometheus_client.registry import Collector
 
+from tidegate.runtime.exposition import Exposition
 from tidegate.runtime.host import addresses, make_socket, with_port
 from tidegate.runtime.lifecycle import StartFailed
 
-PATH = "/metrics"
+METRICS, HEALTHZ, READYZ = "/metrics", "/healthz", "/readyz"
 # A client that has sent no request for so many seconds is not Prometheus, and must not keep a thread.
 TIMEOUT_SECONDS = 10.0
 
+TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
@@ -27,16 +29,16 @@ class MetricsServer:
     Args:
         host: name or address, as for gRPC; a wildcard means both families.
         port: its number; 0 picks a free one.
-        exposition: the collector of the metrics.
+        exposition: the metrics, and whether the server is healthy and ready.
 
     Raises StartFailed when it cannot listen on the port.
     """
 
-    def __init__(self, host: str, port: int, exposition: Collector) -> None:
+    def __init__(self, host: str, port: int, exposition: Exposition) -> None:
         registry = _Registry()
         registry.register(exposition)
         PlatformCollector(registry=registry)
-        app = _app(make_wsgi_app(registry))
+        app = _app(make_wsgi_app(registry), exposition)
         self.port = port
         self._servers: list[_Server] = []
         with ExitStack() as open_ones:
@@ -87,18 +89,23 @@ class _Chosen(Collector):
                 yield metric
 
 
-def _app(expose: App) -> App:
-    """Serves the exposition at its path and nothing elsewhere. HEAD gives the headers of GET without the body."""
+def _app(expose: App, exposition: Exposition) -> App:
+    """Serves each path and nothing elsewhere. HEAD gives the headers of GET without the body."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         head = environ["REQUEST_METHOD"] == "HEAD"
         response: list[Any] = []
-        if environ["PATH_INFO"] == PATH:
+        path = environ["PATH_INFO"]
+        if path == METRICS:
             asked = environ | {"REQUEST_METHOD": "GET"} if head else environ
             body = list(expose(asked, lambda *start: response.extend(start)))
+        elif path in (HEALTHZ, READYZ):
+            good = exposition.healthy if path == HEALTHZ else exposition.ready
+            response = ["200 OK" if good else "503 Service Unavailable", TEXT]
+            body = [b"ok\n" if good else b"not now\n"]
         else:
-            response = ["404 Not Found", [("Content-Type", "text/plain; charset=utf-8")]]
-            body = [f"there is nothing here; the metrics are at {PATH}\n".encode()]
+            response = ["404 Not Found", TEXT]
+            body = [f"there is nothing here; there are {METRICS}, {HEALTHZ} and {READYZ}\n".encode()]
         status, headers = response
         start_response(status, [*headers, ("Content-Length", str(sum(map(len, body))))])
         return [] if head else body

@@ -15,6 +15,7 @@ The rules of this file:
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -276,7 +277,7 @@ class ModelCatalog:
                 continue
             self._add(files, model)
             changes.append(ModelChange(files.name, files.version, "loaded"))
-            log.info("model %s is served, fingerprint %s", files.title, model.fingerprint[:12])
+            log.info("model %s is served, fingerprint %s, %s", files.title, model.fingerprint[:12], model.sizes)
         await self._apply(self._hosts)
         return changes
 
@@ -364,18 +365,15 @@ class ModelCatalog:
             self.events.add(target.model.name, target.model.version, "unloaded")
         if retired:
             await self._apply(self._hosts)
+            with suppress(OSError):
+                self._forget_events(files.title for files in await asyncio.to_thread(self._scan))
 
     def _add(self, files: VersionFiles, model: CheckedModel) -> None:
         self._targets[files.title] = Target(model, "serving")
         self._files[files.title] = files
         self.events.add(files.name, files.version, "loaded")
-        if model.varying:
-            log.warning(
-                "model %s: on this CPU a prediction may change its last bits with the batch it is in (batches of %s); "
-                "serve with --batch-max 1 if that matters",
-                model.title,
-                ", ".join(str(size) for size in model.varying[:8]),
-            )
+        for sentence in model.warnings:
+            log.warning("model %s: %s", model.title, sentence)
 
     def _refuse(self, files: VersionFiles, reason: str) -> ModelChange:
         self._refused[files.title] = files

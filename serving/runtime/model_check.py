@@ -18,16 +18,20 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tidegate.core.errors import ContractBroken
-from tidegate.core.self_check import batch_variant_sizes
+from tidegate.core.check_rows import CheckRows
+from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.self_check import check_model, describe_check, describe_sizes
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.model_load import load_model
 
 MIB = 1 << 20
 READ_BYTES = 1 << 16
+# No file that this process has open has a number above this.
+FILES_MAX = 4096
 # The processor time that a process may use beyond its deadlines: it ends by itself if nobody is left to end it.
 SPARE_CPU_SECONDS = 60
 # How onnxruntime and the C++ library say that an allocation failed.
@@ -49,7 +53,9 @@ class Trial:
         self.reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self.reader)
+            # The graph gets nothing else. And while it runs, nobody waits for the end of what it holds.
+            os.closerange(3, writer)
+            os.closerange(writer + 1, FILES_MAX)
             _try(request, writer)
         os.close(writer)
         self._text = b""
@@ -129,6 +135,7 @@ def main(server: socket.socket) -> None:
             if not data:
                 for trial in trials:
                     trial.kill()
+                    os.waitpid(trial.pid, 0)
                 return
             *lines, text = (text + data).split(b"\n")
             waiting.extend(map(json.loads, lines))
@@ -171,10 +178,19 @@ def _find(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     loaded = load_model(request["name"], request["version"], Path(request["folder"]))
     model = loaded.model
     tell({"phase": "run for one timestep"})
-    batch_variant_sizes(model, 1, 1)
+    rows = CheckRows(model.spec, 1, 1)
+    try:
+        model.step(rows.x[0], rows.with_stream_inputs(model.initial_state(1)))
+    except ModelFailed as error:
+        raise ContractBroken(model.spec.title, f"the graph cannot be run: {error}") from error
     tell({"phase": "checked"})
-    varying = batch_variant_sizes(model, request["batch_max"])
-    return {"fingerprint": model.spec.fingerprint, "varying": varying.tolist()}
+    check = check_model(model, request["batch_max"], time.perf_counter)
+    return {
+        "fingerprint": model.spec.fingerprint,
+        "check": asdict(check),
+        "warnings": describe_check(check),
+        "sizes": describe_sizes(check, request["batch_max"]),
+    }
 
 
 def _explained(message: str, request: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -52,7 +52,9 @@ class CheckedModel:
         name, version: what it is served as.
         folder: where its copy is.
         fingerprint: the fingerprint that it must have wherever it is loaded.
-        varying: the batch sizes that change its bits.
+        check: what was found, the fields of a `SelfCheck`.
+        warnings: what an operator should know of that, in sentences.
+        sizes: the batch sizes that it runs, in words.
 
     """
 
@@ -60,7 +62,9 @@ class CheckedModel:
     version: str
     folder: str
     fingerprint: str
-    varying: Sequence[int]
+    check: Mapping[str, Any]
+    warnings: Sequence[str]
+    sizes: str
 
     @property
     def title(self) -> str:
@@ -121,8 +125,8 @@ class ModelChecker:
                 raise ContractBroken(f"{name}/{version}", "it could not be tried: the process for it has ended")
             self._writer.write(json.dumps(request).encode() + b"\n")
             match await answer:
-                case {"found": {"fingerprint": str(fingerprint), "varying": [*varying]}}:
-                    return CheckedModel(name, version, str(folder), fingerprint, [int(size) for size in varying])
+                case {"found": found}:
+                    return CheckedModel(name, version, str(folder), **found)
                 case {"refused": str(reason)}:
                     raise ContractBroken(f"{name}/{version}", reason)
                 case message:

@@ -4,8 +4,8 @@ The rules of this file:
 1. A folder whose name begins with a dot or ends with `.tmp` is not a version yet: write it under such a name and rename
    it.
 2. A version is read once, into a private copy: see `ModelCopies`. A file that changed meanwhile makes the copy invalid.
-3. Nothing outside the folder of a version is copied by way of a folder that is a link. A file that is a link is
-   copied: this is how container platforms mount files.
+3. Nothing outside the folder of a version is copied, but the files of `MOUNTED`: container platforms mount files as
+   links.
 """
 
 import fcntl
@@ -21,6 +21,8 @@ from tidegate.core.errors import ContractBroken
 from tidegate.runtime.lifecycle import StartFailed
 
 GRAPH = "model.onnx"
+# May be links to anywhere.
+MOUNTED = (GRAPH, "model.toml", "card.json")
 # For people: large, often written after the rest, and nothing that a server reads.
 NOT_COPIED = (".html", ".svg", ".png")
 # Enough for weights in one file a tensor. More would be somebody's data set.
@@ -139,7 +141,11 @@ class ModelCopies:
         try:
             for path, *_ in files.files:
                 (target / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(files.folder / path, target / path)
+                leads_out = path not in MOUNTED and not _is_inside(files.folder / path, files.folder)
+                if leads_out:
+                    (target / path).symlink_to((files.folder / path).resolve())  # whoever needs it refuses it
+                else:
+                    shutil.copyfile(files.folder / path, target / path)
             if _look(files.name, files.folder) == files:
                 return target
         except OSError as error:
@@ -183,6 +189,11 @@ def _look(name: str, folder: Path) -> VersionFiles | None:
     if not any(path == GRAPH for path, *_ in files):
         return None
     return VersionFiles(name, folder.name, folder, tuple(sorted(files)))
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file is in a folder, also when links are followed."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _remove_stale(parent: Path) -> None:

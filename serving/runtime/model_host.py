@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tidegate.core.errors import ContractBroken
+from tidegate.core.self_check import SelfCheck
 from tidegate.rpc.time_slice import TimeSlice
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.model_catalog import ModelRefused, Target
@@ -74,7 +75,7 @@ class ModelHost:
             self._metrics.add_model(served.metrics)
             self._repository.add(served)
             self._stop_task[served] = self._start_task(served)
-            log.info("model %s loaded, fingerprint %s", model.title, model.fingerprint[:12])
+            log.info("model %s loaded, fingerprint %s, %s", model.title, model.fingerprint[:12], model.sizes)
         self._on_change()
 
     async def apply(self, targets: Sequence[Target]) -> None:
@@ -105,7 +106,7 @@ class ModelHost:
         loaded = load_model(model.name, model.version, Path(model.folder))
         if (got := loaded.model.spec.fingerprint) != model.fingerprint:
             raise ContractBroken(model.title, f"its copy has fingerprint {got}, expected {model.fingerprint}")
-        return make_served(loaded, model.varying, self._limits)
+        return make_served(loaded, SelfCheck(**model.check), self._limits)
 
     async def _is_unused(self, served: ServedModel) -> bool:
         """Whether no stream needs a model."""

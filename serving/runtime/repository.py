@@ -7,6 +7,7 @@ from enum import Enum
 
 from tidegate.core.engine import Engine
 from tidegate.core.errors import ModelNotFound, ModelNotNamed
+from tidegate.core.self_check import SelfCheck
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Spec
 from tidegate.rpc.backend import ModelInfo
@@ -185,14 +186,12 @@ class Repository:
         self._settings[name] = settings
 
 
-def make_served(loaded: LoadedModel, varying: Sequence[int], limits: Limits) -> ServedModel:
-    """Creates the slots and the batcher of a model, which also warms it up.
-
-    `varying` are the batch sizes that change its bits.
-    """
+def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits) -> ServedModel:
+    """Creates the slots and the batcher of a model, which also warms it up. `check` is what was found when it was tried."""
     model = loaded.model
+    model.limit_batches(check.sizes, limits.batch_max)
     measured = ModelMetrics(model.spec.name, model.spec.version, model.spec.fingerprint)
-    measured.batch_invariant = not varying
+    measured.batch_invariant = check.batch_invariant
     slots = Slots(model.spec, limits.live_max, limits.answers, limits.settings_of(model.spec.name).raw_steps)
     batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
     return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)

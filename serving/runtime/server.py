@@ -7,23 +7,24 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
 from grpc_health.v1 import health, health_pb2_grpc
+from tidegate.runtime.worker_context import WorkerContext
 
 from tidegate.core.errors import ContractBroken, StoreUnavailable
 from tidegate.rpc import reflection, servicer
 from tidegate.rpc.malformed_requests import MalformedRequestInterceptor
+from tidegate.runtime.access import Access
 from tidegate.runtime.admin_service import AdminService
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.connection_limit import ConnectionLimiter
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
-from tidegate.runtime.grpc_server import make_grpc_server
+from tidegate.runtime.grpc_server import listen, make_grpc_server
 from tidegate.runtime.health_status import HealthStatus
-from tidegate.runtime.host import is_unix, why_not_unix, with_port
+from tidegate.runtime.host import with_port
 from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
 from tidegate.runtime.metrics import Metrics
@@ -31,14 +32,11 @@ from tidegate.runtime.metrics_server import MetricsServer
 from tidegate.runtime.model_catalog import ModelCatalog, ModelRefused, Target
 from tidegate.runtime.model_checker import ModelChecker
 from tidegate.runtime.model_host import ModelHost
-from tidegate.runtime.model_messages import ModelControl, RemoteControl
-from tidegate.runtime.model_settings import ModelSettings
+from tidegate.runtime.model_messages import ModelControl
 from tidegate.runtime.permanent_tasks import PermanentTasks
 from tidegate.runtime.process import measure
 from tidegate.runtime.repository import Limits, Repository, ServedModel
 from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
-from tidegate.runtime.shadow import Shadows
-from tidegate.runtime.shared_counters import SharedCounters
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
 from tidegate.runtime.version_service import VersionService
@@ -51,6 +49,8 @@ log = logging.getLogger("tidegate.server")
 # How often the lag of the store is checked, in seconds. A caller that waits for a store that hangs may get its error so
 # much later.
 LAG_WATCH_SECONDS = 0.25
+# How often the token file is looked at, in seconds. Whoever withdraws a token waits so long for its calls to end.
+TOKEN_WATCH_SECONDS = 1.0
 # The garbage collector runs after so many new objects. A timestep in flight has about twenty. With Python's default of
 # 700, those of a hundred streams were examined again and again, though reference counting frees each when it is
 # answered.
@@ -65,21 +65,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TidegateService"].full_name
 
 # How often a worker looks up its gauges for the supervisor, in seconds. Counters are always up to date.
 REFRESH_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """The context of a worker with a supervisor: it shares the port, and the supervisor reads its metrics.
-
-    `counters_fd` is the descriptor of an empty file for its metrics, `previous_counters` are those of the worker before
-    it with this number. Only the worker with `is_first` logs what concerns all. `control` is the supervisor, which
-    decides what is served.
-    """
-
-    counters_fd: int
-    previous_counters: Sequence[SharedCounters]
-    is_first: bool
-    control: RemoteControl
 
 
 class Server:
@@ -117,6 +102,7 @@ class Server:
         self._health = HealthStatus(SERVICE)
         self._connection_limiter = ConnectionLimiter()
         self._tasks = PermanentTasks()
+        self._serving = False
         self._on_stuck: Callable[[str], None] = log.critical  # set by `run`: tests must not end with a server
 
     @property
@@ -148,10 +134,12 @@ class Server:
         gc.freeze()
         gc.set_threshold(NEW_OBJECTS)
         await self._health.tell(serving=True)
+        self._serving = True
         log.info("serving %r", self.repository)
 
     async def _start(self, resources: AsyncExitStack) -> None:
         config, metrics = self.config, self.metrics
+        self._access = Access(config.tokens_path, metrics.count_refusal)
         # This servicer's overall status starts as SERVING. Nothing is served before the end of `start`.
         await self._health.tell(serving=False)
         self._server = make_grpc_server(
@@ -187,8 +175,7 @@ class Server:
         await self._load_models(resources, catalog.targets if catalog is not None else await self._targets())
         self._warn_of_memory()
         self._make_services(store)
-        for name in self.repository.names:
-            await self._mark_versions(name)
+        await self.version_watch.start(self.stream_service.mover)
         if self.context is None:
             source.counters, source.up = metrics.counters, True
         else:
@@ -222,17 +209,11 @@ class Server:
     async def _load_models(self, resources: AsyncExitStack, targets: Sequence[Target]) -> None:
         """Loads what is served, as many at a time as there are cores."""
         config = self.config
-        settings = ModelSettings.model_validate({"policy": config.swap_policy, "rewarm_steps": config.rewarm_steps})
         self.repository = Repository()
-        self.version_watch = VersionWatch(config.models, self.repository, settings)
-        limits = Limits(
-            config.live_max,
-            config.answers_remembered,
-            config.batch_max,
-            config.queue_max,
-            self.version_watch.settings_of,
-        )
-        self.host = ModelHost(self.repository, self.metrics, limits, self._start_batcher, self._models_changed)
+        self.version_watch = VersionWatch(config.models, self.repository, config.swap_policy, config.rewarm_steps)
+        bounds = config.live_max, config.answers_remembered, config.batch_max, config.queue_max
+        limits = Limits(*bounds, self.version_watch.settings_of)
+        self.host = ModelHost(self.repository, self.metrics, limits, self._start_batcher, lambda: self.on_models())  # noqa: PLW0108 - it is set later
         # If the start fails, nothing is left behind.
         resources.push_async_callback(self._tasks.cancel, STUCK_SECONDS)
         try:
@@ -245,15 +226,6 @@ class Server:
         self._watch.start()
         resources.callback(self._watch.stop)
 
-    async def _mark_versions(self, name: str) -> int:
-        """Takes over the default version and the settings of a model. Returns how many live streams move."""
-        self.shadows.refresh(name)
-        return await self.stream_service.mover.mark(name)
-
-    def _models_changed(self) -> None:
-        self.version_watch.models_changed()
-        self.on_models()
-
     def _make_services(self, store: Store) -> None:
         """Creates what answers calls."""
         config = self.config
@@ -261,18 +233,19 @@ class Server:
             self.repository,
             store,
             self.metrics,
+            limits_of=self._access.limits_of,
             streams_max=config.streams_max,
             forget_after_s=config.forget_after,
             schedule=CheckpointSchedule(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
         )
         self.host.registry = self.registry
+        self.metrics.ready = lambda: self._serving and self.registry.checkpointer.ready
         self.stream_service = StreamService(self.repository, store, self.metrics, self.registry)
-        self.shadows = Shadows(self.repository)
-        self.version_watch.mark = self._mark_versions
         self.admin_service = AdminService(self.repository, store, self.registry, self.control)
         self._servicer = servicer.TidegateServicer(
             self.stream_service,
             self.admin_service,
+            self._access,
             VersionService(config.models, self.repository, store, self.version_watch),
             live_max=config.live_max_of_a_peer,
             message_bytes_max=config.message_bytes_max,
@@ -288,6 +261,7 @@ class Server:
         tasks.start(self.registry.sweeper.run(), "sweeper")
         tasks.start(self.registry.peers.run(), "peers")
         tasks.start(self._watch_lag(), "lag watch")
+        tasks.start(self._watch_tokens(), "token watch")
         tasks.start(self._health.watch_models(self._models_health), "model watch")
         tasks.start(self.host.run(), "model host")
         tasks.start(self.version_watch.run(), "version watch")
@@ -306,6 +280,7 @@ class Server:
         A call ends once its streams are stored, or when the store does not save them in time. Raises StopFailed at the
         end if the store did not save all state in time.
         """
+        self._serving = False
         await self._health.enter_graceful_shutdown()
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
         time_to_store = self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2)
@@ -331,7 +306,6 @@ class Server:
             if served.batcher.runs_in_thread:  # its callers have gone
                 served.batcher.engine.model.end_run()
         hanging = await self._tasks.cancel(STUCK_SECONDS)
-        self.shadows.close()
         await self._resources.aclose()
         if hanging:
             self.hangs = f"a run does not end: {', '.join(task.get_name() for task in hanging)}"
@@ -400,14 +374,9 @@ class Server:
 
     def _listen(self) -> None:
         address = with_port(self.config.host, self.config.port)
-        if is_unix(address) and (why := why_not_unix(address)):
-            raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
-        try:
-            self.grpc_port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise StartFailed(
-                f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
-            ) from error
+        if self.config.exposed and (self.context is None or self.context.is_first):
+            log.warning("%s has no TLS: whoever reaches it can read and change every stream; see --tls-cert", address)
+        self.grpc_port = listen(self._server, address, self.config.tls_files)
 
     def _start_metrics(self, metrics: Metrics, source: WorkerMetrics, catalog: ModelCatalog) -> MetricsServer:
         exposition = Exposition([source], metrics.refresh, supervised=False, events=[catalog.events])
@@ -453,6 +422,13 @@ class Server:
                 ready = not ready
                 log.warning("%s: %r", "ready again" if ready else "not ready", self.registry.checkpointer)
                 await self._health.tell_ready(ready=ready)
+
+    async def _watch_tokens(self) -> None:
+        """Reads the token file again when it has changed, and ends the calls whose token no longer gets in."""
+        while True:
+            await asyncio.sleep(TOKEN_WATCH_SECONDS)
+            if self._access.reload():
+                await self._servicer.end_withdrawn()
 
     def _models_health(self) -> dict[str, bool]:
         """Whether each model serves: not while a run of it takes too long."""

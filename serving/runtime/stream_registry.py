@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TypeGuard
 from weakref import WeakValueDictionary
 
+from tidegate.core.access import TenantLimits
 from tidegate.core.errors import (
     CheckpointBroken,
     StateLost,
@@ -33,6 +34,7 @@ from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.peers import Peers
 from tidegate.runtime.repository import ModelPhase, Repository
 from tidegate.runtime.sweeper import Sweeper
+from tidegate.runtime.tenant_streams import TenantStreams
 from tidegate.store import Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
 
 log = logging.getLogger("tidegate.streams")
@@ -65,6 +67,7 @@ class StreamRegistry:
         store: Store,
         metrics: Metrics,
         *,
+        limits_of: Callable[[str], TenantLimits],
         streams_max: int,
         forget_after_s: float,
         schedule: CheckpointSchedule,
@@ -90,6 +93,7 @@ class StreamRegistry:
             self._on_parked,
             schedule,
         )
+        self.tenants = TenantStreams(store, limits_of)
         self.sweeper = Sweeper(store, forget_after_s, self._set_known_count)
         self.idle_streams = IdleStreams(self.checkpointer.park_soon)
         metrics.live_streams = self._count_live
@@ -169,7 +173,7 @@ class StreamRegistry:
         """Frees what is kept for a model that has no streams here."""
         self.streams.forget(slots)
         self.idle_streams.forget(slots)
-        self.checkpointer.forget(slots)
+        self.checkpointer.idle_times.pop(slots, None)
         slots.free()
 
     def mark_in_use(self, stream: Stream) -> None:

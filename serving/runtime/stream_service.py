@@ -215,6 +215,8 @@ class StreamService:
             exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
             stored = record.checkpoint if record is not None and exists else None
             decide_inputs(key, served.slots, options.inputs, stream, stored)  # before anything changes
+            if not exists:
+                await self._registry.tenants.add(key.tenant)
             with served.held(), nullcontext(None) if exists else self._registry.reserve_new() as confirm:
                 lease = await self._finish_claim(self._claim(key, served, stream, record, options))
                 if lease is not None and confirm is not None:
@@ -367,6 +369,8 @@ class StreamService:
     def _acquire(self, served: ServedModel, key: Key) -> int:
         if served.slots.full:
             raise TooManyStreams("live", served.slots.capacity, RETRY_AFTER_MS)
+        live = sum(each.slots.used_by_tenant.get(key.tenant, 0) for each in self._repository)
+        self._registry.tenants.check_live(key.tenant, live)
         return served.slots.acquire(key)
 
 

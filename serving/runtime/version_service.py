@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tidegate.core.errors import DefaultNotChanged, ModelNotFound
-from tidegate.rpc.backend import DEFAULT_TENANT, DefaultChange, VersionInfo
+from tidegate.rpc.backend import DefaultChange, VersionInfo
 from tidegate.runtime.promotion import Promotion, read_promotion, write_promotion
 from tidegate.runtime.repository import ModelPhase, Repository, ServedModel
 from tidegate.runtime.version_watch import VersionWatch
@@ -37,12 +37,12 @@ class VersionService:
     def __repr__(self) -> str:
         return f"<VersionService of {self._root}>"
 
-    async def versions(self, name: str) -> list[VersionInfo]:
-        """The versions of a model, or of all, with the streams on each; ModelNotFound when it is not served."""
+    async def versions(self, name: str, tenant: str) -> list[VersionInfo]:
+        """The versions of a model, or of all, with a tenant's streams on each; ModelNotFound when it is not served."""
         shown = [served for served in self._repository.shown if name in ("", served.spec.name)]
         if name and not shown:
             raise ModelNotFound(name, "", [served.spec.title for served in self._repository.shown])
-        live, parked = await self._count_streams()
+        live, parked = await self._count_streams(tenant)
         return [self._info(served, live[served.spec.title], parked[served.spec.title]) for served in shown]
 
     async def promote(self, name: str, version: str) -> DefaultChange:
@@ -95,13 +95,13 @@ class VersionService:
             after = self._repository.find(before.spec.name, "")
             return DefaultChange(before.spec.name, after.spec.version, before.spec.version)
 
-    async def _count_streams(self) -> tuple[Counter[str], Counter[str]]:
-        """How many streams are live and parked, by the title of their version, whichever server has them."""
+    async def _count_streams(self, tenant: str) -> tuple[Counter[str], Counter[str]]:
+        """How many streams of a tenant are live and parked, by the title of their version, whichever server has them."""
         live: Counter[str] = Counter()
         parked: Counter[str] = Counter()
         after: str | None = ""
         while after is not None:
-            page, after = await self._store.scan(DEFAULT_TENANT, "", after, PAGE_ROWS)
+            page, after = await self._store.scan(tenant, "", after, PAGE_ROWS)
             for head in page:
                 if not head.tombstone:
                     (live if head.live else parked)[head.model.title] += 1

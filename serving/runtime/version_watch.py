@@ -6,14 +6,14 @@ not wait for. A file with mistakes changes nothing but a line in the log: what w
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 
 from tidegate.core.errors import ContractBroken
 from tidegate.runtime import model_settings, promotion
 from tidegate.runtime.model_settings import ModelSettings
-from tidegate.runtime.repository import Repository
+from tidegate.runtime.repository import ModelPhase, Repository, ServedModel
+from tidegate.runtime.shadow import Shadows
+from tidegate.runtime.stream_mover import StreamMover
 
 log = logging.getLogger("tidegate.versions")
 
@@ -29,62 +29,59 @@ class VersionWatch:
     Args:
         root: the models folder.
         repository: the models.
-        default: the settings of models without a file.
-
-    Attributes:
-        mark: called with the name of a model when its default version or its settings may have changed; it returns how
-            many streams move.
+        policy, rewarm_steps: the settings of models without a file.
 
     """
 
-    def __init__(self, root: Path, repository: Repository, default: ModelSettings) -> None:
+    def __init__(self, root: Path, repository: Repository, policy: str, rewarm_steps: int) -> None:
         self._root = root
         self._repository = repository
-        self._default = default
+        self._default = ModelSettings.model_validate({"policy": policy, "rewarm_steps": rewarm_steps})
+        self._shadows = Shadows(repository)
+        self._mover: StreamMover
         self._stamps: dict[Path, Stamp] = {}
-        self._changed = asyncio.Event()
-        self.mark: Callable[[str], Awaitable[int]] = _nothing
+        self._served: dict[
+            str, list[tuple[ServedModel, ModelPhase]]
+        ] = {}  # the versions of each model at the last look
 
     def __repr__(self) -> str:
         return f"<VersionWatch of {self._root}>"
 
     def settings_of(self, name: str) -> ModelSettings:
-        """The settings of a model that is being loaded. Raises ContractBroken when its file has mistakes."""
-        return model_settings.read_settings(self._root / name, self._default)
+        """The settings of a model that is being loaded. Raises ContractBroken when one of its files has mistakes."""
+        settings = model_settings.read_settings(self._root / name, self._default)
+        self._repository.set_settings(name, settings)
+        self._repository.set_promoted(name, promotion.read_promotion(self._root / name).version)
+        return settings
 
-    def models_changed(self) -> None:
-        """Looks at all models soon, because versions have come or gone."""
-        for name in self._repository.names:
-            if (
-                self._root / name / promotion.FILE not in self._stamps
-            ):  # at once: no stream may begin under another version
-                self._has_changed(name)
-                self._read(name)
-        self._changed.set()
+    async def start(self, mover: StreamMover) -> None:
+        """Begins: no stream may be opened before."""
+        self._mover = mover
+        await self.look()
 
     async def run(self) -> None:
         """Looks at the files at intervals, until cancelled."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._changed.wait()
-            if self._changed.is_set():
-                self._changed.clear()
-                for name in self._repository.names:
-                    await self.mark(name)
-            await self.look()
+        try:
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                await self.look()
+        finally:
+            self._shadows.close()
 
     async def look(self) -> None:
-        """Takes over what has changed since the last look."""
+        """Takes over what has changed since the last look: files, and versions that have come or gone."""
         for name in self._repository.names:
-            if self._has_changed(name):
-                before = self._repository.default(name)
+            before = self._repository.default(name)
+            served = [(each, each.phase) for each in self._repository.versions(name)]
+            if changed := self._has_changed(name):
                 self._read(name)
-                marked, default = await self.mark(name), self._repository.default(name)
-                if default is not before and default is not None:
-                    log.info(
-                        "model %s: version %s is the default; %d live streams move", name, default.spec.version, marked
-                    )
+            if changed or served != self._served.get(name):
+                self._served[name] = served
+                self._shadows.refresh(name)
+                marked, default = await self._mover.mark(name), self._repository.default(name)
+                if marked or default is not before:
+                    title = "nothing" if default is None else default.spec.title
+                    log.info("%s is the default; %d live streams move there", title, marked)
 
     def _has_changed(self, name: str) -> bool:
         """Whether a file of a model was replaced since it was looked at."""
@@ -99,22 +96,15 @@ class VersionWatch:
     def _read(self, name: str) -> None:
         """Takes over what the files of a model say."""
         try:
-            promoted = promotion.read_promotion(self._root / name).version
             settings = self.settings_of(name)
         except ContractBroken as error:
             log.error("%s; what held before holds", error)
             return
-        self._repository.set_promoted(name, promoted)
-        self._repository.set_settings(name, settings)
         kept = {served.slots.raw.steps if served.slots.raw else 0 for served in self._repository.versions(name)}
         if settings.raw_steps and kept != {settings.raw_steps}:
             log.warning(
                 "model %s keeps %s timesteps a stream until the server is restarted", name, max(kept, default=0)
             )
-
-
-async def _nothing(_: str) -> int:
-    return 0
 
 
 def _stamp(path: Path) -> Stamp:

@@ -286,7 +286,7 @@ async def test_a_stream_that_is_lost_at_once_is_entered() -> None:
 
     async with connected(script) as (client, _, _):
         opening = client.open("a")
-        stream = opening._stream = opening._begin()
+        stream = opening._stream = await opening._begin()
         await stream._ended_event.wait()
         await stream.start()
         with pytest.raises(TakenOver):

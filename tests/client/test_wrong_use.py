@@ -103,6 +103,8 @@ OPENS: list[tuple[str, Wrong]] = [
     ("sync", lambda client: client.open("a", sync=1)),
     ("owner", lambda client: client.open("a", owner=7)),
     ("owner", lambda client: client.open("a", owner="a" * 257)),
+    ("inputs", lambda client: client.open("a", inputs=[1.0])),
+    ("inputs", lambda client: client.block(["a"], inputs={1: [1.0]})),
     ("streams", lambda client: client.block("abc")),
     ("streams", lambda client: client.block([])),
     ("streams", lambda client: client.block(["a", "a"])),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.access import ANYBODY, ANYBODY_GETS_IN
 from tests.timeouts import TIMEOUT_S
 from tidegate.rpc import background_queue as queue_module
 from tidegate.rpc.background_queue import BackgroundQueue
@@ -132,7 +133,7 @@ async def test_an_answer_that_is_being_written_is_written_whole() -> None:
             written.append(response)
 
     backend: Any = SimpleNamespace()
-    call = MultiStreamCall(backend, Context(), StreamQuota(8), 1024)
+    call = MultiStreamCall(backend, ANYBODY_GETS_IN, Context(), ANYBODY, StreamQuota(8), 1024)
     writing = asyncio.create_task(call._write_shielded(b"answer"))
     await turns()
     writing.cancel()

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.access import ANYBODY, ANYBODY_GETS_IN
 from tests.timeouts import TIMEOUT_S
 from tidegate.rpc.call import Call
 from tidegate.rpc.predict_blocks import PredictBlocksCall
@@ -42,14 +43,14 @@ class Context:
 
 def predict_call(context: Context) -> tuple[Call, Callable[[], None]]:
     """A `Predict` call, and what makes it send a notification."""
-    call = PredictCall(context, StreamQuota(8))
+    call = PredictCall(context, ANYBODY, StreamQuota(8))
     call.lease = SimpleNamespace(durable_step=call.client_buffer_max)  # type: ignore[assignment]
     return call, call.on_durable
 
 
 def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
     """A `PredictBlocks` call, and what makes it send a notification."""
-    call = PredictBlocksCall(SimpleNamespace(), context, StreamQuota(8), 1024)  # type: ignore[arg-type]
+    call = PredictBlocksCall(SimpleNamespace(), ANYBODY_GETS_IN, context, ANYBODY, StreamQuota(8), 1024)  # type: ignore[arg-type]
     call._endings.append((1, SimpleNamespace()))  # type: ignore[arg-type]
     call._send_notifications = lambda: context.write(b"")  # type: ignore[method-assign]
     return call, call._on_stored
@@ -93,7 +94,7 @@ async def test_a_client_that_disconnects_during_a_notification_leaves_no_error(
 async def test_a_message_that_was_read_ahead_is_the_next() -> None:
     """Reading ahead changes when a message is read, and nothing else."""
     context = Context()
-    call = Call(context)
+    call = Call(context, ANYBODY)
     call.read_ahead()
     await asyncio.sleep(0)
     assert not call.has_next
@@ -111,7 +112,7 @@ async def test_a_call_that_is_asked_to_end_gives_up_what_it_reads_ahead() -> Non
     calls: list[Call] = []
 
     async def handle() -> None:
-        calls.append(Call(context))
+        calls.append(Call(context, ANYBODY))
         calls[0].read_ahead()
         await calls[0].read()
 

@@ -14,6 +14,7 @@ from tests.engines import key
 from tests.loop_latency import measure_loop
 from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import StoreBehind, StoreUnavailable, TakenOver
+from tidegate.core.self_check import SelfCheck
 from tidegate.core.spec import Checkpoint, Checkpoints
 from tidegate.core.streams import Lease, Stream, StreamTable
 from tidegate.runtime import checkpointer
@@ -75,7 +76,7 @@ class CheckpointerSetup:
         metrics = Metrics({})
         self.now = 1000.0
         loaded = load_model("toy", "1", root / "toy" / "1")
-        self.served = make_served(loaded, [], Limits(capacity, 4, 16, 64))
+        self.served = make_served(loaded, SelfCheck(tuple(range(1, 17))), Limits(capacity, 4, 16, 64))
         self.served.phase = ModelPhase.SERVING
         self.repository = Repository([self.served])
         self.slots = self.served.slots

@@ -160,6 +160,7 @@ def test_parked_streams_are_logged_once_for_all(up: tuple[bool, bool], reporter:
     for worker, live in enumerate((10, 20)):
         metrics = metrics_of("lake")
         metrics.live_streams, metrics.known_streams = (lambda live=live: live), lambda: 100
+        metrics.refresh()
         sources.append(source(worker, metrics.counters, up=up[worker]))
     scrape = collect(sources)
     assert scrape("tidegate_streams", state="parked") == parked

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from tests.access import ANYBODY_GETS_IN
 from tests.calls import RawBlocks, raw_channel
 from tests.loop_latency import measure_loop
 from tests.servers import live, run_server
@@ -72,7 +73,9 @@ async def test_asking_many_calls_to_end_does_not_block_others() -> None:
             """As in `Call`."""
             asked.append(turn)
 
-    native = TidegateServicer(cast(StreamBackend, None), cast(AdminBackend, None), live_max=1, message_bytes_max=1024)
+    native = TidegateServicer(
+        cast(StreamBackend, None), cast(AdminBackend, None), ANYBODY_GETS_IN, live_max=1, message_bytes_max=1024
+    )
     native._calls |= {cast(Call, Asked()) for _ in range(1000)}
     draining = asyncio.create_task(native.drain())
     while not draining.done():

@@ -27,6 +27,24 @@ def port() -> Iterator[int]:
     made.close()
 
 
+@pytest.mark.parametrize(
+    ("up", "ready", "healthz", "readyz"),
+    [(True, True, 200, 200), (True, False, 200, 503), (False, True, 503, 503)],
+    ids=["serving", "draining, or the store is behind", "no worker"],
+)
+def test_health_and_readiness_have_a_path_each(up: bool, ready: bool, healthz: int, readyz: int) -> None:
+    """For load balancers and Kubernetes."""
+    metrics = Metrics({"tidegate": "1"})
+    metrics.ready = lambda: ready
+    source = WorkerMetrics("0")
+    source.counters, source.up = metrics.create_counters(), up
+    made = MetricsServer("127.0.0.1", 0, Exposition([source], metrics.refresh, supervised=False))
+    try:
+        assert (ask(made.port, "/healthz")[0].status, ask(made.port, "/readyz")[0].status) == (healthz, readyz)
+    finally:
+        made.close()
+
+
 def ask(port: int, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, str]:
     """A response and its body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
@@ -56,7 +74,7 @@ def test_there_is_nothing_at_other_paths(port: int, path: str, method: str) -> N
     """An error in a scrape configuration is visible."""
     answer, body = ask(port, path, method)
     assert answer.status == 404
-    assert body == ("" if method == "HEAD" else "there is nothing here; the metrics are at /metrics\n")
+    assert body == ("" if method == "HEAD" else "there is nothing here; there are /metrics, /healthz and /readyz\n")
 
 
 @pytest.mark.parametrize(

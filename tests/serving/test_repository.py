@@ -3,6 +3,7 @@
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,7 @@ from tests.graphs import running_sum, write_model
 from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import ContractBroken
 from tidegate.core.model import Model
-from tidegate.core.self_check import batch_variant_sizes
-from tidegate.core.spec import Ints
+from tidegate.core.self_check import SelfCheck, check_model
 from tidegate.runtime import repository
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.repository import Limits, load_repository
@@ -29,13 +29,13 @@ def many(tmp_path: Path) -> Path:
 
 def test_models_are_checked_side_by_side(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many at a time as there are cores: two that wait for each other both finish."""
-    inner, meeting = batch_variant_sizes, threading.Barrier(2, timeout=TIMEOUT_S)
+    inner, meeting = check_model, threading.Barrier(2, timeout=TIMEOUT_S)
 
-    def check(model: Model, batch_max: int) -> Ints:
+    def check(model: Model, *arguments: Any) -> SelfCheck:
         meeting.wait()
-        return inner(model, batch_max)
+        return inner(model, *arguments)
 
-    monkeypatch.setattr(repository, "batch_variant_sizes", check)
+    monkeypatch.setattr(repository, "check_model", check)
     monkeypatch.setattr(repository, "usable_cores", lambda: 2)
     assert len(list(load_repository(many, LIMITS, Metrics({})))) == 4
 
@@ -44,16 +44,16 @@ def test_models_are_listed_in_the_order_of_their_paths(
     many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whichever is ready first."""
-    inner, done = batch_variant_sizes, {version: threading.Event() for version in "12345"}
+    inner, done = check_model, {version: threading.Event() for version in "12345"}
     done["5"].set()
 
-    def check(model: Model, batch_max: int) -> Ints:
+    def check(model: Model, *arguments: Any) -> SelfCheck:
         version = model.spec.version
         assert done[str(int(version) + 1)].wait(TIMEOUT_S)  # the last one is ready first
         done[version].set()
-        return inner(model, batch_max)
+        return inner(model, *arguments)
 
-    monkeypatch.setattr(repository, "batch_variant_sizes", check)
+    monkeypatch.setattr(repository, "check_model", check)
     monkeypatch.setattr(repository, "usable_cores", lambda: 4)
     caplog.set_level(logging.INFO)
     load_repository(many, LIMITS, Metrics({}))

@@ -19,6 +19,8 @@ MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
     errors.ValuesDiffer: lambda: errors.ValuesDiffer(2**63),
     errors.NoStepLeft: lambda: errors.NoStepLeft(2**63),
     errors.Overloaded: lambda: errors.Overloaded(1, 1),
+    errors.StepsLimited: lambda: errors.StepsLimited(1.0, 1),
+    errors.OpensLimited: lambda: errors.OpensLimited(1.0, 1),
     errors.ParkedAgain: lambda: errors.ParkedAgain(LONG, 1),
     errors.StoreBehind: lambda: errors.StoreBehind(1.0, 1),
     errors.ModelNotFound: lambda: errors.ModelNotFound(LONG, LONG, NAMES),

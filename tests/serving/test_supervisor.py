@@ -260,7 +260,8 @@ def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.so
     theirs.close()
     os.close(counters_fd)
     config = {"models": str(root), "host": "127.0.0.1", "port": 0, "metrics_port": 0, "state": "memory:"}
-    settings = {"log_level": "INFO", "config": config, "counters_fd": counters_fd, "previous_counters_fd": None}
+    settings = {"log_level": "INFO", "config": config, "counters_fd": counters_fd}
+    settings |= {"previous_counters_fd": None, "previous_counters": []}
     ours.sendall(json.dumps(settings).encode() + b"\n")
     return popen, ours
 
@@ -270,6 +271,8 @@ def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -
     popen, ours = listen_as_a_worker(sum_root)
     try:
         ours.settimeout(TIMEOUT_S)
+        assert json.loads(ours.recv(1000)) == {"ask": 1, "request": {"do": "targets"}}
+        ours.sendall(json.dumps({"answer": 1, "result": []}).encode() + b"\n")
         assert ours.recv(1, socket.MSG_PEEK)  # it has reported that it is ready, and nobody has read it
         ours.close()
         assert popen.wait(TIMEOUT_S) == 0

@@ -4,12 +4,13 @@ A server restarts no stream, but clients open new ones all the time, and their f
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from tidegate.training.data.series import Floats, Ints, Series, Span, Spans, segment_offsets
-from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.graph import BATCH, Graph
+from tidegate.training.judging.metrics import Doubles
 from tidegate.training.judging.scores import ColdStart, ColdStartErrors
 
 # The last timesteps of the bands of mean errors.
@@ -36,7 +37,7 @@ def cold_start(
         series: with the columns of the graph.
         spans: the held-out rows.
         output: `forecast` or `probability`.
-        truth: the true values, see `stream_errors`; (rows of the spans, ...).
+        truth: the true values, see `column_errors`; (rows of the spans, ...).
         warm: that output of the long streams over the spans, (rows of the spans, ...).
         names: target and horizon of each column of the errors.
 
@@ -47,31 +48,56 @@ def cold_start(
     if chosen is None:
         return None
     starts, places, length = chosen  # rows of the series, and of the spans end to end
-    streams: list[Span] = [(int(row), int(row) + length) for row in starts]
-    cold = graph.replay_segments(series.values, streams, keep=(output,))[output]
-    rows = (places[:, None] + np.arange(length)).ravel()
-    shape = (len(starts), length, -1)
-    cold_errors = stream_errors(cold, truth[rows]).reshape(shape)
-    warm_errors = stream_errors(warm[rows], truth[rows]).reshape(shape)
+    sums = [_Sums.zeros(length) for _ in names]
+    # Few streams at a time: all forecasts of all streams together grow to gigabytes with many horizons.
+    for low in range(0, len(starts), BATCH):
+        begins, offsets = starts[low : low + BATCH], places[low : low + BATCH]
+        streams: list[Span] = [(int(row), int(row) + length) for row in begins]
+        cold = graph.replay_segments(series.values, streams, keep=(output,))[output]
+        rows = (offsets[:, None] + np.arange(length)).ravel()
+        known_truth, long = truth[rows], warm[rows]
+        for column, total in enumerate(sums):
+            total.add(
+                column_errors(cold, known_truth, column).reshape(-1, length),
+                column_errors(long, known_truth, column).reshape(-1, length),
+            )
     steps = tuple(step for step in STEPS if step <= length)
-    table = tuple(
-        _start(name, cold_errors[..., column], warm_errors[..., column], steps) for column, name in enumerate(names)
-    )
+    table = (_start(name, total, steps) for name, total in zip(names, sums, strict=True))
     return ColdStart(len(starts), steps, TOLERANCE, tuple(start for start in table if start is not None))
 
 
-def stream_errors(outputs: Floats, truth: Floats | Ints) -> npt.NDArray[np.float64]:
-    """(rows, columns), NaN if the true value is unknown.
+@dataclass
+class _Sums:
+    """The errors of one column, summed over the streams by their timestep (timesteps,); `count` counts the known ones."""
 
-    For forecasts (rows, horizons, targets): the absolute error, all horizons of the first target first. For probabilities
-    (rows, classes): 1 if the likeliest class is not the true one (rows,); a negative class is unknown.
+    cold: Doubles
+    warm: Doubles
+    count: Ints
+
+    @classmethod
+    def zeros(cls, timesteps: int) -> "_Sums":
+        """Of no stream."""
+        return cls(np.zeros(timesteps), np.zeros(timesteps), np.zeros(timesteps, np.int64))
+
+    def add(self, cold: Doubles, warm: Doubles) -> None:
+        """Add the errors (streams, timesteps) of new streams and of the long one; NaN is unknown."""
+        known = ~np.isnan(cold + warm)
+        self.cold += np.where(known, cold, 0.0).sum(axis=0)
+        self.warm += np.where(known, warm, 0.0).sum(axis=0)
+        self.count += known.sum(axis=0)
+
+
+def column_errors(outputs: Floats, truth: Floats | Ints, column: int) -> Doubles:
+    """(rows,) the errors of one column, NaN if the true value is unknown.
+
+    For forecasts (rows, horizons, targets): the absolute error; all horizons of the first target are the first columns. For
+    probabilities (rows, classes) there is one column: 1 if the likeliest class is not the true one (rows,); a negative class
+    is unknown.
     """
     if truth.ndim == 1:
-        wrong = (outputs.argmax(axis=1) != truth).astype(np.float64)
-        return np.where(truth < 0, np.nan, wrong)[:, None]
-    errors: npt.NDArray[np.float64] = (
-        np.abs(outputs.astype(np.float64) - truth).transpose(0, 2, 1).reshape(len(outputs), -1)
-    )
+        return np.where(truth < 0, np.nan, (outputs.argmax(axis=1) != truth).astype(np.float64))
+    target, horizon = divmod(column, outputs.shape[1])
+    errors: Doubles = np.abs(outputs[:, horizon, target].astype(np.float64) - truth[:, horizon, target])
     return errors
 
 
@@ -94,15 +120,13 @@ def _starts(series: Series, spans: Spans) -> tuple[Ints, Ints, int] | None:
     return None
 
 
-def _start(
-    name: tuple[str, int], cold: npt.NDArray[np.float64], warm: npt.NDArray[np.float64], steps: Sequence[int]
-) -> ColdStartErrors | None:
-    """The errors (streams, timesteps) of one column by band; None if a band has no true value."""
-    known = ~np.isnan(cold + warm)
-    bands = [slice(low, high) for low, high in zip((0, *steps[:-1]), steps, strict=True)]
-    if not all(known[:, band].any() for band in bands):
+def _start(name: tuple[str, int], sums: _Sums, steps: Sequence[int]) -> ColdStartErrors | None:
+    """The mean errors of one column by band; None if a band has no true value."""
+    begins = np.array((0, *steps[:-1]))
+    counts = np.add.reduceat(sums.count, begins)
+    if not counts.all():
         return None
-    means = [tuple(float(errors[:, band][known[:, band]].mean()) for band in bands) for errors in (cold, warm)]
-    worse = [place for place, pair in enumerate(zip(*means, strict=True)) if pair[0] > (1.0 + TOLERANCE) * pair[1]]
+    cold, warm = (tuple((np.add.reduceat(errors, begins) / counts).tolist()) for errors in (sums.cold, sums.warm))
+    worse = [place for place, pair in enumerate(zip(cold, warm, strict=True)) if pair[0] > (1.0 + TOLERANCE) * pair[1]]
     after = 0 if not worse else None if worse[-1] == len(steps) - 1 else steps[worse[-1]]
-    return ColdStartErrors(*name, cold=means[0], warm=means[1], settled=after)
+    return ColdStartErrors(*name, cold=cold, warm=warm, settled=after)

@@ -191,6 +191,7 @@ class _Worker:
         self.request = request
         self.search = search
         self.space = space
+        self.series = series
         self.folder = request.out
         self.name = f"{os.getpid()}-{time.time_ns()}"
         self.ends_s = None if search.minutes is None else time.monotonic() + 60.0 * search.minutes
@@ -289,9 +290,12 @@ class _Worker:
             return pipeline.export_run(
                 out, request.models, data=None, name=request.name, version=request.version, season=request.season
             )
-        return pipeline.train(
-            request.model_copy(update={"resume": out if started else None}), callbacks.on_epoch, callbacks.on_note
-        )
+        full = run.resumed(out, request) if started else request
+        same = full.source == self.request.source
+        # The notes on the data were given before the first trial.
+        prepared = prepare(full, self.series if same else read_request(full), _no_note)
+        resuming = request.model_copy(update={"resume": out if started else None})
+        return pipeline.train(resuming, callbacks.on_epoch, callbacks.on_note, prepared)
 
     def _next_trial(self) -> optuna.Trial | None:
         """Start a trial; None if enough are done or running, or the time is up."""

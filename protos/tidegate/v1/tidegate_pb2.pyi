@@ -44,6 +44,12 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_INT64: _ClassVar[DataType]
     DATA_TYPE_BOOL: _ClassVar[DataType]
     DATA_TYPE_FLOAT16: _ClassVar[DataType]
+    DATA_TYPE_INT8: _ClassVar[DataType]
+    DATA_TYPE_INT16: _ClassVar[DataType]
+    DATA_TYPE_UINT8: _ClassVar[DataType]
+    DATA_TYPE_UINT16: _ClassVar[DataType]
+    DATA_TYPE_UINT32: _ClassVar[DataType]
+    DATA_TYPE_UINT64: _ClassVar[DataType]
 EXISTENCE_UNSPECIFIED: Existence
 EXISTENCE_MUST_EXIST: Existence
 EXISTENCE_MUST_BE_NEW: Existence
@@ -63,6 +69,12 @@ DATA_TYPE_INT32: DataType
 DATA_TYPE_INT64: DataType
 DATA_TYPE_BOOL: DataType
 DATA_TYPE_FLOAT16: DataType
+DATA_TYPE_INT8: DataType
+DATA_TYPE_INT16: DataType
+DATA_TYPE_UINT8: DataType
+DATA_TYPE_UINT16: DataType
+DATA_TYPE_UINT32: DataType
+DATA_TYPE_UINT64: DataType
 
 class PredictRequest(_message.Message):
     __slots__ = ("timestep", "open", "close")
@@ -301,6 +313,7 @@ class Error(_message.Message):
         REASON_UNAUTHENTICATED: _ClassVar[Error.Reason]
         REASON_STATE_UNREADABLE: _ClassVar[Error.Reason]
         REASON_VALUES_DIFFER: _ClassVar[Error.Reason]
+        REASON_PERMISSION_DENIED: _ClassVar[Error.Reason]
     REASON_UNSPECIFIED: Error.Reason
     REASON_WRONG_WIDTH: Error.Reason
     REASON_NOT_FINITE: Error.Reason
@@ -322,6 +335,7 @@ class Error(_message.Message):
     REASON_UNAUTHENTICATED: Error.Reason
     REASON_STATE_UNREADABLE: Error.Reason
     REASON_VALUES_DIFFER: Error.Reason
+    REASON_PERMISSION_DENIED: Error.Reason
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]

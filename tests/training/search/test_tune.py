@@ -255,7 +255,7 @@ def test_a_trial_of_a_process_that_lives_is_left_alone(toy_csv: Path, tmp_path: 
 
 
 def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path) -> None:
-    """Its settings, all epochs, a version of the model; once, however often the command is given."""
+    """Its settings, all epochs, a version of the model; once, however often the command is given. The data is told once."""
     request = request_of(toy_csv, tmp_path)
     notes: list[str] = []
     tell = Callbacks(lambda trial, done: notes.append(trial_line(trial, done)), lambda *_: None, notes.append)
@@ -269,6 +269,7 @@ def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path)
     assert record.outcome.epochs == 3
     assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
     assert next(note for note in notes if note.startswith("trial")).startswith("trial 0: score 0.")
+    assert sum("toy.csv: 400 rows" in note for note in notes) == 1
     again = tune.tune(request, QUICK, tell)
     assert again.best is None
     assert notes[-1] == "the best of 4 trials is exported already; raise --trials to go on"
