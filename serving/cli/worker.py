@@ -22,8 +22,9 @@ from tidegate.runtime.crash_points import VARIABLE, arm
 from tidegate.runtime.lifecycle import StartFailed, StopFailed
 from tidegate.runtime.log import start_log
 from tidegate.runtime.model_messages import RemoteControl, answer_supervisor
-from tidegate.runtime.server import Server, WorkerContext
+from tidegate.runtime.server import Server
 from tidegate.runtime.shared_counters import SharedCounters
+from tidegate.runtime.worker_context import WorkerContext
 from tidegate.runtime.worker_process import BLOCKED_SIGNALS, DRAIN
 
 log = logging.getLogger("tidegate.worker")

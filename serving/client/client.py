@@ -12,20 +12,12 @@ from tidegate.client.block import Block
 from tidegate.client.connection import Connection, make_channel
 from tidegate.client.errors import InvalidArgument, WrongOrder
 from tidegate.client.inputs import Values
+from tidegate.client.model_changes import change_models
 from tidegate.client.retry import Backoff, Limits
 from tidegate.client.session import Session
 from tidegate.client.stream import Stream
 from tidegate.client.tensors import BeginInputs, StreamInputs, stream_inputs
-from tidegate.client.types import (
-    STATES,
-    Model,
-    ModelChange,
-    Prediction,
-    StreamInfo,
-    decode_change,
-    decode_model,
-    decode_stream_info,
-)
+from tidegate.client.types import STATES, Model, ModelChange, Prediction, StreamInfo, decode_model, decode_stream_info
 from tidegate.client.unary import UnaryPredictor
 from tidegate.client.versions import VersionCalls
 from tidegate.core.spec import STEP_MAX
@@ -35,12 +27,6 @@ ViewT = TypeVar("ViewT", bound=Stream | Block)
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 
-# The calls that change which models are served.
-MODEL_CALLS: Mapping[str, tuple[str, type[pb.LoadModelRequest | pb.UnloadModelRequest | pb.ReloadModelsRequest]]] = {
-    "load": ("LoadModel", pb.LoadModelRequest),
-    "unload": ("UnloadModel", pb.UnloadModelRequest),
-    "reload": ("ReloadModels", pb.ReloadModelsRequest),
-}
 EXISTENCE: Mapping[str, pb.Existence] = {
     "any": pb.EXISTENCE_UNSPECIFIED,
     "must_exist": pb.EXISTENCE_MUST_EXIST,
@@ -165,18 +151,9 @@ class Client(VersionCalls):
     async def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
         """Has all workers "load" or "unload" versions of a model, or "reload": load what is new and unload what is gone.
 
-        Without a version, all of them. Returns what became of each.
-
-        Raises:
-            ModelNotFound: there is no such version.
-
+        Without a version, all of them. Returns what became of each. Raises ModelNotFound when there is no such version.
         """
-        call, request_type = arguments.choice("action", action, MODEL_CALLS)
-        request = request_type()
-        if not isinstance(request, pb.ReloadModelsRequest):
-            request.name = arguments.text("model", model, minimum=1)
-            request.version = arguments.text("version", version)
-        return [decode_change(each) for each in (await self._connection.call_unary(call, request)).changes]
+        return await change_models(self._connection, action, model, version)
 
     async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
         """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, only those in that state.

@@ -171,6 +171,7 @@ class ServerConfig:
         """What a model may take when it is tried."""
         return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout)
 
+    @property
     def tls_files(self) -> TlsFiles | None:
         """The files for TLS; None without TLS."""
         if not self.tls_cert:

@@ -1,8 +1,13 @@
-"""The gRPC server and its options."""
+"""The gRPC server, its options and its port."""
 
 from collections.abc import Sequence
 
 import grpc
+
+from tidegate.runtime.host import is_unix, why_not_unix
+from tidegate.runtime.lifecycle import StartFailed
+from tidegate.runtime.tls import TlsCredentials
+from tidegate.runtime.tls_files import TlsFiles
 
 
 def make_grpc_server(
@@ -33,3 +38,20 @@ def make_grpc_server(
             ("grpc.keepalive_permit_without_calls", 1),
         ],
     )
+
+
+def listen(server: "grpc.aio.Server", address: str, files: TlsFiles | None) -> int:
+    """Has a server listen on an address, with TLS when there are files for it. Returns the port. Raises StartFailed."""
+    if is_unix(address) and (why := why_not_unix(address)):
+        raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
+    try:
+        port: int = (
+            server.add_insecure_port(address)
+            if files is None
+            else server.add_secure_port(address, TlsCredentials(files).credentials)
+        )
+    except RuntimeError as error:
+        raise StartFailed(
+            f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
+        ) from error
+    return port

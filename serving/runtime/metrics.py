@@ -6,6 +6,7 @@ loop writes, so nothing is locked. Values that can be looked up at any time (the
 streams) are not counted: `refresh` looks them up.
 """
 
+import asyncio
 import gc
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ SECONDS = (
 )  # fmt: skip
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
+# How often a worker looks up its gauges for the supervisor, in seconds. Counters are always up to date.
+REFRESH_SECONDS = 0.25
 # The three generations of Python's garbage collector, and what `gc.get_stats` reports of each.
 GENERATIONS = ("0", "1", "2")
 GARBAGE = {
@@ -331,6 +334,13 @@ class Metrics:
 
     def _watch(self, read: Callable[[], float], numbers: Numbers) -> None:
         self._gauges.append(_Gauge(numbers, read))
+
+
+async def refresh_regularly(metrics: Metrics) -> None:
+    """Looks up the gauges at intervals, until cancelled: the supervisor of a worker reads them."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        metrics.refresh()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from functools import partial
 from importlib.metadata import version
 
 from grpc_health.v1 import health, health_pb2_grpc
-from tidegate.runtime.worker_context import WorkerContext
 
 from tidegate.core.errors import ContractBroken, StoreUnavailable
 from tidegate.rpc import reflection, servicer
@@ -27,7 +26,7 @@ from tidegate.runtime.health_status import HealthStatus
 from tidegate.runtime.host import with_port
 from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
-from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics import Metrics, refresh_regularly
 from tidegate.runtime.metrics_server import MetricsServer
 from tidegate.runtime.model_catalog import ModelCatalog, ModelRefused, Target
 from tidegate.runtime.model_checker import ModelChecker
@@ -41,6 +40,7 @@ from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
 from tidegate.runtime.version_service import VersionService
 from tidegate.runtime.version_watch import VersionWatch
+from tidegate.runtime.worker_context import WorkerContext
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -61,10 +61,6 @@ SECONDS_TO_TELL = 1.0
 # The least time for storing, in seconds, when calls have used up the time for stopping.
 SECONDS_TO_STORE = 2.0
 SERVICE = pb.DESCRIPTOR.services_by_name["TidegateService"].full_name
-
-
-# How often a worker looks up its gauges for the supervisor, in seconds. Counters are always up to date.
-REFRESH_SECONDS = 0.25
 
 
 class Server:
@@ -267,7 +263,7 @@ class Server:
         tasks.start(self.version_watch.run(), "version watch")
         tasks.start(self._connection_limiter.run(), "descriptor watch")
         if self.context is not None:
-            tasks.start(_refresh(self.metrics), "refresher")
+            tasks.start(refresh_regularly(self.metrics), "refresher")
 
     def _start_batcher(self, served: ServedModel) -> Callable[[], None]:
         """Runs the batcher of a model. Returns what ends it."""
@@ -444,10 +440,3 @@ def _end_at_once(reason: str) -> None:
 
 def _nothing() -> None:
     """Nobody needs to know."""
-
-
-async def _refresh(metrics: Metrics) -> None:
-    """Looks up the gauges at intervals, until cancelled."""
-    while True:
-        await asyncio.sleep(REFRESH_SECONDS)
-        metrics.refresh()
