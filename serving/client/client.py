@@ -296,8 +296,7 @@ class Client(VersionCalls):
         Args:
             stream_id: its name; empty: the server issues one.
             model: the model; empty for the stream's own, or the only one served.
-            version: its version, on which the stream then stays. Empty: the stream's own, or the default one; then the server may move
-                the stream to another version, as the model's policy says. `Stream.version` and `Stream.moved` tell.
+            version: its version, on which the stream then stays. Empty: its own, or the default one; it may move then, see `Stream.moved`.
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token by which the server recognizes this client when the stream is opened again, at most 256 bytes of UTF-8. Empty:

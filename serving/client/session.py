@@ -37,7 +37,8 @@ from tidegate.client.refusals import Decision, RefusalHandler
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Delivery, Group, Waiter, deliver
 from tidegate.client.retry import Limits, retries_exhausted
-from tidegate.client.session_streams import MESSAGE_OVERHEAD_BYTES, SessionStream, SessionStreams, StreamListener
+from tidegate.client.session_stream import SessionStream, StreamListener
+from tidegate.client.session_streams import MESSAGE_OVERHEAD_BYTES, SessionStreams
 from tidegate.client.tensors import StreamInputs
 from tidegate.client.wire import decode_answers, decode_durable, encode_block, encode_single_row
 from tidegate.v1 import tidegate_pb2 as pb

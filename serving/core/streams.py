@@ -8,8 +8,7 @@
 Rule 1: `TRANSITIONS` lists what may happen when. A pair that is not in it is a bug of the server.
 Rule 2: a live stream owns a slot. Nobody else owns that slot. A parked stream owns nothing.
 Rule 3: a call acts through a `Lease`. When another call takes the stream over, the old lease ends, and work that is
-still under way
-        for it must not touch the stream. The epoch enforces the same between processes, through the store.
+still under way for it must not touch the stream. The epoch enforces the same between processes, through the store.
 Rule 4: what releases or copies a slot happens between batches. The owner of the engine ensures this.
 """
 
@@ -21,7 +20,6 @@ from itertools import count
 import numpy as np
 
 from tidegate.core.errors import (
-    CheckpointBroken,
     ModelMismatch,
     StateLost,
     StreamExists,
@@ -32,6 +30,7 @@ from tidegate.core.errors import (
 )
 from tidegate.core.input_layout import StreamInputs
 from tidegate.core.named_inputs import Named
+from tidegate.core.payload import unpack_checkpoint
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId, Spec
 
@@ -312,7 +311,7 @@ class StreamTable:
         stays acquired.
         """
         assert checkpoint.model.fingerprint == slots.spec.fingerprint
-        _unpack(checkpoint, slots, slot)
+        unpack_checkpoint(checkpoint, slots, slot)
         stream = self._add(checkpoint.key, slots, epoch, owner)
         self._assign_slot(stream, slot)
         stream.phase = Phase.PARKED
@@ -366,7 +365,7 @@ class StreamTable:
         """
         assert stream.phase is Phase.PARKED
         if checkpoint is not None:
-            _unpack(checkpoint, stream.slots, slot)
+            unpack_checkpoint(checkpoint, stream.slots, slot)
         else:
             stream.slots.set_stream_inputs(slot, stream.inputs)
         self._assign_slot(stream, slot)
@@ -381,7 +380,7 @@ class StreamTable:
         """
         assert stream.phase is Phase.LIVE
         assert checkpoint.model.fingerprint == slots.spec.fingerprint
-        _unpack(checkpoint, slots, slot)
+        unpack_checkpoint(checkpoint, slots, slot)
         self._free_slot(stream)
         stream.slots, stream.epoch = slots, checkpoint.epoch
         self._assign_slot(stream, slot)
@@ -449,16 +448,3 @@ def checkpoint_rows(streams: Sequence[Stream]) -> Checkpoints:
         slots.answers,
         slots.pack(rows),
     )
-
-
-def check_payload_size(checkpoint: Checkpoint, slots: Slots) -> None:
-    """Raises CheckpointBroken when the size of a checkpoint is not that of this model's rows."""
-    got, expected = len(checkpoint.payload), slots.row_bytes(checkpoint.answers)
-    if not slots.fits(checkpoint.payload, checkpoint.answers):
-        where = f"stream '{checkpoint.key.stream_id}'"
-        raise CheckpointBroken(where, f"its state has {got} bytes, expected {expected} under {slots.spec.title}")
-
-
-def _unpack(checkpoint: Checkpoint, slots: Slots, slot: int) -> None:
-    check_payload_size(checkpoint, slots)
-    slots.unpack(slot, checkpoint.step, checkpoint.answers, checkpoint.payload)
