@@ -16,6 +16,7 @@ def same_layout(one: Model, other: Model) -> bool:
     return (
         one.name == other.name
         and [feature.name for feature in one.features] == [feature.name for feature in other.features]
+        and one.inputs == other.inputs
         and [(part.name, part.dtype, part.shape) for part in one.outputs]
         == [(part.name, part.dtype, part.shape) for part in other.outputs]
     )

@@ -6,8 +6,8 @@ from typing import Protocol
 from tidegate.client.errors import ClientError
 from tidegate.client.moves import MOVED
 from tidegate.client.resend_buffer import ResendBuffer
+from tidegate.client.tensors import StreamInputs
 from tidegate.client.types import Model
-from tidegate.core.input_layout import StreamInputs
 from tidegate.v1 import tidegate_pb2 as pb
 
 
