@@ -56,6 +56,10 @@ class RunWatch:
         self._stopped.set()
         self._thread.join()
 
+    def end_all(self) -> None:
+        """Ends every run soon: nobody waits for it any more."""
+        self._step_s = LOOK_SECONDS
+
     def is_late(self, batcher: Batcher) -> bool:
         """Whether a run takes longer than it may."""
         since = batcher.running_since

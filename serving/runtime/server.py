@@ -290,6 +290,7 @@ class Server:
         # The calls have ended, but their last messages may still be in transit. Calls that have not ended are
         # cancelled.
         await self._server.stop(grace=1.0)
+        self._watch.end_all()
         storing = asyncio.create_task(self._store_all())
         failed = asyncio.create_task(self._tasks.first_failed())
         time_left = max(deadline - asyncio.get_running_loop().time(), SECONDS_TO_STORE)
@@ -298,9 +299,6 @@ class Server:
         for task in (storing, failed):
             task.cancel()
         await asyncio.gather(storing, failed, return_exceptions=True)
-        for served in self.repository:
-            if served.batcher.runs_in_thread:  # its callers have gone
-                served.batcher.engine.model.end_run()
         hanging = await self._tasks.cancel(STUCK_SECONDS)
         await self._resources.aclose()
         if hanging:

@@ -215,12 +215,13 @@ class StreamService:
             exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
             stored = record.checkpoint if record is not None and exists else None
             decide_inputs(key, served.slots, options.inputs, stream, stored)  # before anything changes
-            if not exists:
-                await self._registry.tenants.add(key.tenant)
-            with served.held(), nullcontext(None) if exists else self._registry.reserve_new() as confirm:
-                lease = await self._finish_claim(self._claim(key, served, stream, record, options))
-                if lease is not None and confirm is not None:
-                    confirm()
+            with served.held():
+                if not exists:
+                    await self._registry.tenants.add(key.tenant)
+                with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
+                    lease = await self._finish_claim(self._claim(key, served, stream, record, options))
+                    if lease is not None and confirm is not None:
+                        confirm()
             if lease is not None:
                 self._registry.mark_in_use(lease.stream)
                 changed = exists and status is not None and status.owner != options.owner

@@ -161,7 +161,7 @@ async def test_an_empty_folder_unloads_nothing(sum_root: Path, caplog: pytest.Lo
 
 async def test_a_version_that_is_removed_waits_for_its_streams(sum_root: Path) -> None:
     """It begins none. Its streams go on, and may be opened again. With the last one its memory and its series go."""
-    put(sum_root, running_sum(), "2")
+    put(sum_root, running_sum(task="two"), "2")
     async with served(sum_root) as (server, client):
         old = server.repository.find("toy", "1")
         async with client.open("old", version="1") as stream:

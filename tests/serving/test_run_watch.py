@@ -102,7 +102,7 @@ async def test_sigterm_ends_a_server_while_a_run_hangs(roots: Path, tmp_path: Pa
             process.signal(signal.SIGTERM)
             code, _, err = await asyncio.to_thread(process.wait)
             assert time.monotonic() - started < TIMEOUT_S / 2
-            assert (code, "Traceback" in err) == (0, False)
+            assert (code, "Traceback" in err) == (0, False), err
             with pytest.raises(ClientError):
                 await stepping
 
