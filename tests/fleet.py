@@ -94,7 +94,7 @@ class ServerProcess:
 
     async def start(self, crash: str = "") -> None:
         """Starts the server and waits until it is ready; `crash` is a crash point, as in `tidegate.runtime.crash_points`."""
-        environment = {**os.environ, "TIDEGATE_CRASH": crash}
+        environment = {**os.environ, "TIDEGATE_CRASH": crash, "TIDEGATE_LOG_FORMAT": "text"}
         self.process = await asyncio.to_thread(start, self._command, env=environment, cwd=ROOT, stderr=2)
         assert self.process.stdout is not None
         async with asyncio.timeout(TIMEOUT_S):

@@ -133,6 +133,7 @@ def environment() -> dict[str, str]:
     """An environment without Tidegate's settings, in which Python shows warnings."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")} | {
         "COLUMNS": "200",
+        "TIDEGATE_LOG_FORMAT": "text",
         "TIDEGATE_STATE": "memory:",
     }
 

@@ -7,7 +7,7 @@ error is one line on stderr. A traceback is always a bug.
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -56,6 +56,10 @@ def serve(
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(envvar="TIDEGATE_LOG_FORMAT", help="text, json, or auto: text for a terminal, else json."),
+    ] = "auto",
     **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
@@ -64,11 +68,16 @@ def serve(
     from tidegate.runtime.descriptors import raise_limit
     from tidegate.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
     from tidegate.runtime.log import start_log
+    from tidegate.runtime.log_format import choose_format
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise CommandError(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
     open_standard_files()
-    start_log(log_level.upper())
+    try:
+        form = choose_format(log_format, sys.stderr.isatty())
+    except ValueError as error:
+        raise CommandError(f"--log-format: {error}", EXIT_USAGE) from None
+    start_log(log_level.upper(), form)
     raise_limit()
     try:
         arm(os.environ.get(VARIABLE, ""))
@@ -81,7 +90,7 @@ def serve(
         if config.worker_count == 1:
             _serve_in_process(config)
         else:
-            _serve_with_workers(config, log_level.upper())
+            _serve_with_workers(config, {"log_level": log_level.upper(), "log_format": form})
     except (ContractBroken, StartFailed) as error:
         raise CommandError(str(error), EXIT_START_FAILED) from None
     except StopFailed as error:
@@ -229,7 +238,7 @@ def _serve_in_process(config: ServerConfig) -> None:
     uvloop.run(server.run(lambda: print_ready(server.ready_line), asyncio.Event()))
 
 
-def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
+def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
     from tidegate.runtime.model_catalog import ModelCatalog
     from tidegate.runtime.model_checker import ModelChecker
@@ -248,7 +257,7 @@ def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
         [sys.executable, "-P", "-m", "tidegate.cli.worker"],
-        {"log_level": log_level, "config": settings},
+        {**log_settings, "config": settings},
         workers=config.worker_count,
         host=config.host,
         port=config.port,

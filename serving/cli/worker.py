@@ -37,7 +37,7 @@ async def work(number: str, supervisor: socket.socket) -> int:
     if not settings_line.endswith(b"\n"):  # the supervisor has ended already
         return 0
     settings = json.loads(settings_line)
-    start_log(settings["log_level"], f"worker {number}: ")
+    start_log(settings["log_level"], settings["log_format"], number)
     arm(os.environ.get(VARIABLE, ""))
     stop_requested = asyncio.Event()
 

@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 import grpc
 
 from tidegate.core.access import Caller
+from tidegate.core.errors import WrongOrder
+
+# A client opens its stream in the turn in which it makes the call. A call without a stream is of no use to anybody.
+OPEN_SECONDS = 30.0
 
 log = logging.getLogger("tidegate.call")
 
@@ -60,6 +64,17 @@ class Call:
         """
         message = await self.wait_interruptibly(self._next_message)
         return None if message is grpc.aio.EOF else message
+
+    async def read_within(self, seconds: float, what: str) -> Any:
+        """The next message as for `read`; for a call that holds nothing yet, and must not do so for ever.
+
+        Raises WrongOrder when none comes in time; `what` names it. Further what `read` raises.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.read()
+        except TimeoutError:
+            raise WrongOrder(f"the call sent no {what} within {seconds:g} s") from None
 
     def read_ahead(self) -> None:
         """Starts to read the next message, which `read` returns. At most one message is read ahead."""

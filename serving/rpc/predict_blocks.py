@@ -39,7 +39,7 @@ from tidegate.core.swap_policy import Moved
 from tidegate.rpc import columns
 from tidegate.rpc.backend import Access, CloseReason, StreamBackend
 from tidegate.rpc.background_queue import BackgroundQueue
-from tidegate.rpc.call import Context
+from tidegate.rpc.call import OPEN_SECONDS, Context
 from tidegate.rpc.multi_stream_call import MultiStreamCall, check_close, check_open, run_concurrently
 from tidegate.rpc.row_errors import collect_row_errors
 from tidegate.rpc.stream_quota import StreamQuota
@@ -73,6 +73,7 @@ class PredictBlocksCall(MultiStreamCall):
         super().__init__(backend, access, context, caller, quota, message_bytes_max)
         self._opens: BackgroundQueue[pb.OpenStreams] = BackgroundQueue(self._open, self.end)
         self._closes: BackgroundQueue[pb.CloseStreams] = BackgroundQueue(self._close, self.end)
+        self._began = False  # whether there was a message
         # the handles of the last block; its selection is reused when they come again
         self._last_handles: bytes | None = None
         self._selections: list[tuple[Ints, Selection]]  # one for each version, with its rows
@@ -119,7 +120,8 @@ class PredictBlocksCall(MultiStreamCall):
     async def _next_request(self) -> pb.PredictBlocksRequest | None:
         """The next request, None when the client has half-closed."""
         await self._send_notifications()
-        message = await self.read()
+        message = await (self.read() if self._began else self.read_within(OPEN_SECONDS, "open"))
+        self._began = True
         try:
             return None if message is None else pb.PredictBlocksRequest.FromString(message)
         except DecodeError as error:

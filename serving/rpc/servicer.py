@@ -35,7 +35,7 @@ from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
 from tidegate.rpc.admin import AdminServicer
 from tidegate.rpc.backend import Access, AdminBackend, CloseReason, StepQueue, StreamBackend, VersionBackend
-from tidegate.rpc.call import Call, Context
+from tidegate.rpc.call import OPEN_SECONDS, Call, Context
 from tidegate.rpc.identify import identify
 from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.predict_one import PredictOneHandler
@@ -238,7 +238,7 @@ class TidegateServicer(AdminServicer):
 
     async def _open(self, call: PredictCall) -> Lease:
         """Reads the first message and opens the stream."""
-        message = await call.read()
+        message = await call.read_within(OPEN_SECONDS, "open")
         if message is None:
             raise WrongOrder("the call ended before its first message, expected an open")
         request = wire.decode_request(message)

@@ -24,6 +24,7 @@ from tidegate.runtime.channel import ChannelClosed
 from tidegate.runtime.model_messages import ModelControl
 from tidegate.runtime.peers import PeerUnresponsive
 from tidegate.runtime.repository import Repository
+from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_registry import StreamRegistry, contention_error, is_ours
 from tidegate.runtime.stream_service import CLAIM_TRIES, PHASE_BY_TOMBSTONE, STREAM_ID_BYTES
 from tidegate.store import Holder, Record, ScanFilter, Store, StreamMetadata, Tombstone, decode, encode
@@ -109,6 +110,7 @@ class AdminService:
                 info = self._info(record.metadata)
                 if await self._store.delete(key, record.metadata.epoch):
                     self._registry.known_count -= not record.metadata.tombstone
+                    log_event("deleted", key, step=record.metadata.step)
                     stream = self._registry.streams.find(key)
                     if stream is not None:
                         await self._registry.drop(stream, StreamNotFound(key.stream_id))
@@ -190,6 +192,7 @@ class AdminService:
                 if record is None:
                     raise StreamExists(key.stream_id)
                 confirm()
+                log_event("created", key, served[0].spec, step=record.metadata.step)
                 return self._info(record.metadata)
 
     def _info(self, head: StreamMetadata) -> StreamInfo:

@@ -18,6 +18,8 @@ import threading
 import time
 from collections import deque
 
+from tidegate.runtime.log_format import LogFormat, make_formatter
+
 STDERR = 2
 # How many bytes may wait for the reader: some thousand lines, or a hundred tracebacks. It is little beside the memory
 # of a server.
@@ -31,23 +33,28 @@ PERIOD_SECONDS = 10.0
 # The server has fewer kinds of messages. When a library makes a new one each time, its further messages count as one
 # kind.
 KINDS_MAX = 256
+# The logger of `runtime.stream_log`: whoever follows a stream needs each of its lines.
+UNLIMITED = "tidegate.life"
 # The length of a message that identifies its kind.
 KIND_LENGTH_MAX = 200
 
 
-def start_log(level: str, who: str = "") -> "Log":
+def start_log(level: str, form: LogFormat = "text", worker: str = "") -> "Log":
     """Sends everything that Python writes to stderr through the queue: logs, prints, warnings and tracebacks.
 
     Args:
         level: the lowest level that is logged.
-        who: a prefix of the logger's name, such as "worker 1: ".
+        form: the form of the lines.
+        worker: the number of the worker; empty when there is one process.
 
     """
     log = Log()
-    log.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s"))
+    log.setFormatter(make_formatter(form, worker))
     root = logging.getLogger()
     root.handlers[:] = [log]
     root.setLevel(level)
+    if form == "json" and root.isEnabledFor(logging.INFO):
+        logging.getLogger(UNLIMITED).setLevel(logging.DEBUG)
     sys.stderr = Stderr(log)
     return log
 
@@ -79,7 +86,7 @@ class Log(logging.Handler):
         """Queues a record, unless there were many of its kind. Never blocks."""
         try:
             with self._changed:
-                if self._count(record):
+                if record.name == UNLIMITED or self._count(record):
                     self.write(f"{self.format(record)}\n")
         except Exception:  # noqa: BLE001 - as in every handler: a message that cannot be formatted is reported with its place
             self.handleError(record)

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from socketserver import TCPServer, ThreadingMixIn
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -18,6 +18,8 @@ from tidegate.runtime.lifecycle import StartFailed
 METRICS, HEALTHZ, READYZ = "/metrics", "/healthz", "/readyz"
 # A client that has sent no request for so many seconds is not Prometheus, and must not keep a thread.
 TIMEOUT_SECONDS = 10.0
+# A handful of scrapers and probes. Each request has a thread, and a client that reads slowly keeps its own.
+REQUESTS_MAX = 32
 
 TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -116,10 +118,13 @@ def _app(expose: App, exposition: Exposition) -> App:
 class _Server(ThreadingMixIn, WSGIServer):
     """An HTTP server on one address, with a thread for each request."""
 
+    _requests = 0  # being answered
+
     daemon_threads = True  # a scrape in progress does not delay the exit
 
     def __init__(self, family: socket.AddressFamily, address: str, port: int, app: App) -> None:
         self.address_family = family
+        self._lock = Lock()
         super().__init__((address, port), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = make_socket(family)
@@ -130,6 +135,24 @@ class _Server(ThreadingMixIn, WSGIServer):
             self.server_close()
             raise
         self.set_app(app)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answers a request in a thread; closes the connection when there are many."""
+        with self._lock:
+            busy = self._requests >= REQUESTS_MAX
+            self._requests += not busy
+        if busy:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers a request."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self._requests -= 1
 
     def server_bind(self) -> None:
         """Binds without a reverse DNS lookup, which may take seconds."""

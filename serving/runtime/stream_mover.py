@@ -29,6 +29,7 @@ from tidegate.rpc.time_slice import TimeSlice
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.replayer import Replayer
 from tidegate.runtime.repository import Repository, ServedModel
+from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.store import Store
 
@@ -152,6 +153,7 @@ class StreamMover:
             await self._registry.drop(stream, error)
             return Moved.NOT
         new.metrics.moves[how.value] += 1
+        log_event("moved", stream.key, new.spec, step=stream.step, epoch=stream.epoch, state=how.value)
         if stream.lease is not None and stream.lease.on_durable is not None:
             stream.lease.on_durable()
         return how

@@ -36,6 +36,7 @@ from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.repository import Repository, ServedModel
+from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_mover import StreamMover
 from tidegate.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
 from tidegate.store import Record, Residency, ResidencyUpdate, Store, Tombstone
@@ -94,10 +95,13 @@ class StreamService:
                 opening = await self._open(key, model, version, options)
         except Exception as error:
             self._metrics.opened["refused"] += 1
+            log_event("refused", key, reason=str(error))
             if isinstance(error, StateLost):
                 self._registry.record_loss(error)
             raise
         self._metrics.opened[opening.kind.value] += 1
+        stream = opening.lease.stream
+        log_event(opening.kind.value, stream.key, stream.slots.spec, step=stream.step, epoch=stream.epoch)
         return opening
 
     def acquire_idle(self, key: Key, model: str, version: str) -> Lease | None:
@@ -179,6 +183,9 @@ class StreamService:
     def release(self, lease: Lease, reason: CloseReason) -> None:
         """Releases a stream, which is parked soon. Does nothing to the stream when the lease has ended."""
         self._metrics.closed[reason] += 1
+        stream = lease.stream
+        step = stream.step if stream.slot >= 0 else lease.durable_step
+        log_event("released", stream.key, stream.slots.spec, step=step, reason=reason)
         self._registry.release(lease)
 
     async def delete(self, lease: Lease) -> None:
@@ -191,6 +198,7 @@ class StreamService:
             if is_ours(record, stream) and await self._store.delete(stream.key, stream.epoch):
                 self._registry.known_count -= 1
                 await self._registry.drop(stream, StreamNotFound(stream.key.stream_id))
+                log_event("deleted", stream.key, stream.slots.spec, step=record.metadata.step)
                 return
             await self._registry.drop(stream, self._registry.gone_error(stream, await self._store.load(stream.key)))
             assert lease.ended is not None

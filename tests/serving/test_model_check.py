@@ -89,8 +89,14 @@ async def test_a_graph_that_makes_gigabytes_is_ended(tmp_path: Path) -> None:
     [
         (b"", "the file is empty"),
         (np.random.default_rng(0).bytes(5000), "onnxruntime cannot load the graph"),
-        (with_weights_in(running_sum(), "/etc/passwd"), "weights in '/etc/passwd', expected the name of a file in the folder of the model"),
-        (with_weights_in(running_sum(), "../../good/1/model.onnx"), "expected the name of a file in the folder of the model"),
+        (
+            with_weights_in(running_sum(), "/etc/passwd"),
+            "weights in '/etc/passwd', expected the name of a file in the folder of the model",
+        ),
+        (
+            with_weights_in(running_sum(), "../../good/1/model.onnx"),
+            "expected the name of a file in the folder of the model",
+        ),
         (with_weights_in(running_sum(), "weights.bin"), "weights in 'weights.bin', which cannot be read"),
     ],
     ids=["empty", "random", "absolute", "above", "absent"],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.calls import RawBlocks, RawCall, pack, raw_channel
+from tests.engines import key
 from tests.graphs import running_sum, write_model
 from tests.moves import GRAPHS, Answer, K, answer, check_answers, spread
 from tests.oracle import replay, same_bits, sensor_rows
@@ -283,6 +284,27 @@ async def test_versions_with_other_outputs_keep_their_streams(tmp_path: Path, ca
         await stream.step(sensor_rows(1)[0])
         assert stream.version == "1"
     assert "streams stay on toy/1: features: toy/1 has s0 [V]" in caplog.text
+
+
+async def test_the_move_is_stored_before_the_first_answer_of_the_new_version(root: Root) -> None:
+    """At once, and not at the next checkpoint. The state in the store says which version made it, and is that of its step."""
+    models = root("rewarm")
+    async with (
+        run_server(models, checkpoint_every=3600) as server,
+        Client(address_of(server)) as client,
+        client.open("a") as stream,
+    ):
+        for row in sensor_rows(10):
+            await stream.step(row)
+        await promote(server)
+        epoch = stream.epoch
+        prediction = await stream.step(sensor_rows(1)[0])
+        assert (stream.version, prediction.durable_step) == ("2", 10)
+        record = await server.stream_service._store.load(key("a"))
+        assert record is not None
+        assert record.checkpoint is not None
+        assert (record.checkpoint.step, record.model.version, record.metadata.model.version) == (10, "2", "2")
+        assert record.metadata.epoch == epoch + 1
 
 
 async def test_a_ring_that_is_new_is_filled_before_its_stream_moves(root: Root, tmp_path: Path) -> None:
