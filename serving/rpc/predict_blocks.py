@@ -49,6 +49,9 @@ from tidegate.v1 import tidegate_pb2 as pb
 # Streams of a block are woken concurrently, and none is parked again before `--park-after`: one try is nearly always
 # enough.
 WAKE_TRIES = 3
+# How many live streams move to another version before a block runs; the others move before the next blocks. Each takes two
+# writes to the store, and the block waits for all of them.
+MOVED_AT_ONCE_MAX = 32
 # A refused block is answered after this delay. A client that retried at once would keep the event loop busy with
 # reading blocks, and delay small calls. A full queue is worked off in about the same time.
 REFUSAL_DELAY_SECONDS = 0.25
@@ -345,23 +348,25 @@ class PredictBlocksCall(MultiStreamCall):
         for try_ in range(WAKE_TRIES):
             # A stream that cannot move now stays awake where it is, and needs no other try.
             not_live = block.handles if block.draining and not try_ else block.not_live
-            parked = []
-            if not_live.size:
-                time_slice = TimeSlice()
-                for handle in np.unique(not_live).tolist():
-                    if handle not in failed and self._needs_wake(handle):
-                        parked.append(handle)
-                    await time_slice.maybe_yield()
+            parked = [handle for handle in await self._to_wake(not_live) if handle not in failed]
             if not parked:
                 break
             # The first ones may be parked again before the last is awake.
             await run_concurrently(wake, parked)
         return failed
 
-    def _needs_wake(self, handle: int) -> bool:
-        """Whether a stream is parked, or is to move, and the call still holds it."""
-        lease = self._handles.refresh(handle)
-        return lease is not None and lease.ended is None and lease.stream.needs_wake
+    async def _to_wake(self, handles: Ints) -> list[int]:
+        """Those streams that are parked, and some of those that are live and to move, which the call still holds."""
+        found, moving = [], 0
+        time_slice = TimeSlice()
+        for handle in np.unique(handles).tolist():
+            lease = self._handles.refresh(handle)
+            if lease is not None and lease.ended is None and lease.stream.needs_wake:
+                moving += lease.stream.slot >= 0
+                if lease.stream.slot < 0 or moving <= MOVED_AT_ONCE_MAX:
+                    found.append(handle)
+            await time_slice.maybe_yield()
+        return found
 
     async def _wait_for_sync(self, block: "Block | MixedBlock") -> dict[int, TidegateError]:
         """Waits until the applied timesteps of SYNC streams are stored.

@@ -16,6 +16,7 @@ from tests.oracle import replay, same_bits, sensor_rows
 from tests.servers import Scrape, address_of, live, park_after, run_server, scrape
 from tests.timeouts import eventually
 from tidegate.client import Client, ModelMismatch
+from tidegate.rpc.predict_blocks import MOVED_AT_ONCE_MAX
 from tidegate.runtime.promotion import Promotion, write_promotion
 from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb
@@ -270,6 +271,25 @@ async def test_streams_that_find_no_room_stay_and_move_later(root: Root) -> None
                     assert sorted(block.versions) == ["1", "1", "2", "2"]
             assert block.versions == ["2"] * 4
     assert [check_answers(rows[place], got[place], "reset") for place in range(4)] == [""] * 4
+
+
+async def test_a_block_moves_only_some_of_its_streams_at_once(root: Root) -> None:
+    """It waits for these only; the others are answered by their old version, and move before the next block."""
+    count = MOVED_AT_ONCE_MAX + 9
+    models = root("rewarm")
+    async with (
+        run_server(models, live_max=64) as server,
+        Client(address_of(server)) as client,
+        client.block(count) as block,
+    ):
+        x = np.stack([sensor_rows(1)[0]] * count)
+        await block.step(x)
+        await promote(server)
+        assert not (await block.step(x)).errors
+        assert block.versions.count("2") == MOVED_AT_ONCE_MAX
+        assert not (await block.step(x)).errors
+        assert block.versions.count("2") == count
+        assert set(block.moved) == {"rewarmed"}
 
 
 async def test_versions_with_other_outputs_keep_their_streams(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
