@@ -244,9 +244,10 @@ class StreamService:
         find = partial(self._repository.find, begun=True)
         name = status.model.name
         if version and options.move_now and version != status.model.version:
-            own, wanted = find(name, status.model.version), find(name, version)
+            own, wanted = self._repository.loaded(status.model.title), find(name, version)
             request = MoveRequest(self._repository.settings(name).swap_policy, allowed=True, step=status.step)
-            if wanted is self._repository.default(name) and may_move(own.spec, wanted.spec, request):
+            is_default = wanted is self._repository.default(name)
+            if own is not None and is_default and may_move(own.spec, wanted.spec, request):
                 return own
         return find(name, version or status.model.version)
 
