@@ -345,3 +345,23 @@ async def test_a_ring_that_is_new_is_filled_before_its_stream_moves(root: Root, 
         assert moves(await scrape(server)) == {"rewarmed": 1}
     assert [got[place].version for place in (9, 10 + K - 1, 10 + K)] == ["1", "1", "2"]
     assert check_answers(rows, got, "rewarm") == ""
+
+
+@pytest.mark.parametrize("policy", ["pin", "rewarm", "reset"])
+async def test_a_version_that_appears_while_streams_are_in_use(tmp_path: Path, policy: str) -> None:
+    """It is loaded, becomes the default, and streams move there; when it is taken away, they move back."""
+    models, rows, got = write_model(tmp_path / "models", GRAPHS["1"]), sensor_rows(40), []
+    (models / "toy" / "serving.toml").write_text(f'policy = "{policy}"\nrewarm_steps = {K}\n')
+    write_model(tmp_path / "new", GRAPHS["2"], version="2")
+    async with run_server(models) as server, Client(address_of(server)) as client, client.open("a") as stream:
+        for place, row in enumerate(rows):
+            if place == 15:
+                (tmp_path / "new" / "toy" / "2").rename(models / "toy" / "2")
+                assert [change.outcome for change in await client.change_models("load", "toy", "2")] == ["loaded"]
+                await server.version_watch.look()
+            if place == 30:
+                await client.change_models("unload", "toy", "2")
+                await server.version_watch.look()
+            got.append(answer(await stream.step(row), stream.version))
+    assert [got[place].version for place in (14, 15, 30)] == ["1", *(["1", "1"] if policy == "pin" else ["2", "1"])]
+    assert check_answers(rows, got, policy) == ""
