@@ -14,7 +14,7 @@ rules of this file:
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -62,6 +62,8 @@ class StreamMover:
         self._registry = registry
         self._clock = clock
         self._paused_until = 0.0
+        # Called before a move: another process may have chosen another default a moment ago, and moved the stream.
+        self.look: Callable[[], Awaitable[None]] = _nothing
         self.replayer = Replayer()
 
     def __repr__(self) -> str:
@@ -110,6 +112,9 @@ class StreamMover:
         if policy is SwapPolicy.REWARM and not _is_recorded(stream):
             stream.needs_wake = lease.accept_move and old.slots.raw is not None
             return Moved.NOT
+        await self.look()
+        if self._repository.default(old.spec.name) is not new:
+            return await self.move(lease, allowed=allowed)
         if not self._has_room(stream, old, new):
             stream.needs_wake = lease.accept_move
             return Moved.NOT
@@ -204,3 +209,7 @@ def _is_recorded(stream: Stream) -> bool:
     """Whether enough timesteps of a live stream are kept to replay it."""
     raw = stream.slots.raw
     return stream.step == 0 or (raw is not None and raw.is_full(stream.slot, stream.step))
+
+
+async def _nothing() -> None:
+    """There is nothing to look at."""

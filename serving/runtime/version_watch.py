@@ -57,6 +57,7 @@ class VersionWatch:
     async def start(self, mover: StreamMover) -> None:
         """Begins: no stream may be opened before."""
         self._mover = mover
+        mover.look = self.look
         await self.look()
 
     async def run(self) -> None:

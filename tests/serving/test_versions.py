@@ -17,6 +17,7 @@ from tests.servers import Scrape, address_of, live, park_after, run_server, scra
 from tests.timeouts import eventually
 from tidegate.client import Client, ModelMismatch
 from tidegate.rpc.predict_blocks import MOVED_AT_ONCE_MAX
+from tidegate.runtime import version_watch
 from tidegate.runtime.promotion import Promotion, write_promotion
 from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb
@@ -345,6 +346,23 @@ async def test_a_ring_that_is_new_is_filled_before_its_stream_moves(root: Root, 
         assert moves(await scrape(server)) == {"rewarmed": 1}
     assert [got[place].version for place in (9, 10 + K - 1, 10 + K)] == ["1", "1", "2"]
     assert check_answers(rows, got, "rewarm") == ""
+
+
+async def test_a_server_that_has_not_noticed_yet_moves_no_stream_back(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers share folder and store, and one of them promotes."""
+    monkeypatch.setattr(version_watch, "POLL_SECONDS", 3600)
+    models, state = root("reset"), f"sqlite:///{tmp_path / 'state.db'}"
+    async with run_server(models, state=state) as server, run_server(models, state=state) as other:
+        async with Client(address_of(server)) as client, client.open("a") as stream:
+            await stream.step(sensor_rows(1)[0])
+            await client.promote("toy", "2")
+            await stream.step(sensor_rows(1)[0])
+            assert stream.version == "2"
+        async with Client(address_of(other)) as client, client.open("a") as stream:
+            assert (stream.version, stream.moved, stream.next_step) == ("2", "", 3)
+        assert moves(await scrape(other), "1") == {}
 
 
 @pytest.mark.parametrize("policy", ["pin", "rewarm", "reset"])
