@@ -28,18 +28,17 @@ demo: $(READY)
 examples: $(READY)
 	for example in forecast classify anomaly own_data own_network tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
-# All tests: the fast ones, and which branches they take; then the slow ones.
-test:
-	$(MAKE) coverage
-	$(MAKE) slow
+# All tests, in one run: each run loads everything in each of its processes.
+test: $(READY) $(PROTOC)/.ready
+	$(PYTEST)
 
 # What is done in some minutes on two cores: without the tests that kill servers, train models or run clients as programs.
 quick: $(READY)
 	$(PYTEST) -m 'not slow'
 
-# The same, and which branches they take; a third slower.
+# The same, and which branches they take: twice as slow. TESTS=... runs some of them.
 coverage: $(READY) $(PROTOC)/.ready
-	$(PYTEST) -m 'not slow' --cov --cov-report=term
+	$(PYTEST) -m 'not slow' --cov --cov-report=term $(TESTS)
 
 slow: $(READY)
 	$(PYTEST) -m slow

@@ -65,7 +65,7 @@ class StepTap(Protocol):
     def offer(self, slots: Ints, x: Array, outputs: Arrays) -> None:
         """Takes rows of a batch, each with its outputs."""
 
-    def offer_row(self, slot: int, values: bytes, outputs: Sequence[memoryview]) -> None:
+    def offer_row(self, slot: int, values: bytes, outputs: Sequence[bytes]) -> None:
         """Takes a single packed timestep."""
 
 
@@ -76,6 +76,9 @@ class Engine:
         self.model = model
         self.slots = slots
         self.layout = slots.layout
+        # The rows and outputs of the last batch, for whoever samples them. One assignment is all that a batch pays.
+        self.latest: tuple[Array, Arrays] | None = None
+        self.latest_one: tuple[bytes, tuple[bytes, ...]] | None = None
         self._hash = value_hash(self.layout.row_bytes // WORD_BYTES)
         self.tap: StepTap | None = None  # gets what was applied, for a shadow
 
@@ -121,6 +124,7 @@ class Engine:
         if in_order and hashes is not None:
             outputs, non_finite, failures = self._apply(slots, x, hashes)
             if not failures and not non_finite.size:
+                self.latest = x, outputs
                 if self.tap is not None:
                     self.tap.offer(slots, x, outputs)
                 return BatchResult(steps, None, None, outputs, 0, NO_FAILURES)
@@ -167,9 +171,11 @@ class Engine:
         if not healthy:
             return None
         self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values), timestep.values)
+        outputs = tuple([bytes(part) for part in row.outputs])
+        self.latest_one = timestep.values, outputs
         if self.tap is not None:
-            self.tap.offer_row(slot, timestep.values, row.outputs)
-        return Prediction(step, tuple([bytes(part) for part in row.outputs]))
+            self.tap.offer_row(slot, timestep.values, outputs)
+        return Prediction(step, outputs)
 
     def _check_repeats(self, statuses: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Array) -> None:
         """Checks rows whose numbers were applied before: a true duplicate has the same values."""

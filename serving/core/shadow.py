@@ -66,12 +66,12 @@ class Tap:
                 )
             )
 
-    def offer_row(self, slot: int, values: bytes, outputs: Sequence[memoryview]) -> None:
+    def offer_row(self, slot: int, values: bytes, outputs: Sequence[bytes]) -> None:
         """Takes over a single timestep, if its stream is chosen."""
         if self._is_chosen(slot, self._slots.keys[slot]):
             x = np.frombuffer(values, self._slots.layout.row_dtype)[np.newaxis]
             arrays = [
-                np.frombuffer(bytes(part), output.dtype).reshape(1, *output.shape)
+                np.frombuffer(part, output.dtype).reshape(1, *output.shape)
                 for part, output in zip(outputs, self._slots.spec.outputs, strict=True)
             ]
             self.offer(np.array([slot]), x, tuple(arrays))

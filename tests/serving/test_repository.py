@@ -68,3 +68,11 @@ def test_the_first_bad_model_is_the_one_that_is_named(many: Path, monkeypatch: p
     monkeypatch.setattr(repository, "usable_cores", lambda: 4)
     with pytest.raises(ContractBroken, match="toy/0"):
         load_repository(many, LIMITS, Metrics({}))
+
+
+def test_a_version_that_begins_with_a_zero_is_refused(tmp_path: Path) -> None:
+    """1 and 01 are one version, and two folders."""
+    write_model(tmp_path, running_sum(), version="1")
+    write_model(tmp_path, running_sum(), version="01")
+    with pytest.raises(ContractBroken, match="version '01' begins with a zero, expected toy/1"):
+        load_repository(tmp_path, LIMITS, Metrics({}))

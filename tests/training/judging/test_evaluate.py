@@ -150,16 +150,16 @@ def test_quantiles_are_scored(graph: Graph, make_series: Callable[..., Series]) 
     series = make_series(600)
     score = evaluate(graph, series, split=SPLIT).table[2]
     assert (score.target, score.horizon) == ("s2", 1)
-    said = graph.replay(series.values[:, None])[0]["quantiles"][450:-1, 0, 0, 1].astype(np.float64)
+    quantiles = graph.replay(series.values[:, None])[0]["quantiles"][450:-1, 0, 0, 1].astype(np.float64)
     truth = series.values[451:, 2].astype(np.float64)
     for place, level in enumerate((0.1, 0.5, 0.9)):
         quantile = score.model.quantiles[place]
         assert quantile.level == level
-        assert quantile.pinball == pytest.approx(mean_pinball_loss(truth, said[:, place], alpha=level), rel=1e-5)
-        assert quantile.below == pytest.approx((truth <= said[:, place]).mean())
+        assert quantile.pinball == pytest.approx(mean_pinball_loss(truth, quantiles[:, place], alpha=level), rel=1e-5)
+        assert quantile.below == pytest.approx((truth <= quantiles[:, place]).mean())
     assert score.model.pinball == pytest.approx(np.mean([quantile.pinball for quantile in score.model.quantiles]))
-    assert score.model.coverage == pytest.approx(((said[:, 0] <= truth) & (truth <= said[:, 2])).mean())
-    assert score.model.width == pytest.approx((said[:, 2] - said[:, 0]).mean(), rel=1e-5)
+    assert score.model.coverage == pytest.approx(((quantiles[:, 0] <= truth) & (truth <= quantiles[:, 2])).mean())
+    assert score.model.width == pytest.approx((quantiles[:, 2] - quantiles[:, 0]).mean(), rel=1e-5)
 
 
 def test_baselines_get_constant_quantiles_of_their_validation_errors(

@@ -140,9 +140,9 @@ def test_horizons_share_a_matrix_or_have_their_own(
     own = fit_ridge(series, split, [0], [1, 6], season=24)
     assert shared is not None
     assert own is not None
-    said = [each.forecast(series, split.test) for each in (shared, own)]
-    assert not np.array_equal(*said)
-    np.testing.assert_allclose(*said, atol=0.3)
+    forecasts = [each.forecast(series, split.test) for each in (shared, own)]
+    assert not np.array_equal(*forecasts)
+    np.testing.assert_allclose(*forecasts, atol=0.3)
 
 
 def test_without_truth_there_is_no_line(make_series: Callable[..., Series], split: Split) -> None:
