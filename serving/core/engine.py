@@ -166,7 +166,6 @@ class Engine:
         try:
             healthy = row.run()
         except Exception:  # noqa: BLE001 - `run` meets the same error and reports it
-            self.model.resume()
             return None
         if not healthy:
             return None

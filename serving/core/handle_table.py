@@ -146,7 +146,14 @@ class HandleTable:
         return lease
 
     def select(self, handles: Ints) -> Selection:
-        """Looks up the streams of rows that run under one version of one model; see `by_version`."""
+        """Looks up the streams of rows that run under one version of one model.
+
+        Raises:
+            InvalidField: as `by_version`, or the streams run under several versions.
+
+        """
+        if len(self.by_version(handles)) > 1:
+            raise InvalidField("handles", "got streams of several versions, expected one")
         return Selection(self, handles, self._models[int(self._model[handles[0]])], *_execution_order(handles))
 
     def by_version(self, handles: Ints) -> list[Ints]:

@@ -112,6 +112,7 @@ class ModelCatalog:
         self._unloaded: set[str] = set()  # by a call: not loaded again by a look at the folder
         self._seen: dict[str, tuple[VersionFiles | None, float]] = {}  # since when each version looks as it does
         self._lock = asyncio.Lock()  # one change at a time
+        self._changing: set[asyncio.Task[list[ModelChange]]] = set()
         self.events = Events(
             "tidegate_model_loads", "Versions that were loaded, refused or unloaded.", ("model", "version", "outcome")
         )
@@ -135,11 +136,11 @@ class ModelCatalog:
             results = await asyncio.gather(*(self._try(files, checker) for files in found), return_exceptions=True)
         finally:
             await checker.close()
-        broken = [result for result in results if isinstance(result, ContractBroken)]
+        broken = [result for result in results if isinstance(result, ContractBroken | OSError)]
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, ContractBroken):
+            if isinstance(result, BaseException) and not isinstance(result, ContractBroken | OSError):
                 raise result
-        if len(broken) == 1:
+        if len(broken) == 1 and isinstance(broken[0], ContractBroken):
             raise broken[0]
         if broken:
             raise ContractBroken(f"{len(broken)} models cannot be served", "; ".join(map(str, broken)))
@@ -174,11 +175,18 @@ class ModelCatalog:
                     looked = loop.time()
                     await self._look(settled_only=True)
 
-    async def change(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
-        """Does what an operator asks for. Returns what became of each version, none when there is none."""
+    async def change(self, action: ModelAction, name: str = "", version: str = "") -> list[ModelChange]:
+        """Does what an operator asks for. Returns what became of each version, none when there is none.
+
+        It goes on when the caller does not wait for it: all processes must get the same.
+        """
         if action == "reload":
-            return await self.reload()
-        return await (self.load if action == "load" else self.unload)(name, version)
+            task = asyncio.create_task(self.reload())
+        else:
+            task = asyncio.create_task((self.load if action == "load" else self.unload)(name, version))
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        return await asyncio.shield(task)
 
     async def reload(self) -> list[ModelChange]:
         """Looks at the folder now. What was refused before is tried again."""
@@ -252,13 +260,7 @@ class ModelCatalog:
         """Has versions tried, loaded by every process, and served."""
         changes = []
         new = [files for files in found if files.title not in self._targets]
-        checker = self._make_checker() if new else None
-        try:
-            tries = [self._try(files, checker) for files in new if checker is not None]
-            results = dict(zip(new, await asyncio.gather(*tries, return_exceptions=True), strict=True))
-        finally:
-            if checker is not None:
-                await checker.close()
+        results = dict(zip(new, await self._try_all(new), strict=True)) if new else {}
         for files in found:
             model = results[files] if files in results else self._reusable(files)
             if isinstance(model, CheckedModel) and files.title in self._targets:
@@ -269,7 +271,7 @@ class ModelCatalog:
                 if isinstance(model, BaseException):
                     raise model
                 await self._prepare(model)
-            except (ContractBroken, ModelRefused, StillChanging) as error:
+            except (ContractBroken, ModelRefused, OSError) as error:
                 changes.append(self._refuse(files, str(error)))
                 if isinstance(model, CheckedModel):
                     await self._apply(self._hosts)  # those that have loaded it drop it
@@ -281,8 +283,19 @@ class ModelCatalog:
         await self._apply(self._hosts)
         return changes
 
+    async def _try_all(self, found: Sequence[VersionFiles]) -> list[CheckedModel | BaseException]:
+        """Has versions tried side by side, in a new process. Returns what is known of each, or why it cannot be served."""
+        try:
+            checker = self._make_checker()
+        except OSError as error:  # no process can be started
+            return [error for _ in found]
+        try:
+            return await asyncio.gather(*(self._try(files, checker) for files in found), return_exceptions=True)
+        finally:
+            await checker.close()
+
     async def _try(self, files: VersionFiles, checker: ModelChecker) -> CheckedModel:
-        """Copies a version and has the copy tried. Raises ContractBroken, StillChanging."""
+        """Copies a version and has the copy tried. Raises ContractBroken, and OSError when it is gone."""
         check(files, self._bytes_max)
         for tries_left in reversed(range(COPY_TRIES)):
             try:

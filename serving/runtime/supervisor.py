@@ -170,7 +170,7 @@ class Supervisor:
         """Looks at the models on SIGHUP. Before the start, that is about to happen."""
         if self._catalog is not None and self._models_known.is_set():
             log.info("SIGHUP: looking at the models; settings are not read again")
-            self._start(self._catalog.reload())
+            self._start(self._catalog.change("reload"))
 
     def _start(self, work: Coroutine[Any, Any, object]) -> None:
         """Starts a task that ends soon, or with a worker."""

@@ -8,12 +8,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.graphs import endless, lstm, running_sum, write_model
-from tests.servers import address_of, run_server, scrape
+from tests.servers import address_of, run_command, run_server, scrape
 from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client, ModelNotFound
+from tidegate.core.block import Block
+from tidegate.core.engine import RowStatus
+from tidegate.core.handle_table import HandleTable
+from tidegate.core.spec import Key
+from tidegate.core.streams import OpenOptions
 from tidegate.runtime import model_catalog
 from tidegate.runtime.repository import ModelPhase
 from tidegate.runtime.server import Server
@@ -245,20 +251,32 @@ async def test_only_what_was_chosen_is_served(sum_root: Path) -> None:
         assert server.titles == ["pond/1", "toy/1"]
 
 
-async def test_streams_of_unloaded_models_free_their_calls(sum_root: Path) -> None:
-    """A gateway's call that goes on is told that it holds the stream no more."""
+async def test_a_block_of_an_unloaded_model_is_refused_row_by_row(sum_root: Path) -> None:
+    """A gateway may send rows of a stream that it holds no more. Its call goes on."""
     put(sum_root, running_sum(), "2")
     async with served(sum_root) as (server, client):
+        old, service, table = server.repository.find("toy", "1"), server.stream_service, HandleTable()
+        lease = (await service.open(Key("default", "gone"), "toy", "1", OpenOptions())).lease
+        selection = table.select(np.array([table.add(lease)]))
+        await service.delete(lease)
+        assert await changes(client, "unload", "toy", "1") == [("toy/1", "unloading")]
+        await eventually(lambda: old not in list(server.repository), "the end of the version")
+        block = Block(selection, np.array([1]), np.ones((1, 1), np.float32))
+        assert (await service.submit_block(block)).statuses.tolist() == [RowStatus.NOT_HELD]
+        service.observe_block(block, 0.001)
+
+
+async def test_a_parked_stream_that_a_call_has_open_keeps_its_version(sum_root: Path) -> None:
+    """It is in no slot, and the next timestep wakes it."""
+    put(sum_root, running_sum(), "2")
+    async with served(sum_root, park_after=0.05) as (server, client):
         old = server.repository.find("toy", "1")
-        async with client.block(["kept"], version="2") as kept, client.block(["gone"], version="1") as gone:
-            await gone.step([[1.0]])
-            await kept.step([[1.0]])
-            await client.delete_stream("gone")
+        async with client.open("old", version="1") as stream:
+            await stream.step([1.0])
+            await eventually(lambda: not len(old.slots), "the parking")
             assert await changes(client, "unload", "toy", "1") == [("toy/1", "unloading")]
-            await eventually(lambda: old not in list(server.repository), "the end of the version")
-            answer = await gone.step([[1.0]])
-            assert answer.errors
-            assert (await kept.step([[2.0]]))["sum"].tolist() == [[3.0]]
+            await asyncio.sleep(3 * model_catalog.UNLOAD_SECONDS)
+            assert (await stream.step([2.0]))["sum"] == 3
 
 
 async def test_a_stream_that_is_opened_keeps_its_version_in_memory(sum_root: Path) -> None:
@@ -282,3 +300,22 @@ async def test_idle_streams_of_single_calls_keep_no_version(sum_root: Path) -> N
         assert len(old.slots) == 1
         assert await changes(client, "unload", "toy", "1") == [("toy/1", "unloading")]
         await eventually(lambda: old not in list(server.repository), "the end of the version")
+
+
+async def test_the_command_says_what_has_become_of_each_version(sum_root: Path) -> None:
+    """One line each; exit code 1 when one is refused, 2 when there is none."""
+    async with served(sum_root) as (server, _):
+
+        async def command(*arguments: str) -> tuple[int, str, str]:
+            ended = await asyncio.to_thread(run_command, "models", *arguments, "--address", address_of(server))
+            return ended.returncode, ended.stdout, ended.stderr
+
+        assert await command("reload") == (0, "nothing has changed\n", "")
+        put(sum_root, running_sum(), "2")
+        assert await command("reload") == (0, "loaded toy/2\n", "")
+        assert await command("unload", "toy/2") == (0, "unloading toy/2\n", "")
+        put(sum_root, b"nonsense", "3")
+        code, out, _ = await command("load", "toy/3")
+        assert (code, out.startswith("refused toy/3: toy/3: onnxruntime cannot load")) == (1, True)
+        code, _, err = await command("load", "pond")
+        assert (code, err.count("\n")) == (2, 1)

@@ -1,12 +1,14 @@
 """Versions on disk, and their private copies."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.graphs import running_sum, write_model
 from tidegate.core.errors import ContractBroken
+from tidegate.runtime.lifecycle import StartFailed
 from tidegate.runtime.model_files import ModelCopies, StillChanging, VersionFiles, check, scan
 
 
@@ -58,6 +60,29 @@ def test_what_a_killed_server_has_left_is_removed(sum_root: Path) -> None:
     assert living.folder.exists()
     living.close()
     later.close()
+
+
+def test_a_read_only_system_has_copies_beside_the_store(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no folder for temporary files."""
+
+    def none() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    copies = ModelCopies(sum_root / "data")
+    assert copies.folder.parent == sum_root / "data"
+    copies.close()
+    with pytest.raises(StartFailed, match="models cannot be copied to /proc/1/x"):
+        ModelCopies(Path("/proc/1/x"))
+
+
+def test_weights_that_are_a_link_out_of_the_folder_are_not_copied(sum_root: Path, tmp_path: Path) -> None:
+    """Whoever needs them sees the link, and refuses it."""
+    (tmp_path / "secret").write_text("secret")
+    (sum_root / "toy" / "1" / "weights.bin").symlink_to(tmp_path / "secret")
+    copies = ModelCopies(sum_root)
+    assert (copies.add(only(sum_root)) / "weights.bin").is_symlink()
+    copies.close()
 
 
 @pytest.mark.parametrize(

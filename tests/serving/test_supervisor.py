@@ -260,7 +260,7 @@ def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.so
     theirs.close()
     os.close(counters_fd)
     config = {"models": str(root), "host": "127.0.0.1", "port": 0, "metrics_port": 0, "state": "memory:"}
-    settings = {"log_level": "INFO", "config": config, "counters_fd": counters_fd}
+    settings = {"log_level": "INFO", "log_format": "text", "config": config, "counters_fd": counters_fd}
     settings |= {"previous_counters_fd": None, "previous_counters": []}
     ours.sendall(json.dumps(settings).encode() + b"\n")
     return popen, ours
