@@ -14,7 +14,7 @@ from tests.servers import live, run_server
 from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import TidegateError
 from tidegate.rpc import predict_blocks
-from tidegate.rpc.backend import AdminBackend, StreamBackend
+from tidegate.rpc.backend import AdminBackend, StreamBackend, VersionBackend
 from tidegate.rpc.call import Call
 from tidegate.rpc.servicer import ENDED_AT_ONCE_MAX, TidegateServicer
 from tidegate.v1 import tidegate_pb2 as pb
@@ -74,7 +74,12 @@ async def test_asking_many_calls_to_end_does_not_block_others() -> None:
             asked.append(turn)
 
     native = TidegateServicer(
-        cast(StreamBackend, None), cast(AdminBackend, None), ANYBODY_GETS_IN, live_max=1, message_bytes_max=1024
+        cast(StreamBackend, None),
+        cast(AdminBackend, None),
+        ANYBODY_GETS_IN,
+        cast(VersionBackend, None),
+        live_max=1,
+        message_bytes_max=1024,
     )
     native._calls |= {cast(Call, Asked()) for _ in range(1000)}
     draining = asyncio.create_task(native.drain())
