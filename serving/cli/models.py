@@ -153,7 +153,7 @@ def _change(connection: ConnectionSettings, action: str, title: str) -> None:
 
 def _call(connection: ConnectionSettings, act: "Callable[[Client], Awaitable[T]]") -> T:
     """Connects and does something."""
-    from tidegate.client import ClientError, InvalidArgument, ModelNotFound, StreamRefused
+    from tidegate.client import ClientError, InvalidArgument, ModelNotFound
 
     async def run() -> T:
         # The server answers once it has tried the models.
@@ -162,7 +162,7 @@ def _call(connection: ConnectionSettings, act: "Callable[[Client], Awaitable[T]]
 
     try:
         return asyncio.run(run())
-    except (InvalidArgument, ModelNotFound, StreamRefused) as error:
+    except (InvalidArgument, ModelNotFound) as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:
         raise unavailable(connection.address, error) from None

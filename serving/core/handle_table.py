@@ -153,7 +153,7 @@ class HandleTable:
 
         """
         if len(self.by_version(handles)) > 1:
-            raise InvalidField("handles", "got streams of several versions, expected one")
+            raise InvalidField("handles", "got streams of several versions, expected one model in a block")
         return Selection(self, handles, self._models[int(self._model[handles[0]])], *_execution_order(handles))
 
     def by_version(self, handles: Ints) -> list[Ints]:

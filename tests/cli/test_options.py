@@ -14,7 +14,11 @@ from tidegate.runtime.config import InvalidSetting, ServerConfig
 def serve_options() -> dict[str, Any]:
     """The options of `serve` by name, without the one that no setting has."""
     group: Any = typer.main.get_command(cli.app)
-    return {option.name: option for option in group.commands["serve"].params if option.name != "log_level"}
+    return {
+        option.name: option
+        for option in group.commands["serve"].params
+        if option.name not in ("log_level", "log_format")
+    }
 
 
 def test_every_setting_is_an_option() -> None:

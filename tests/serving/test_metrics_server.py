@@ -37,7 +37,8 @@ def test_health_and_readiness_have_a_path_each(up: bool, ready: bool, healthz: i
     metrics = Metrics({"tidegate": "1"})
     metrics.ready = lambda: ready
     source = WorkerMetrics("0")
-    source.counters, source.up = metrics.create_counters(), up
+    metrics.create_counters()
+    source.counters, source.up = metrics.counters, up
     made = MetricsServer("127.0.0.1", 0, Exposition([source], metrics.refresh, supervised=False))
     try:
         assert (ask(made.port, "/healthz")[0].status, ask(made.port, "/readyz")[0].status) == (healthz, readyz)
