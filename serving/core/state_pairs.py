@@ -22,6 +22,8 @@ STATE_NAME = re.compile(
 X_NAME = re.compile(
     r"(?i)^(x|inputs?|features?|data|audio|speech|signal|wave\w*|mix|noisy|frames?|feats?|past_target)\b|^x[._]|^input"
 )
+# What exporters call an input that nobody has named.
+NAMELESS = re.compile(r"(?i)^(onnx::\w+|args?_?\d*|inputs?[_.]?\d*|x[_.]?\d+|\d+|keras_tensor(_\d+)?)$")
 NEVER_X = re.compile(r"(?i)^(sr|fs|rate|(sample|sampling)_?rate)$|len|mask|train")
 
 # Each stronger evidence outweighs all that is weaker.
@@ -65,11 +67,12 @@ def guess_roles(graph: Graph, flow: Dataflow) -> Roles:
     ]
     taken = {pair.name for pair in pairs} | {x}
     used = {pair.next for pair in pairs}
-    # A weak guess leaves an output as prediction, except where an input can be nothing but state.
     weak = {
         names: score
         for names, score in scores.items()
-        if names[0] not in taken and names[1] not in used and (score >= BY_NUMBERS or STATE_NAME.search(names[0]))
+        if names[0] not in taken
+        and names[1] not in used
+        and (score >= BY_NUMBERS or STATE_NAME.search(names[0]) or (score >= BY_SHAPE and NAMELESS.search(names[0])))
     }
     pairs += [Pair(*names, sure=False) for names in _best(weak)]
     used = {pair.next for pair in pairs}
@@ -85,6 +88,8 @@ def guess_roles(graph: Graph, flow: Dataflow) -> Roles:
 
 def stem(name: str) -> tuple[str, str]:
     """A name without the words that tell an input from an output, and its digits: ("h", "0") for h0, ("h", "") for hn."""
+    if NAMELESS.search(name):
+        return "", ""  # it has the name of the operator that reads it, or a number
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)]
     words = [word[0] if word in {"hn", "cn"} else word for word in words]
     kept = [word for word in words if word not in SIDES]

@@ -96,7 +96,7 @@ class MultiStreamCall(Call):
         """
         count = len(message.stream_ids)
         resume_from, answered = message.resume_from or [0] * count, message.answered or [0] * count
-        inputs = columns.split_inputs(message.inputs, count)
+        inputs = columns.InputColumns(message.inputs, count)
         opened = pb.OpenedStreams(
             stream_ids=message.stream_ids,
             handles=[0] * count,
@@ -119,7 +119,7 @@ class MultiStreamCall(Call):
                 if self._handles.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
                 self._access.take_opens(self.caller, 1)
-                options = wire.make_open_options(message, resume_from[row], answered[row], inputs[row])
+                options = wire.make_open_options(message, resume_from[row], answered[row], inputs.row(row))
                 # A client that knows of one version for all rows gets no other.
                 version = message.version if options.accept_move else served.spec.version
                 with self._quota.reserve(served.spec):

@@ -12,7 +12,7 @@ from tidegate.runtime.config import InvalidSetting, ServerConfig
 
 
 def serve_options() -> dict[str, Any]:
-    """The options of `serve` by name, without the one that no setting has."""
+    """The options of `serve` by name, without those that no setting has."""
     group: Any = typer.main.get_command(cli.app)
     return {
         option.name: option

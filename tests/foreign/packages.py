@@ -114,7 +114,7 @@ def _download(package: Package, folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         command += ["--disable-pip-version-check", "--dest", ".", requirement]
     else:
-        command = [find_tool("npm", "nodejs"), "pack", "--silent", requirement]
+        command = [find_tool("npm", "nodejs"), "pack", "--loglevel=error", requirement]
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:

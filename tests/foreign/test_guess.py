@@ -90,6 +90,27 @@ def test_a_cell_of_single_operators_tells_h_from_c() -> None:
     assert len([remark for remark in found.remarks if "check it" in remark]) == 2
 
 
+def test_inputs_without_names_are_told_by_their_shapes() -> None:
+    """Torch calls an unnamed input after the operator that reads it, which says nothing about state."""
+    nodes = [
+        helper.make_node("MatMul", ["onnx::Gemm_0", "in"], ["driven"]),
+        helper.make_node("MatMul", ["onnx::Gemm_1", "again"], ["recalled"]),
+        helper.make_node("Add", ["driven", "recalled"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["25"]),
+        helper.make_node("MatMul", ["25", "head"], ["onnx::Gemm_26"]),
+    ]
+    model = build(
+        nodes,
+        [("onnx::Gemm_0", FLOAT, ["batch", 3]), ("onnx::Gemm_1", FLOAT, ["batch", 4])],
+        [("onnx::Gemm_26", FLOAT, ["batch", 3]), ("25", FLOAT, ["batch", 4])],
+        {"in": normal(1, 3, 4), "again": normal(2, 4, 4), "head": normal(3, 4, 3)},
+    )
+    found = guess(model)
+    assert found.inputs[0].name == "onnx::Gemm_0"
+    assert pairs(found) == {"onnx::Gemm_1": "25"}
+    assert "is guessed to be its next value, because it fits; check it" in found.remarks[0]
+
+
 def test_state_that_is_frozen_in_the_graph_is_told() -> None:
     """Keras with stateful=True: the graph would answer each timestep as if it were the first."""
     (warning,) = guess(exported.stateful_keras()).warnings
