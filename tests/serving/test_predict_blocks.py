@@ -561,7 +561,7 @@ async def test_single_timesteps_have_their_turn_between_the_chunks_of_a_block(su
         await gate.entered()
         gate.let_one()
         assert np.frombuffer((await answering).prediction.outputs[0], "<f4").item() == 5
-        assert batcher_of(server)._blocks or batcher_of(server)._running
+        assert batcher_of(server)._blocks or batcher_of(server).runs_in_thread
         gate.open()
         assert sums((await call.read()).block) == [1] * 40
 
