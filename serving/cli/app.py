@@ -42,6 +42,8 @@ app = typer.Typer(
 
 app.add_typer(streams.app, name="streams")
 app.add_typer(models.app, name="models")
+app.command("promote")(models.promote)
+app.command("rollback")(models.rollback)
 app.add_typer(tokens.app, name="token")
 app.command("bench")(bench.bench)
 app.command("conformance")(conformance.conformance)
