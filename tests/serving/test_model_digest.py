@@ -14,6 +14,8 @@ from tidegate.core.errors import ContractBroken
 from tidegate.core.external_data import external_files
 from tidegate.core.model import Model
 from tidegate.runtime.model_digest import digest_model
+from tidegate.runtime.model_files import ModelCopies, check, scan
+from tidegate.runtime.model_load import load_model
 
 WEIGHTS = np.arange(1, 257, dtype=np.float32).reshape(1, 256)
 
@@ -59,10 +61,17 @@ def save(root: Path, location: str = "model.onnx.data") -> Path:
     return folder
 
 
-def serve(root: Path) -> Model:
-    """The model below a folder, as a server loads it."""
-    graph = root / "toy" / "1" / "model.onnx"
-    return Model("toy", "1", str(graph), None, digest_model("toy/1", graph))
+def serve(root: Path) -> list[Model]:
+    """The models below a folder, as a server loads them: from copies."""
+    models = []
+    copies = ModelCopies(root)
+    try:
+        for files in scan(root):
+            check(files, 1 << 20)
+            models.append(load_model(files.name, files.version, copies.add(files)).model)
+    finally:
+        copies.close()
+    return models
 
 
 def test_weights_beside_the_graph_are_served(tmp_path: Path) -> None:
@@ -133,6 +142,8 @@ def test_a_pipe_is_no_file_with_weights(tmp_path: Path) -> None:
     (folder / "model.onnx.data").unlink()
     os.mkfifo(folder / "model.onnx.data")
     with pytest.raises(ContractBroken, match="which is not a file"):
+        digest_model("toy/1", folder / "model.onnx")
+    with pytest.raises(ContractBroken, match="which cannot be read"):
         serve(tmp_path)
 
 
