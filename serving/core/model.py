@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tidegate.core.description import read_description
+from tidegate.core.device import DeviceMissing, check_used, providers_of
 from tidegate.core.errors import ContractBroken, ModelFailed, RunEnded
 from tidegate.core.external_data import external_files
 from tidegate.core.feeds import Feeds
@@ -39,6 +40,7 @@ class Model:
         name, version: what it is served as.
         graph: the path of the ONNX file, or its bytes. Weights beside the graph need the path.
         sidecar: the text of `model.toml`, for graphs that carry no description.
+        device: "cpu" or "cuda"; see `core.device`.
         digest: the SHA-256 of the graph and of the weights beside it; None for that of the bytes.
 
     Raises:
@@ -48,13 +50,19 @@ class Model:
     """
 
     def __init__(
-        self, name: str, version: str, graph: bytes | str, sidecar: str | None = None, digest: str | None = None
+        self,
+        name: str,
+        version: str,
+        graph: bytes | str,
+        sidecar: str | None = None,
+        digest: str | None = None,
+        device: str = "cpu",
     ) -> None:
         where = f"{name}/{version}"
         if isinstance(graph, bytes):
             digest = digest or hashlib.sha256(graph).hexdigest()
         assert digest is not None
-        self._session = _load(where, graph)
+        self._session = _load(where, graph, device)
         metadata = self._session.get_modelmeta().custom_metadata_map
         described = read_description(where, metadata, sidecar, graph_shapes(self._session))
         self.spec = read_spec(name, version, digest, self._session, described)
@@ -183,7 +191,7 @@ class Model:
         return (*rows.outputs, *rows.next_state)
 
 
-def _load(where: str, graph: bytes | str) -> Any:
+def _load(where: str, graph: bytes | str, device: str) -> Any:
     """An onnxruntime session of a graph, from its path or its bytes."""
     options = onnxruntime.SessionOptions()
     # One thread: for a graph this small a thread pool costs more than it gains, and the number of threads may change
@@ -201,9 +209,14 @@ def _load(where: str, graph: bytes | str) -> Any:
     if beside:
         raise ContractBroken(where, "the graph has weights in other files, so it must be loaded from its path")
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        providers = providers_of(device, onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        check_used(device, session.get_providers())
+    except DeviceMissing as error:
+        raise ContractBroken(where, str(error)) from error
     except Exception as error:  # onnxruntime has no public base class for its errors
         raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+    return session
 
 
 def _join(rows: Sequence[Arrays]) -> Arrays:

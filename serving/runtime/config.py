@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from tidegate.core.device import DEVICES
 from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_local, is_unix
@@ -103,6 +104,7 @@ class ServerConfig:
     streams_max: int = setting(1_000_000, "Most streams, live and parked.", at_least=1)
     # Also the number of timesteps that a client may have in flight.
     answers_remembered: int = setting(32, "Answers kept of each stream for repeats.", at_least=1, at_most=4096)
+    device: str = setting("cpu", "Where models run: cpu, or cuda with onnxruntime-gpu.")
     tls_cert: str = setting("", "PEM file with the certificate chain of the server; with --tls-key.")
     tls_key: str = setting("", "PEM file with the private key of --tls-cert.")
     tls_client_ca: str = setting("", "PEM file with a CA; every client then needs a certificate that it signed.")
@@ -138,6 +140,8 @@ class ServerConfig:
                 object.__setattr__(self, each.name, _validated(value, each.type, each.metadata["setting"]))
             except ValueError as error:
                 raise InvalidSetting(each.name, value, str(error)) from None
+        if self.device not in DEVICES:
+            raise InvalidSetting("device", self.device, f"expected one of {', '.join(DEVICES)}")
         self._validate_tls()
         if not self.host:
             object.__setattr__(self, "host", ALL_ADDRESSES if self.tls_cert else THIS_MACHINE)
@@ -169,7 +173,7 @@ class ServerConfig:
     @property
     def trial_limits(self) -> TrialLimits:
         """What a model may take when it is tried."""
-        return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout)
+        return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout, self.device)
 
     @property
     def tls_files(self) -> TlsFiles | None:

@@ -147,8 +147,8 @@ def _try(request: dict[str, Any], writer: int) -> NoReturn:
     def tell(message: dict[str, Any]) -> None:
         os.write(writer, json.dumps(message).encode() + b"\n")
 
-    _limit(request)
     try:
+        _limit(request)
         tell({"found": _find(request, tell)})
     except ContractBroken as error:
         tell({"refused": _explained(str(error).removeprefix(f"{error.where}: "), request)})
@@ -166,7 +166,8 @@ def _limit(request: dict[str, Any]) -> None:
     cpu_seconds = int(2 * request["load_s"] + request["step_s"]) + SPARE_CPU_SECONDS
     with suppress(ValueError, OSError):  # a lower limit may be set already
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    if sys.platform == "linux":  # elsewhere the limit is not kept
+    # Elsewhere the limit is not kept; and CUDA reserves more addresses than any machine has memory.
+    if sys.platform == "linux" and request["device"] == "cpu":
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
         allowed = pages * os.sysconf("SC_PAGE_SIZE") + request["memory_bytes"]
         with suppress(ValueError, OSError):
@@ -175,7 +176,7 @@ def _limit(request: dict[str, Any]) -> None:
 
 def _find(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     """What there is to know of a model."""
-    loaded = load_model(request["name"], request["version"], Path(request["folder"]))
+    loaded = load_model(request["name"], request["version"], Path(request["folder"]), request["device"])
     model = loaded.model
     tell({"phase": "run for one timestep"})
     rows = CheckRows(model.spec, 1, 1)

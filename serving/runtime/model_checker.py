@@ -35,6 +35,7 @@ class TrialLimits:
         memory_bytes: its memory; 0 for `MEMORY_BYTES` and `BYTES_A_FILE_BYTE` for each byte of its files.
         load_s: the seconds until it is loaded, and again until it is checked.
         step_s: the seconds of one timestep.
+        device: where it runs; see `core.device`.
 
     """
 
@@ -42,6 +43,7 @@ class TrialLimits:
     memory_bytes: int
     load_s: float
     step_s: float
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class CheckedModel:
         check: what was found, the fields of a `SelfCheck`.
         warnings: what an operator should know of that, in sentences.
         sizes: the batch sizes that it runs, in words.
+        device: where it runs.
 
     """
 
@@ -65,6 +68,7 @@ class CheckedModel:
     check: Mapping[str, Any]
     warnings: Sequence[str]
     sizes: str
+    device: str
 
     @property
     def title(self) -> str:
@@ -115,6 +119,7 @@ class ModelChecker:
             "name": name,
             "version": version,
             "folder": str(folder),
+            "device": limits.device,
             "batch_max": limits.batch_max,
             "memory_bytes": limits.memory_bytes or MEMORY_BYTES + BYTES_A_FILE_BYTE * size,
             "load_s": limits.load_s,
@@ -126,7 +131,7 @@ class ModelChecker:
             self._writer.write(json.dumps(request).encode() + b"\n")
             match await answer:
                 case {"found": found}:
-                    return CheckedModel(name, version, str(folder), **found)
+                    return CheckedModel(name, version, str(folder), device=limits.device, **found)
                 case {"refused": str(reason)}:
                     raise ContractBroken(f"{name}/{version}", reason)
                 case message:

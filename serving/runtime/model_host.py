@@ -103,7 +103,7 @@ class ModelHost:
                     self._free(served)
 
     def _load(self, model: CheckedModel) -> ServedModel:
-        loaded = load_model(model.name, model.version, Path(model.folder))
+        loaded = load_model(model.name, model.version, Path(model.folder), model.device)
         if (got := loaded.model.spec.fingerprint) != model.fingerprint:
             raise ContractBroken(model.title, f"its copy has fingerprint {got}, expected {model.fingerprint}")
         return make_served(loaded, SelfCheck(**model.check), self._limits)

@@ -17,7 +17,7 @@ class LoadedModel:
     card_json: str
 
 
-def load_model(name: str, version: str, folder: Path) -> LoadedModel:
+def load_model(name: str, version: str, folder: Path, device: str = "cpu") -> LoadedModel:
     """Loads a version. Uses no shared state. Raises ContractBroken."""
     where = f"{name}/{version}"
     path, sidecar, card = folder / GRAPH, folder / "model.toml", folder / "card.json"
@@ -29,4 +29,4 @@ def load_model(name: str, version: str, folder: Path) -> LoadedModel:
         raise ContractBroken(where, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ContractBroken(where, f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
-    return LoadedModel(Model(name, version, str(path), sidecar_text, digest), card_json)
+    return LoadedModel(Model(name, version, str(path), sidecar_text, digest, device), card_json)

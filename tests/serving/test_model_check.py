@@ -116,7 +116,14 @@ def test_a_crash_is_told(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ctypes.string_at(0)
 
     monkeypatch.setattr(model_check, "load_model", crash)
-    request = {"id": 1, "name": "toy", "version": "1", "folder": str(sum_root / "toy" / "1"), "batch_max": 4}
+    request = {
+        "id": 1,
+        "name": "toy",
+        "version": "1",
+        "folder": str(sum_root / "toy" / "1"),
+        "batch_max": 4,
+        "device": "cpu",
+    }
     trial = model_check.Trial({**request, "memory_bytes": 1 << 30, "load_s": TIMEOUT_S, "step_s": TIMEOUT_S})
     while (answer := trial.read()) is None:
         pass
