@@ -17,9 +17,11 @@ import typer
 from typer.exceptions import TyperException
 
 from tidegate.cli import bench, conformance, models, streams, tokens
+from tidegate.cli.command_group import SERVING, STREAMS_AND_MODELS, TOOLS, TRAINING, CommandGroup
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from tidegate.cli.options import ModelName, ModelVersion, with_options_of
+from tidegate.cli.versions import print_versions
 from tidegate.runtime.config import InvalidSetting, ServerConfig
 
 TRAINING_COMMANDS = {
@@ -34,20 +36,29 @@ TRAINING_COMMANDS = {
 }
 
 app = typer.Typer(
-    help="Train recurrent models on sensor series and serve them, one timestep at a time.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=CommandGroup,
     rich_markup_mode=None,
 )
 
-app.add_typer(streams.app, name="streams")
-app.add_typer(models.app, name="models")
-app.add_typer(tokens.app, name="token")
-app.command("bench")(bench.bench)
-app.command("conformance")(conformance.conformance)
+app.add_typer(streams.app, name="streams", rich_help_panel=STREAMS_AND_MODELS)
+app.add_typer(models.app, name="models", rich_help_panel=STREAMS_AND_MODELS)
+app.add_typer(tokens.app, name="token", rich_help_panel=SERVING)
+app.command("bench", rich_help_panel=TOOLS)(bench.bench)
+app.command("conformance", rich_help_panel=TOOLS)(conformance.conformance)
 
 
-@app.command()
+@app.callback()
+def tidegate(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_versions, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """Train recurrent models on sensor series and serve them, one timestep at a time."""
+
+
+@app.command(rich_help_panel=SERVING)
 @with_options_of(ServerConfig)
 def serve(
     *,
@@ -95,7 +106,7 @@ def serve(
         raise CommandError(str(error), EXIT_FAILURE) from None
 
 
-@app.command()
+@app.command(rich_help_panel=STREAMS_AND_MODELS)
 @with_server_options
 def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
@@ -150,7 +161,7 @@ def stream(
         raise CommandError(str(error), EXIT_USAGE) from None
 
 
-@app.command()
+@app.command(rich_help_panel=SERVING)
 @with_server_options
 def health(
     *,
@@ -288,7 +299,7 @@ def _print_error(message: str, code: int) -> int:
 def _add_training_help(name: str, text: str) -> None:
     """Lists a training command in the help. `main` runs it before typer sees it."""
 
-    @app.command(name, help=text, add_help_option=False)
+    @app.command(name, help=text, add_help_option=False, rich_help_panel=TRAINING)
     def _command() -> None:
         raise AssertionError(f"{name} is run by main")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from tidegate.cli.command_group import CommandGroup
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 from tidegate.cli.options import AsJson
@@ -22,7 +23,9 @@ T = TypeVar("T")
 
 NANOSECONDS = 1_000_000_000
 
-app = typer.Typer(help="List and administer the streams of a server.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List and administer the streams of a server.", no_args_is_help=True, cls=CommandGroup, rich_markup_mode=None
+)
 
 StreamId = Annotated[str, typer.Argument(help="The stream's id.")]
 
