@@ -5,6 +5,7 @@ error is one line on stderr. A traceback is always a bug.
 """
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,12 @@ from tidegate.cli.command_group import SERVING, STREAMS_AND_MODELS, TOOLS, TRAIN
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from tidegate.cli.options import ModelName, ModelVersion, with_options_of
+from tidegate.cli.settings_file import use_settings_file
+from tidegate.cli.variables import known_variables, mistakes, service_ports
 from tidegate.cli.versions import print_versions
 from tidegate.runtime.config import InvalidSetting, ServerConfig
+
+log = logging.getLogger("tidegate.cli")
 
 TRAINING_COMMANDS = {
     "inspect": "Tell what a table of sensor data holds, and what looks wrong.",
@@ -62,6 +67,18 @@ def tidegate(
 @with_options_of(ServerConfig)
 def serve(
     *,
+    context: typer.Context,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            envvar="TIDEGATE_CONFIG",
+            metavar="FILE",
+            is_eager=True,
+            callback=use_settings_file,
+            help="TOML file with these settings by their names, as in batch_max = 128. Options and variables win.",
+        ),
+    ] = None,
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -69,11 +86,16 @@ def serve(
         str,
         typer.Option(envvar="TIDEGATE_LOG_FORMAT", help="text, json, or auto: text for a terminal, else json."),
     ] = "auto",
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Only check the settings and the files that they name, and each model; then exit."
+        ),
+    ] = False,
     **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
     from tidegate.core.errors import ContractBroken
-    from tidegate.runtime.crash_points import VARIABLE, arm
     from tidegate.runtime.descriptors import raise_limit
     from tidegate.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
     from tidegate.runtime.log import start_log
@@ -87,16 +109,16 @@ def serve(
     except ValueError as error:
         raise CommandError(f"--log-format: {error}", EXIT_USAGE) from None
     start_log(log_level.upper(), form)
+    for mistake in mistakes(os.environ, known_variables(context.find_root().command)):
+        log.warning("%s", mistake)
+    if config_file is not None:
+        log.info("settings are read from %s", config_file)
     raise_limit()
+    config = _make_config(settings)
     try:
-        arm(os.environ.get(VARIABLE, ""))
-        config = ServerConfig(**settings)
-    except InvalidSetting as error:
-        raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
-    except ValueError as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    try:
-        if config.worker_count == 1:
+        if check:
+            _check(config)
+        elif config.worker_count == 1:
             _serve_in_process(config)
         else:
             _serve_with_workers(config, {"log_level": log_level.upper(), "log_format": form})
@@ -212,8 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # gRPC writes to stderr unless this is set before its import.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # For a service named `tidegate`, Kubernetes sets TIDEGATE_PORT to tcp://HOST:PORT in every container. It is not a setting.
-    if os.environ.get("TIDEGATE_PORT", "").startswith("tcp://"):
-        del os.environ["TIDEGATE_PORT"]
+    for name in service_ports(os.environ):
+        del os.environ[name]
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TRAINING_COMMANDS:
@@ -228,6 +250,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def _make_config(settings: Mapping[str, Any]) -> ServerConfig:
+    """Checks the settings."""
+    from tidegate.runtime.crash_points import VARIABLE, arm
+
+    try:
+        arm(os.environ.get(VARIABLE, ""))
+        return ServerConfig(**settings)
+    except InvalidSetting as error:
+        raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+
+
+def _check(config: ServerConfig) -> None:
+    """Checks what a start needs, and prints what would be served."""
+    from tidegate.runtime.start_check import check_start
+
+    for model in asyncio.run(check_start(config)):
+        print(f"ok: {model.title}, fingerprint {model.fingerprint[:12]}, {model.sizes}")
 
 
 def _serve_in_process(config: ServerConfig) -> None:

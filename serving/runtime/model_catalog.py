@@ -25,7 +25,7 @@ from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.runtime.channel import ChannelClosed
 from tidegate.runtime.exposition import Events
 from tidegate.runtime.model_checker import CheckedModel, ModelChecker, TrialLimits
-from tidegate.runtime.model_files import ModelCopies, StillChanging, VersionFiles, check, scan
+from tidegate.runtime.model_files import ModelCopies, StillChanging, VersionFiles, VersionFolders, check, scan
 
 log = logging.getLogger("tidegate.models")
 
@@ -73,7 +73,7 @@ class ModelCatalog:
         limits: what a model may take when it is tried.
         bytes_max: how large the files of a version may be, in bytes.
         poll_s: how often the folder is looked at, in seconds; 0 for never.
-        spare: the folder for private copies where the system has none for temporary files.
+        spare: the folder for private copies where the system has none for temporary files; None to make no copies.
 
     Attributes:
         load_s: how long a process may take to load a version, in seconds.
@@ -93,11 +93,11 @@ class ModelCatalog:
         *,
         bytes_max: int,
         poll_s: float,
-        spare: Path,
+        spare: Path | None,
     ) -> None:
         self._root = root
         self._chosen = {*chosen}
-        self._copies = ModelCopies(spare)
+        self._copies = VersionFolders() if spare is None else ModelCopies(spare)
         self._make_checker = make_checker
         self._first_checker = make_checker()  # loads its libraries while this process starts
         self._limits = limits

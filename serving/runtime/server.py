@@ -115,7 +115,7 @@ class Server:
         return ready_line(grpc, with_port(self.config.metrics_address, self.metrics_port), self.titles)
 
     async def start(self) -> None:
-        """Takes the ports, opens the store, loads the models and warms them up. Afterwards health is SERVING.
+        """Takes the ports, tries the models, opens the store, loads the models and warms them up. Afterwards health is SERVING.
 
         Raises:
             ContractBroken: a model cannot be served.
@@ -158,8 +158,6 @@ class Server:
             resources.callback(metrics_port.close)
             self.metrics_port = metrics_port.port
             self._listen()
-        store = await self._open_store()
-        resources.push_async_callback(store.close)
         if self.context is None:
             metrics.create_counters()
         else:
@@ -170,7 +168,11 @@ class Server:
             self.control = catalog
         elif self.context is not None:
             self.control = self.context.control
-        await self._load_models(resources, catalog.targets if catalog is not None else await self._targets())
+        targets = catalog.targets if catalog is not None else await self._targets()
+        # Not before the models are found: a start in the wrong folder leaves no file there.
+        store = await self._open_store()
+        resources.push_async_callback(store.close)
+        await self._load_models(resources, targets)
         self._warn_of_memory()
         self._make_services(store)
         if self.context is None:
