@@ -361,7 +361,7 @@ FOREIGN: dict[str, Callable[[], Foreign]] = {
 }
 
 
-def by_size() -> bytes:
+def by_size(width: int = 1, **state: Any) -> bytes:
     """Adds a tiny part of the batch's size, as kernels do that sum in another order: no row matters to another."""
     return build(
         [
@@ -372,10 +372,10 @@ def by_size() -> bytes:
             helper.make_node("Add", ["total", "inexact"], ["total_next"]),
             helper.make_node("Identity", ["total_next"], ["sum"]),
         ],
-        [("x", FLOAT, ["batch", 1]), ("total", FLOAT, ["batch", 1])],
-        [("sum", FLOAT, ["batch", 1]), ("total_next", FLOAT, ["batch", 1])],
+        [("x", FLOAT, ["batch", width]), ("total", FLOAT, ["batch", width])],
+        [("sum", FLOAT, ["batch", width]), ("total_next", FLOAT, ["batch", width])],
         {"tiny": np.array(1e-3, np.float32)},
-        describe(["x"], [{"name": "sum"}], [STATE]),
+        describe([], [{"name": "sum"}], [STATE | state], features=width),
     )
 
 

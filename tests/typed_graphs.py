@@ -58,22 +58,27 @@ def typed_sum(dtype: Any, shape: Sequence[int] = (2,), *, batch_axis: int = 0, *
 
 
 def scaled_sum(scale: Any, *, per: str = "timestep", x: Any = np.float32, **more: Any) -> bytes:
-    """Sums x times a second input, `scale`, of type `scale`: with each timestep, or once for a stream."""
+    """Sums x times a second input, `scale`, of type `scale`: with each timestep, or once for a stream.
+
+    A second output tells which sums are positive.
+    """
     kind, other = TYPES[np.dtype(x)], TYPES[np.dtype(scale)]
     nodes = [
         helper.make_node("Cast", ["scale"], ["factor"], to=kind),
         helper.make_node("Mul", ["x", "factor"], ["product"]),
         helper.make_node("Add", ["total", "product"], ["total_next"]),
         helper.make_node("Identity", ["total_next"], ["sum"]),
+        helper.make_node("Cast", ["total_next"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Greater", ["real", "zero"], ["positive"]),
     ]
     return build(
         nodes,
         [("x", kind, ["batch", 2]), ("scale", other, ["batch", 1]), ("total", kind, ["batch", 2])],
-        [("sum", kind, ["batch", 2]), ("total_next", kind, ["batch", 2])],
-        None,
+        [("sum", kind, ["batch", 2]), ("positive", TensorProto.BOOL, ["batch", 2]), ("total_next", kind, ["batch", 2])],
+        {"zero": np.array(0, np.float32)},
         describe(
             ["left", "right"],
-            [{"name": "sum", "shape": ["batch", 2]}],
+            [{"name": "sum", "shape": ["batch", 2]}, {"name": "positive", "shape": ["batch", 2]}],
             [{"name": "total", "next": "total_next", "shape": ["batch", 2]}],
             inputs=[{"name": "scale", "per": per}],
             **more,

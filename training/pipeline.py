@@ -21,6 +21,7 @@ from tidegate.training.judging.detection import FaultyReplay
 from tidegate.training.judging.evaluate import evaluate
 from tidegate.training.judging.graph import Graph
 from tidegate.training.judging.replay import Replay
+from tidegate.training.judging.ridge import Ridge
 from tidegate.training.judging.scores import Scores
 from tidegate.training.judging.verdict import verdict
 from tidegate.training.learning import run
@@ -93,7 +94,7 @@ def train(
         if begun:
             _resume(begun, request, checkpointer)
         chosen = begun.architecture if begun else None
-        record, network = _train(request, prepared, on_epoch, on_note, checkpointer, start, chosen)
+        record, network, ridge = _train(request, prepared, on_epoch, on_note, checkpointer, start, chosen)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -107,6 +108,7 @@ def train(
             version=version,
             season=request.season,
             on_note=on_note,
+            ridge=ridge,
         )
 
 
@@ -121,17 +123,19 @@ def publish(  # noqa: PLR0913  a version brings everything together
     version: int,
     season: int | None,
     on_note: Callable[[str], None] = lambda _: None,
+    ridge: Ridge | None = None,
 ) -> Published:
     """Export a network, check its parity, score it on the held-out part, and write graph, card and report.
 
-    `folder` is that of the run, which has the metrics of the training. `on_note` is told what is done now.
+    `folder` is that of the run, which has the metrics of the training. `on_note` is told what is done now. `ridge` is the
+    regression of the linear link, if it was solved just now for the same season.
 
     Raises:
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
     series = series.select(record.facts.features)
-    bare, parity, replay, faulty, scores = _scored(record, network, series, name, season, on_note)
+    bare, parity, replay, faulty, scores = _scored(record, network, series, name, season, on_note, ridge)
     facts = card.training_facts(record, network, parity)
     # The same graph, with its scores in the metadata, which do not change its outputs.
     description = export.describe(network, record.facts, scores.summary()) | {"training": card.metadata_facts(facts)}
@@ -169,11 +173,11 @@ def train_and_score(
     """
     prepared = prepare(request, series, on_note, split)
     run.open_folder(request.out)
-    record, network = _train(request, prepared, on_epoch, on_note)
+    record, network, ridge = _train(request, prepared, on_epoch, on_note)
     if record.outcome.stopped == "interrupted":
         raise KeyboardInterrupt  # scores of half a training do not compare with those of whole ones
     run.save(request.out, record, network)
-    *_, scores = _scored(record, network, series, request.name, request.season)
+    *_, scores = _scored(record, network, series, request.name, request.season, ridge=ridge)
     return record, scores
 
 
@@ -184,6 +188,7 @@ def _scored(
     name: str,
     season: int | None,
     on_note: Callable[[str], None] = lambda _: None,
+    ridge: Ridge | None = None,
 ) -> tuple[onnx.ModelProto, Parity, Replay, FaultyReplay | None, Scores]:
     """The graph after the parity gate, its replay of the held-out part, and its scores."""
     series = series.select(record.facts.features)
@@ -196,7 +201,7 @@ def _scored(
     replay = Replay.of(graph, series, split.test)
     faulty = FaultyReplay.of(graph, series, split.test, split, replay)
     on_note("scoring the forecasts, and fitting the baselines")
-    scores = evaluate(graph, series, season=season, split=split, replay=replay, faulty=faulty)
+    scores = evaluate(graph, series, season=season, split=split, replay=replay, faulty=faulty, ridge=ridge)
     return bare, parity, replay, faulty, scores
 
 
@@ -270,8 +275,11 @@ def _train(
     checkpointer: Checkpointer | None = None,
     start: WarmStart | None = None,
     chosen: Architecture | None = None,
-) -> tuple[run.Run, Network]:
-    """Fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed; `chosen` is what was resumed."""
+) -> tuple[run.Run, Network, Ridge | None]:
+    """Fit, and calibrate the monitors; and the regression of the linear link, which is the baseline too.
+
+    Without a checkpointer the run cannot be resumed; `chosen` is what was resumed.
+    """
     series = prepared.series
     facts = run.DataFacts.of(series, prepared.split, prepared.scaler)
     started = run.StartedRun(request=request, facts=facts, architecture=chosen)
@@ -318,7 +326,7 @@ def _train(
         outcome=run.outcome(result, correction),
         request=request if checkpointer else None,  # a request does not describe a given split
     )
-    return record, network
+    return record, network, given.ridge
 
 
 def _complete(

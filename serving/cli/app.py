@@ -30,7 +30,7 @@ from tidegate.runtime.config import InvalidSetting, ServerConfig
 log = logging.getLogger("tidegate.cli")
 
 TRAINING_COMMANDS = {
-    "inspect": "Tell what a table of sensor data holds, and what looks wrong.",
+    "inspect": "Tell what a table of sensor data or an ONNX graph holds, and what looks wrong.",
     "train": "Learn a model from a sensor series.",
     "backtest": "Learn from an ever longer past and judge what follows, several times.",
     "tune": "Search for good settings of a model.",
@@ -238,7 +238,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         del os.environ[name]
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments and arguments[0] in TRAINING_COMMANDS:
+        if arguments[:1] == ["inspect"] and any(_is_graph(argument) for argument in arguments[1:]):
+            code = _graph_command()(arguments[1:], prog_name="tidegate inspect", standalone_mode=False) or 0
+        elif arguments and arguments[0] in TRAINING_COMMANDS:
             _run_training(arguments)
             code = 0
         else:
@@ -319,6 +321,19 @@ def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -
         catalog=catalog,
     )
     asyncio.run(supervisor.run())
+
+
+def _is_graph(argument: str) -> bool:
+    return argument.lower().endswith(".onnx") and not argument.startswith("-")
+
+
+def _graph_command() -> typer.Typer:
+    """The other `tidegate inspect`: that of a graph, which needs no training package."""
+    from tidegate.cli.inspect_graph import inspect_graph
+
+    command = typer.Typer(add_completion=False, rich_markup_mode=None)
+    command.command()(inspect_graph)
+    return command
 
 
 def _run_training(arguments: list[str]) -> None:

@@ -4,9 +4,9 @@ import asyncio
 import csv
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +58,15 @@ class TrainedOn:
     Attributes:
         time, group: columns.
         fill_gaps: a gap of at most so many rows is missing values.
+        time_format: how the training was told that times are written.
+        categories: the words of features that were text.
     """
 
     time: str = ""
     group: str = ""
     fill_gaps: int = 0
+    time_format: str = ""
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, card_json: str) -> "TrainedOn":
@@ -70,7 +74,8 @@ class TrainedOn:
         card = json.loads(card_json) if card_json else {}
         source, data = card.get("source", {}), card.get("data", {})
         group = data.get("group_column") or source.get("group") or ""
-        return cls(source.get("time") or "", group, source.get("fill_gaps", 0))
+        words = {one["name"]: one["categories"] for one in card.get("features", ()) if one.get("categories")}
+        return cls(source.get("time") or "", group, source.get("fill_gaps", 0), source.get("time_format") or "", words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,12 @@ class Replay:
                 self.group,
                 time=source.time,
                 groups_of_model=source.group,
+                time_format=source.time_format,
+                period_s=served.period_s,
+                categories=source.categories,
             )
+            for note in table.notes:
+                self.console.print(note, highlight=False)
             series = self._series(table, served, source)
             sent = await self._send_all(client, series, served)
         timesteps, seconds = sum(len(one.predictions) for one in sent), sum(one.seconds for one in sent)
@@ -146,8 +156,12 @@ class Replay:
         final = scorers[-1].scores(scorers[:-1]) if scorers else []
         if scorers:
             self.console.print(_score_table(scorers[-1], final))
-        if table.stamps() is None:
-            self.console.print("The rows have no ISO 8601 times: gaps between them were not seen.", highlight=False)
+        if table.when is None:
+            why = f"Column {table.label} has no times that could be read ({table.labels[0]})"
+            self.console.print(
+                f"{why if table.labelled else 'The rows have no times'}: gaps between them were not seen.",
+                highlight=False,
+            )
         if out is not None:
             _write_predictions(out, sent, self.group)
         if scores is not None:
@@ -162,20 +176,19 @@ class Replay:
             InvalidTable: the times go back, or the rows are not as far apart as those of the training.
         """
         series = [(name, rows.first(self.limit or len(rows))) for name, rows in table.series()]
-        times = [rows.stamps() for _, rows in series]
-        known = [stamps for stamps in times if stamps is not None]
-        if len(known) < len(times):
+        times = [rows.when.moments for _, rows in series if rows.when]
+        if len(times) < len(series):
             return [Part(name, 1, rows) for name, rows in series]
-        for (_, rows), stamps in zip(series, known, strict=True):
-            check_order(self.file, rows, stamps, self.group)
-        clock = Clock.of(known)
+        for (_, rows), moments in zip(series, times, strict=True):
+            check_order(self.file, rows, moments, self.group)
+        clock = Clock.of(times)
         clock.check(self.file, served.period_s)
         # A model that is told the time since the last timestep is told of every gap.
         fill = 0 if any(feature.name == ELAPSED for feature in served.features) else source.fill_gaps
         return [
             Part(name, number, stretch)
-            for (name, rows), stamps in zip(series, known, strict=True)
-            for number, stretch in enumerate(cut(rows, stamps, clock, fill), start=1)
+            for name, rows in series
+            for number, stretch in enumerate(cut(rows, clock, fill), start=1)
         ]
 
     async def _send_all(self, client: Client, parts: list["Part"], served: Model) -> list[ReplayedSeries]:

@@ -2,19 +2,23 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from tidegate.cli.times import TIME_NAMES, Times, read_times
 from tidegate.core.spec import Floats, Input
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The usual ways to write a missing value.
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
+# Unknown words that are named.
+MAX_UNKNOWN = 5
 # What training reads is far more. A file of another kind is refused with these words.
 EXPECTED = (
     "expected UTF-8 with ',' between columns and a decimal point; `tidegate train --held-out FILE` writes rows so"
@@ -45,6 +49,9 @@ class SensorTable:
         features: the names of the features.
         values: (rows, features), NaN where a cell is empty.
         groups: the series that each row belongs to; empty when the file has one series.
+        when: the times that the labels are; None if they cannot be read as times.
+        labelled: whether the labels are those of a column, and not row numbers.
+        notes: sentences for the user.
     """
 
     label: str
@@ -52,6 +59,9 @@ class SensorTable:
     features: tuple[str, ...]
     values: Floats
     groups: tuple[str, ...] = ()
+    when: Times | None = None
+    labelled: bool = True
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -62,23 +72,19 @@ class SensorTable:
         return self.values[:, self.features.index(name)]
 
     def times(self) -> list[datetime] | None:
-        """Returns when each row was measured, if all labels are ISO 8601 times that never go back; else None."""
-        times = self.stamps()
-        # A line that goes back cannot be read.
-        return times if times and all(before <= after for before, after in pairwise(times)) else None
-
-    def stamps(self) -> list[datetime] | None:
-        """Returns when each row was measured, in any order, if all labels are ISO 8601 times; else None."""
-        try:
-            times = [datetime.fromisoformat(label.strip()) for label in self.labels]
-        except ValueError:
-            return None
-        # Times with and without an offset do not compare.
-        return times if len({time.tzinfo is None for time in times}) == 1 else None
+        """Returns when each row was measured; None if that is not known, or if it goes back: a line that goes back cannot be read."""
+        moments = self.when.moments if self.when else ()
+        return list(moments) if moments and all(before <= after for before, after in pairwise(moments)) else None
 
     def first(self, rows: int) -> "SensorTable":
         """Returns the first rows."""
-        return SensorTable(self.label, self.labels[:rows], self.features, self.values[:rows], self.groups[:rows])
+        return self.take(range(min(rows, len(self))))
+
+    def take(self, rows: Sequence[int]) -> "SensorTable":
+        """Returns some rows, without their groups."""
+        labels = tuple(self.labels[row] for row in rows)
+        when = self.when.take(rows) if self.when else None
+        return SensorTable(self.label, labels, self.features, self.values[list(rows)], when=when)
 
     def series(self) -> list[tuple[str, "SensorTable"]]:
         """Returns each series with its name, in the order of their first rows. Without groups there is one without a name."""
@@ -87,14 +93,19 @@ class SensorTable:
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(self.groups):
             rows.setdefault(group, []).append(row)
-        return [
-            (group, SensorTable(self.label, tuple(self.labels[row] for row in own), self.features, self.values[own]))
-            for group, own in rows.items()
-        ]
+        return [(group, self.take(own)) for group, own in rows.items()]
 
 
 def read_table(
-    path: Path, features: Sequence[str], group: str = "", *, time: str = "", groups_of_model: str = ""
+    path: Path,
+    features: Sequence[str],
+    group: str = "",
+    *,
+    time: str = "",
+    groups_of_model: str = "",
+    time_format: str = "",
+    period_s: float | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> SensorTable:
     """Reads the columns of a CSV file that are features of the model, in the model's order.
 
@@ -104,6 +115,9 @@ def read_table(
         group: the column that says which series a row belongs to; empty for one series.
         time: the column that labels the rows, if the file has it; else the first one that is neither a feature nor the group.
         groups_of_model: the group column of the model's own data. A file that has it holds several series too.
+        time_format: how the training was told that times are written, see `read_times`.
+        period_s: of the model.
+        categories: the words of features that were text in the training; a value is the place of its word.
 
     Raises:
         InvalidTable: a column is missing or duplicated, a cell is not a number, the file cannot be read, or it holds several
@@ -121,11 +135,15 @@ def read_table(
                 )
             names = [name.strip() for name in header]
             asked = group or (groups_of_model if groups_of_model in names else "")
-            table = _read_rows(path, names, rows, features, asked, time)
+            table = _read_rows(path, names, rows, features, asked, time, categories or {})
     except OSError as error:
         raise InvalidTable(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidTable(f"{path}: not a CSV file in UTF-8: {error}; {EXPECTED}") from error
+    if table.labelled:
+        named = table.label == time or table.label.lower() in TIME_NAMES
+        when = read_times(table.labels, table.groups, numbers=named, trained=time_format, period_s=period_s)
+        table = replace(table, when=when)
     if group or not asked:
         return table
     if len(set(table.groups)) > 1:
@@ -133,17 +151,25 @@ def read_table(
             f"{path}: column {asked} tells {len(set(table.groups))} series apart, as in the training of the model; send each "
             f"to a stream of its own with --group {asked}"
         )
-    return SensorTable(table.label, table.labels, table.features, table.values)
+    return replace(table, groups=())
 
 
 def _read_rows(
-    path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str, time: str
+    path: Path,
+    header: Sequence[str],
+    rows: Iterable[list[str]],
+    features: Sequence[str],
+    group: str,
+    time: str,
+    categories: Mapping[str, Sequence[str]],
 ) -> SensorTable:
     """Reads the rows below the header."""
     columns = _columns(path, header, features)
     (grouping,) = _columns(path, header, [group]) if group else (None,)
     others = [index for index, name in enumerate(header) if name not in {*features, group}]
     label = next((index for index in others if header[index] == time), others[0] if others else None)
+    words = {index: header[index] for index in columns if header[index] in categories}
+    cells: dict[int, list[str]] = {index: [] for index in words}
     values: list[list[float]] = []
     labels: list[str] = []
     groups: list[str] = []
@@ -152,14 +178,39 @@ def _read_rows(
             continue  # an empty line, often the last one
         if len(row) != len(header):
             raise InvalidTable(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
-        values.append([_number(path, number, header[index], row[index]) for index in columns])
+        values.append(
+            [math.nan if index in words else _number(path, number, header[index], row[index]) for index in columns]
+        )
+        for index, column in cells.items():
+            column.append(row[index].strip())
         labels.append(str(len(labels) + 1) if label is None else row[label])
         if grouping is not None:
             groups.append(_name(path, number, group, row[grouping]))
     if not values:
         raise InvalidTable(f"{path}: got a header and no rows")
     name = "row" if label is None else header[label]
-    return SensorTable(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
+    table = SensorTable(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
+    notes = []
+    for index, column in cells.items():
+        codes, unknown = _codes(column, categories[header[index]])
+        table.values[:, columns.index(index)] = codes
+        if unknown:
+            notes.append(
+                f"column {header[index]}: unknown words are missing values: {', '.join(unknown[:MAX_UNKNOWN])}"
+            )
+    return replace(table, labelled=label is not None, notes=tuple(notes))
+
+
+def _codes(cells: Sequence[str], words: Sequence[str]) -> tuple[list[float], list[str]]:
+    """The places of the words, NaN for a missing or an unknown one; and the unknown ones.
+
+    A file that `tidegate train --held-out` wrote has the places already: then all cells are numbers.
+    """
+    known = {word: float(code) for code, word in enumerate(words)}
+    with suppress(ValueError):
+        return [math.nan if cell.lower() in MISSING else float(cell) for cell in cells], []
+    unknown = dict.fromkeys(cell for cell in cells if cell not in known and cell.lower() not in MISSING)
+    return [known.get(cell, math.nan) for cell in cells], list(unknown)
 
 
 def _name(path: Path, line: int, column: str, cell: str) -> str:

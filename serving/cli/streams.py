@@ -37,6 +37,8 @@ def list_(
     connection: ConnectionSettings,
     prefix: Annotated[str, typer.Option(envvar="TIDEGATE_PREFIX", help="Only ids that begin with this.")] = "",
     state: Annotated[str, typer.Option(envvar="TIDEGATE_STREAM_STATE", help="live, parked or expired.")] = "",
+    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Only streams of this model.")] = "",
+    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Only streams of this version.")] = "",
     limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="The maximum number; 0 for all.")] = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -47,9 +49,11 @@ def list_(
     async def fetch(client: "Client") -> list["StreamInfo"]:
         found: list[StreamInfo] = []
         async for info in client.streams(prefix=prefix, state=state):
-            found.append(info)
-            if len(found) == limit:
-                break
+            # Selected here: every server can list, also one that cannot select by model.
+            if model in ("", info.model) and version in ("", info.version):
+                found.append(info)
+                if len(found) == limit:
+                    break
         return found
 
     _print_streams(_call(connection, fetch), as_json=as_json)

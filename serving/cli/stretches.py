@@ -4,13 +4,14 @@ The rules and numbers are those of `training/data/series.py`, `load.py` and `gap
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 
 import numpy as np
 
 from tidegate.cli.sensor_table import InvalidTable, SensorTable
+from tidegate.cli.times import steps_s
 from tidegate.core.spec import Array
 
 # Steps are regular if this share of them lies within a tenth of the usual one.
@@ -36,11 +37,11 @@ class Clock:
     @classmethod
     def of(cls, series: Sequence[Sequence[datetime]]) -> "Clock":
         """The clock of all series of a file, from the times of their rows."""
-        steps_s = np.concatenate([_steps_s(times) for times in series])
-        if not len(steps_s):
+        steps = np.concatenate([steps_s(times) for times in series])
+        if not len(steps):
             return cls(0.0, True)
-        usual = float(np.median(steps_s))
-        near = np.abs(steps_s - usual) <= PERIOD_TOLERANCE * usual
+        usual = float(np.median(steps))
+        near = np.abs(steps - usual) <= PERIOD_TOLERANCE * usual
         return cls(usual, float(near.mean()) >= REGULAR_SHARE)
 
     @property
@@ -62,32 +63,39 @@ class Clock:
         )
 
 
-def cut(table: SensorTable, times: Sequence[datetime], clock: Clock, fill: int) -> list[SensorTable]:
+def cut(table: SensorTable, clock: Clock, fill: int) -> list[SensorTable]:
     """The stretches of a series, in order.
 
     Args:
-        table: one series.
-        times: of its rows, which increase.
+        table: one series, with times that increase.
         clock: of the file.
         fill: a gap of at most so many rows becomes rows of missing values, if the steps are regular.
     """
-    steps_s = _steps_s(times)
-    gaps = np.flatnonzero(steps_s > clock.gap_s) if clock.step_s else np.empty(0, np.int64)
+    assert table.when is not None  # the caller has looked
+    times = table.when.moments
+    steps = steps_s(times)
+    gaps = np.flatnonzero(steps > clock.gap_s) if clock.step_s else np.empty(0, np.int64)
     stretches: list[SensorTable] = []
     labels: list[str] = []
+    moments: list[datetime] = []
     values: list[Array] = []
     first = 0
     for end in [*(int(gap) + 1 for gap in gaps), len(times)]:
         labels += table.labels[first:end]
+        moments += times[first:end]
         values.append(table.values[first:end])
-        absent = round(steps_s[end - 1] / clock.step_s) - 1 if end < len(times) else 0
+        absent = round(steps[end - 1] / clock.step_s) - 1 if end < len(times) else 0
         if end < len(times) and clock.regular and absent <= fill:
             step = (times[end] - times[end - 1]) / (absent + 1)
-            labels += [(times[end - 1] + place * step).isoformat() for place in range(1, absent + 1)]
+            filled = [times[end - 1] + place * step for place in range(1, absent + 1)]
+            labels += [table.when.text(moment) for moment in filled]
+            moments += filled
             values.append(np.full((absent, table.values.shape[1]), np.nan, np.float32))
         else:
-            stretches.append(SensorTable(table.label, tuple(labels), table.features, np.concatenate(values)))
-            labels, values = [], []
+            when = replace(table.when, moments=tuple(moments))
+            part = SensorTable(table.label, tuple(labels), table.features, np.concatenate(values), when=when)
+            stretches.append(part)
+            labels, moments, values = [], [], []
         first = end
     return stretches
 
@@ -109,8 +117,3 @@ def check_order(path: object, table: SensorTable, times: Sequence[datetime], gro
                 f"{path}: row {row} ({table.labels[row - 1]}) is earlier than row {row - 1} ({table.labels[row - 2]}) in "
                 f"column {table.label}, expected rows in time order; {what}"
             )
-
-
-def _steps_s(times: Sequence[datetime]) -> Array:
-    """(rows - 1,) the seconds from each row to the next."""
-    return np.array([(after - before).total_seconds() for before, after in pairwise(times)])

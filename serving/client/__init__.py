@@ -16,6 +16,11 @@ A program that keeps no call open sends one timestep at a time, with its number:
 
         prediction = await client.predict_one("pump-7", [21.5, 40.2, 3.0], step=17)
 
+A model with other inputs than one vector of float32 takes them by name, with each timestep or once for a stream:
+
+        async with client.open("talk-1", inputs={"speaker": vector}) as stream:
+            prediction = await stream.step({"x": samples, "rate": 16000})
+
 A client belongs to the process that made it. A forked process makes its own; `multiprocessing` forks by default on Linux before
 Python 3.14. Using the parent's client raises `WrongProcess`.
 

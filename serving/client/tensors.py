@@ -122,30 +122,41 @@ def convert(field: str, value: Any, part: Input, shapes: Sequence[tuple[int, ...
         InvalidTimestep: it has another shape, or is not of this type and cannot become it exactly.
 
     """
-    expected = f"{part.dtype} of shape {_or(shapes)}"
+    if type(value) is np.ndarray and value.dtype == part.dtype and value.shape in shapes:
+        return value  # the usual case of a fast sensor
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         array = np.empty(0, np.object_)
+    wrong = ""
     if part.dtype.kind in "iu" and array.dtype.kind in "fO" and _shape_of(value) and _are_integers(value):
         array = np.asarray(value, np.object_)  # numpy makes floats of integers that no type of its own holds
     elif array.dtype.kind not in SOURCE_KINDS[part.dtype.kind]:
-        got = f"{array.dtype} for" if array.dtype.kind in "fiub" else f"{format_value(value)} for"
-        raise _invalid(field, f"{got} '{part.name}'", expected)
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        wrong = str(array.dtype) if array.dtype.kind in "fiub" else format_value(value)
+    elif isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         if part.dtype.kind != "f":
-            raise _invalid(field, f"masked values for '{part.name}'", expected)
+            wrong = "masked values"
         array = np.where(np.ma.getmaskarray(value), np.nan, array)
-    if array.shape not in shapes and not (array.ndim == 0 and int(np.prod(shapes[0])) == 1):
-        raise _invalid(field, f"shape {_shape(array.shape)} for '{part.name}'", expected)
-    if part.dtype.kind in "iub" and array.size:
-        low, high = (0, 1) if part.dtype.kind == "b" else (np.iinfo(part.dtype).min, np.iinfo(part.dtype).max)
-        if int(array.min()) < low or int(array.max()) > high:
-            wrong = int(array.max()) if int(array.max()) > high else int(array.min())
-            raise _invalid(field, f"{wrong} in '{part.name}'", f"{part.dtype}: {low} to {high}")
+    if not wrong and array.shape not in shapes and not (array.ndim == 0 and math.prod(shapes[0]) == 1):
+        wrong = f"shape {_shape(array.shape)}"
+    if wrong:
+        raise _invalid(field, f"{wrong} for '{part.name}'", f"{part.dtype} of shape {_or(shapes)}")
+    if part.dtype.kind in "iub" and array.dtype != part.dtype:
+        _check_range(field, array, part)
     with np.errstate(over="ignore"):  # it becomes infinite, and the server refuses it
-        converted = array.astype(part.dtype.newbyteorder("<"))
+        converted = array.astype(part.dtype)
     return converted if array.shape in shapes else converted.reshape(shapes[0])
+
+
+def _check_range(field: str, array: Array, part: Input) -> None:
+    """Raises InvalidTimestep when an integer is beyond the type of its input."""
+    if not array.size:
+        return
+    low, high = (0, 1) if part.dtype.kind == "b" else (np.iinfo(part.dtype).min, np.iinfo(part.dtype).max)
+    smallest, largest = int(array.min()), int(array.max())
+    if smallest < low or largest > high:
+        got = largest if largest > high else smallest
+        raise _invalid(field, f"{got} in '{part.name}'", f"{part.dtype}: {low} to {high}")
 
 
 def _are_integers(value: Any) -> bool:

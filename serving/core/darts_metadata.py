@@ -1,6 +1,6 @@
 """Reads what darts writes into the graphs that it exports, as a description.
 
-darts (unit8co/darts, `darts/utils/onnx`, from 0.48 on) exports two kinds of graphs, both for a batch of one. A recurrent
+darts (unit8co/darts, `darts/utils/onnx`, from 0.48.1 on) exports two kinds of graphs, both for a batch of one. A recurrent
 model (`RNNModel`) is one timestep with its state. Any other model takes the last `input_chunk_length` timesteps at
 once; here the server keeps them.
 """

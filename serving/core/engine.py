@@ -66,6 +66,9 @@ class Engine:
         self.model = model
         self.slots = slots
         self.layout = slots.layout
+        # The rows and outputs of the last batch, for whoever samples them. One assignment is all that a batch pays.
+        self.latest: tuple[Array, Arrays] | None = None
+        self.latest_one: tuple[bytes, tuple[bytes, ...]] | None = None
         self._hash = value_hash(self.layout.row_bytes // WORD_BYTES)
 
     def __repr__(self) -> str:
@@ -110,6 +113,7 @@ class Engine:
         if in_order and hashes is not None:
             outputs, non_finite, failures = self._apply(slots, x, hashes)
             if not failures and not non_finite.size:
+                self.latest = x, outputs
                 return BatchResult(steps, None, None, outputs, 0, NO_FAILURES)
             statuses = np.zeros(len(slots), np.int8)
             rows = np.arange(len(slots))
@@ -151,7 +155,9 @@ class Engine:
         if not healthy:
             return None
         self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values))
-        return Prediction(step, tuple([bytes(part) for part in row.outputs]))
+        outputs = tuple([bytes(part) for part in row.outputs])
+        self.latest_one = timestep.values, outputs
+        return Prediction(step, outputs)
 
     def _check_repeats(self, statuses: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Array) -> None:
         """Checks rows whose numbers were applied before: a true duplicate has the same values."""

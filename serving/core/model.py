@@ -58,8 +58,8 @@ class Model:
         metadata = self._session.get_modelmeta().custom_metadata_map
         described = read_description(where, metadata, sidecar, graph_shapes(self._session))
         self.spec = read_spec(name, version, digest, self._session, described)
-        self._runs_alone = not self.spec.batches
-        self._sizes: tuple[int, ...] = ()  # the batch sizes that may run; empty for all
+        # The batch sizes that may run; empty for all.
+        self._sizes: tuple[int, ...] = () if self.spec.batches else (1,)
         # The same object for every run: without one, onnxruntime creates one for each.
         self._run_options = onnxruntime.RunOptions()
         self.row_binding = row_binding(self._session, self.spec, self._run_options)
@@ -75,8 +75,7 @@ class Model:
 
         `batch_max` is the largest that will come.
         """
-        self._runs_alone = len(sizes) == 1
-        self._sizes = () if len(sizes) == batch_max else tuple(sorted(sizes))
+        self._sizes = () if self.spec.batches and len(sizes) == batch_max else tuple(sorted(sizes))
 
     def state_buffers(self, batch: int) -> Arrays | None:
         """Bound memory for the state of a batch, one array (batch, *shape) for each state tensor.
@@ -143,14 +142,13 @@ class Model:
 
     def _may_run(self, batch: int) -> bool:
         """Whether a batch of that size runs as a whole."""
-        return not self._runs_alone and (not self._sizes or batch in self._sizes)
+        return not self._sizes or batch in self._sizes
 
     def _step_in_parts(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
         """Runs a batch in parts of the sizes that may run, the largest first."""
-        sizes = (1,) if self._runs_alone else self._sizes
         results, start = [], 0
         while start < len(x):
-            size = sizes[bisect_right(sizes, len(x) - start) - 1]
+            size = self._sizes[bisect_right(self._sizes, len(x) - start) - 1]
             part = slice(start, start + size)
             rows = x[part], tuple([array[part] for array in state])
             results.append(self.row_binding.step(*rows) if size == 1 else self._step(*rows))

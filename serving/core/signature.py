@@ -115,7 +115,7 @@ class _Reader:
         self.mistakes: list[str] = []
 
     def read(self, name: str, version: str) -> Spec | None:
-        """The spec, without its fingerprint. None, or a spec with parts left out, when there are mistakes."""
+        """The spec, without its fingerprint; None when there are mistakes."""
         described = self._described
         given = [described.x, *(part for part in described.others if part.value is None)]
         inputs = [self._read_input(part) for part in given]
@@ -153,7 +153,8 @@ class _Reader:
         is_x = part.name == self._described.input
         features = len(_features(self._described))
         guess = _guess_x(features, part.window or 1) if is_x else _guess
-        row = self._read_row(self._inputs, part.name, part.shape, guess, part.window or 1)
+        hint = f" for {features} features" if is_x and part.shape is None else ""
+        row = self._read_row(self._inputs, part.name, part.shape, guess, part.window or 1, hint)
         if row is None:
             return None
         self._one_by_one |= row.one_by_one
@@ -294,7 +295,7 @@ class _Reader:
 def _features(described: Description) -> tuple[Feature, ...]:
     if isinstance(described.features, int):
         return tuple(Feature(f"{described.input}{index}") for index in range(described.features))
-    return tuple(Feature(part.name, part.unit, part.low, part.high) for part in described.features)
+    return tuple(Feature(part.name, part.unit, part.low, part.high, part.mean, part.std) for part in described.features)
 
 
 def _dims(tensor: Any) -> tuple[int | str, ...]:

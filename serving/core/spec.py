@@ -30,12 +30,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column of a timestep. `low` and `high` are the range seen in training, None when unknown."""
+    """One column of a timestep. The range, mean and standard deviation are those in training, None when unknown."""
 
     name: str
     unit: str = ""
     low: float | None = None
     high: float | None = None
+    mean: float | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

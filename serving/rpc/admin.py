@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tidegate.core.access import Caller
 from tidegate.core.errors import TidegateError
@@ -27,7 +27,14 @@ OUTCOMES: Mapping[ModelOutcome, pb.ModelChange.Outcome] = {
     "unloading": pb.ModelChange.OUTCOME_UNLOADING,
 }
 
-Self = TypeVar("Self", bound="AdminServicer")
+
+class HasAccess(Protocol):
+    """A servicer that knows who makes a call."""
+
+    access: Access
+
+
+Self = TypeVar("Self", bound=HasAccess)
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 # grpc ships no types; this stands for grpc.aio.ServicerContext.

@@ -94,12 +94,15 @@ def decode_rows(message: pb.Block, rows: int, layout: InputLayout) -> Array:
     return np.frombuffer(message.values, VALUE).reshape(rows, features)
 
 
-def split_inputs(inputs: Sequence[pb.InputValues], rows: int) -> Sequence[Named]:
-    """The inputs of each row, from those of all rows one after the other. Their bytes can be divided among the rows."""
-    if not inputs:
-        return [()] * rows
-    named = [(part.name, part.values, len(part.values) // max(1, rows)) for part in inputs]
-    return [[(name, packed[row * size : (row + 1) * size]) for name, packed, size in named] for row in range(rows)]
+class InputColumns:
+    """Inputs of many rows, one after the other. Their bytes can be divided among the rows."""
+
+    def __init__(self, inputs: Sequence[pb.InputValues], rows: int) -> None:
+        self._columns = [(part.name, part.values, len(part.values) // max(1, rows)) for part in inputs]
+
+    def row(self, row: int) -> Named:
+        """Those of one row."""
+        return [(name, packed[row * size : (row + 1) * size]) for name, packed, size in self._columns]
 
 
 def decode_single_row(message: pb.Block, table: HandleTable) -> tuple[Lease, Timestep] | None:

@@ -94,7 +94,7 @@ class MultiStreamCall(Call):
         """
         count = len(message.stream_ids)
         resume_from = message.resume_from or [0] * count
-        inputs = columns.split_inputs(message.inputs, count)
+        inputs = columns.InputColumns(message.inputs, count)
         opened = pb.OpenedStreams(
             stream_ids=message.stream_ids,
             handles=[0] * count,
@@ -115,7 +115,7 @@ class MultiStreamCall(Call):
                 if self._handles.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
                 self._access.take_opens(self.caller, 1)
-                options = wire.make_open_options(message.existence, message.owner, resume_from[row], inputs[row])
+                options = wire.make_open_options(message.existence, message.owner, resume_from[row], inputs.row(row))
                 with self._quota.reserve(served.spec):
                     result = await self._backend.open(key, served.spec.name, served.spec.version, options)
             except TidegateError as error:

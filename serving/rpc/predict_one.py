@@ -13,7 +13,6 @@ from tidegate.core.access import Caller
 from tidegate.core.errors import InvalidField, LeaseEnded, StepGap, StreamNotFound, StreamRefused, ValuesDiffer
 from tidegate.core.spec import Key, Prediction
 from tidegate.core.stream_id import check_stream_id
-from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Existence, Lease, OpenOptions
 from tidegate.rpc import wire
 from tidegate.rpc.backend import Access, StreamBackend
@@ -61,15 +60,14 @@ class PredictOneHandler:
 
         The lease is over.
         """
-        lease = self._backend.acquire_idle(key, request.model, request.version)
+        # An open compares the inputs of a stream with those that it has.
+        lease = None if request.stream_inputs else self._backend.acquire_idle(key, request.model, request.version)
         for tries_left in range(TRIES, 0, -1):
             reused = lease is not None  # and the store was not asked whether it is still valid
             if lease is None:
                 lease = await self._open(key, request, caller, quota)
             quota.leases.add(lease)
             try:
-                if reused and request.stream_inputs:
-                    _check_stream_inputs(lease, request)
                 timestep = wire.decode_timestep(request, lease.stream.slots.layout)
                 prediction = await self._backend.queue(lease).submit(lease, timestep)
                 if sync:
@@ -97,9 +95,3 @@ class PredictOneHandler:
                 return (await self._backend.open(key, request.model, request.version, options)).lease
         except StreamNotFound:
             raise StreamNotFound(key.stream_id, hint="a stream begins with step 1") from None
-
-
-def _check_stream_inputs(lease: Lease, request: pb.PredictOneRequest) -> None:
-    """Raises InvalidField when a stream in memory began with other inputs than the request has."""
-    stream = lease.stream
-    decide_inputs(stream.key, stream.slots, wire.decode_named(request.stream_inputs), stream, None)

@@ -14,7 +14,11 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from tidegate.core.errors import ContractBroken, StoreUnavailable
 from tidegate.rpc import reflection, servicer
+from tidegate.rpc.kserve import messages as kserve_messages
+from tidegate.rpc.kserve import servicer as kserve
+from tidegate.rpc.kserve.backend import ServingLimits
 from tidegate.rpc.malformed_requests import MalformedRequestInterceptor
+from tidegate.rpc.open_calls import OpenCalls
 from tidegate.runtime.access import Access
 from tidegate.runtime.admin_service import AdminService
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
@@ -24,7 +28,8 @@ from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.grpc_server import listen, make_grpc_server
 from tidegate.runtime.health_status import HealthStatus
 from tidegate.runtime.host import with_port
-from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
+from tidegate.runtime.inference_status import InferenceStatus
+from tidegate.runtime.lifecycle import StartFailed, StopFailed, end_at_once, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.metrics_server import MetricsServer
@@ -95,10 +100,11 @@ class Server:
         self.stream_service: StreamService
         self.admin_service: AdminService
         self.metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
-        self.on_models: Callable[[], None] = _nothing  # called when the models or their metrics have changed
+        self.on_models: Callable[[], None] = lambda: None  # called when the models or their metrics have changed
         self._make_checker = make_checker
         self._health = HealthStatus(SERVICE)
         self._connection_limiter = ConnectionLimiter()
+        self._calls = OpenCalls(config.live_max_of_a_peer)
         self._tasks = PermanentTasks()
         self._serving = False
         self._on_stuck: Callable[[str], None] = log.critical  # set by `run`: tests must not end with a server
@@ -243,12 +249,14 @@ class Server:
             self.stream_service,
             self.admin_service,
             self._access,
-            live_max=config.live_max_of_a_peer,
+            self._calls,
             message_bytes_max=config.message_bytes_max,
         )
         servicer.add_to_server(self._servicer, self._server)
+        kserve.add_to_server(self._make_kserve_servicer(), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.add_to_server((SERVICE, health.SERVICE_NAME), self._server)
+        services = (SERVICE, kserve_messages.SERVICE_NAME, health.SERVICE_NAME)
+        reflection.add_to_server(services, self._server, [kserve_messages.POOL])
 
     def _start_tasks(self) -> None:
         """Starts what runs for as long as the server serves, beside the batchers."""
@@ -283,7 +291,7 @@ class Server:
         self.registry.checkpointer.set_deadline(0.0 if self._tasks.failed else time_to_store)
         try:
             async with asyncio.timeout_at(deadline):
-                await self._servicer.drain()
+                await self._calls.drain()
         except TimeoutError:
             log.warning("calls did not end within %g s and are cancelled", self.config.drain_after)
         # The calls have ended, but their last messages may still be in transit. Calls that have not ended are
@@ -309,7 +317,7 @@ class Server:
 
     async def _store_all(self) -> None:
         """Waits until there are no calls and every stream is stored."""
-        await self._servicer.drain()
+        await self._calls.drain()
         await self.stream_service.close()
 
     async def wait(self) -> None:
@@ -340,7 +348,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._on_stuck = _end_at_once
+        self._on_stuck = end_at_once
         await self.start()
         on_ready()
         watch = asyncio.create_task(self.wait())
@@ -356,7 +364,7 @@ class Server:
                 await self.stop()
             finally:
                 if self.hangs:  # Python would wait for the thread
-                    _end_at_once(self.hangs)
+                    end_at_once(self.hangs)
 
     def _reload(self) -> None:
         """Looks at the models on SIGHUP. Before the start, that is about to happen."""
@@ -364,6 +372,14 @@ class Server:
             return
         log.info("SIGHUP: looking at the models; settings are not read again")
         self._reloading = asyncio.create_task(self.control.change("reload", "", ""))
+
+    def _make_kserve_servicer(self) -> kserve.InferenceServicer:
+        config = self.config
+        limits = ServingLimits(config.batch_max, config.live_max, config.forget_after, self.context is None)
+        status = InferenceStatus(self.repository, self.registry)
+        return kserve.InferenceServicer(
+            self.stream_service, self.admin_service, status, self._access, self._calls, limits
+        )
 
     def _listen(self) -> None:
         address = with_port(self.config.host, self.config.port)
@@ -421,22 +437,11 @@ class Server:
         while True:
             await asyncio.sleep(TOKEN_WATCH_SECONDS)
             if self._access.reload():
-                await self._servicer.end_withdrawn()
+                self._calls.end_withdrawn(self._access.is_valid)
 
     def _models_health(self) -> dict[str, bool]:
         """Whether each model serves: not while a run of it takes too long."""
         return {served.spec.title: not self._watch.is_late(served.batcher) for served in self.repository.shown}
-
-
-def _end_at_once(reason: str) -> None:
-    """Ends the process without waiting for anything."""
-    log.critical("%s; the process ends", reason)
-    logging.shutdown()
-    os._exit(1)
-
-
-def _nothing() -> None:
-    """Nobody needs to know."""
 
 
 async def _refresh(metrics: Metrics) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Started, start
 from tests.graphs import lstm, running_sum, write_model
 from tests.oracle import sensor_rows
 from tests.root import ROOT
@@ -240,12 +241,10 @@ def test_a_server_that_is_killed_ends_the_bench(sum_root: Path) -> None:
 
 
 @contextmanager
-def running(server: Process, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def running(server: Process, *options: str) -> Iterator[Started]:
     """Runs a bench until the context ends."""
     command = [sys.executable, "-m", "tidegate", "bench", "--address", server.address, "--streams", "8", *options]
-    popen = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
-    )
+    popen = start(command, env=environment(), cwd=ROOT)
     try:
         yield popen
     finally:
@@ -253,7 +252,7 @@ def running(server: Process, *options: str) -> Iterator["subprocess.Popen[str]"]
         popen.communicate()
 
 
-def until_says(popen: "subprocess.Popen[str]", words: str) -> None:
+def until_says(popen: Started, words: str) -> None:
     """Waits for a line on its stderr."""
     assert popen.stderr is not None
     assert any(words in line for line in popen.stderr), f"it never printed {words}"

@@ -171,3 +171,26 @@ def test_a_line_break_in_quotes_is_part_of_its_cell(tmp_path: Path) -> None:
 def test_spaces_around_names_do_not_count(tmp_path: Path) -> None:
     """As in `a, b`."""
     assert read_table(write(tmp_path, "a, b\n1, 2\n"), ["a", "b"]).values.tolist() == [[1, 2]]
+
+
+def test_words_become_the_numbers_of_the_training(tmp_path: Path) -> None:
+    """By their order in the card; an unknown word is missing and is told, as `tidegate evaluate` does."""
+    text = "when,a,state\n2026-03-01,1,on\n2026-03-02,2,off\n2026-03-03,3,broken\n2026-03-04,4,\n"
+    table = read_table(write(tmp_path, text), ["state", "a"], categories={"state": ["idle", "off", "on"]})
+    np.testing.assert_array_equal(table.values, np.array([[2, 1], [1, 2], [np.nan, 3], [np.nan, 4]], np.float32))
+    assert table.notes == ("column state: unknown words are missing values: broken",)
+
+
+def test_numbers_of_words_stay(tmp_path: Path) -> None:
+    """A file that `tidegate train --held-out` wrote has them."""
+    table = read_table(
+        write(tmp_path, "state,a\n2.0,1\n,2\n0.0,3\n"), ["state", "a"], categories={"state": ["off", "on"]}
+    )
+    np.testing.assert_array_equal(table.values[:, 0], np.array([2, np.nan, 0], np.float32))
+    assert table.notes == ()
+
+
+def test_words_of_a_model_without_categories_are_refused(tmp_path: Path) -> None:
+    """Nobody knows their numbers."""
+    with pytest.raises(InvalidTable, match="column state: got 'on', expected a number"):
+        read_table(write(tmp_path, "state,a\non,1\n"), ["state", "a"])

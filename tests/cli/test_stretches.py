@@ -9,6 +9,7 @@ import pytest
 from tidegate.cli import stretches
 from tidegate.cli.sensor_table import InvalidTable, SensorTable, read_table
 from tidegate.cli.stretches import Clock, check_order, cut
+from tidegate.cli.times import Times
 
 START = datetime.fromisoformat("2026-03-01T00:00:00+01:00")
 
@@ -17,21 +18,22 @@ def table_at(*minutes: float) -> tuple[SensorTable, list[datetime]]:
     """A series with a row at each of these minutes, whose value is the minute."""
     times = [START + timedelta(minutes=minute) for minute in minutes]
     labels = tuple(time.isoformat() for time in times)
-    return SensorTable("when", labels, ("a",), np.array([[minute] for minute in minutes], np.float32)), times
+    values = np.array([[minute] for minute in minutes], np.float32)
+    return SensorTable("when", labels, ("a",), values, when=Times("iso", tuple(times))), times
 
 
 def test_a_short_gap_becomes_rows_of_missing_values() -> None:
     """With times between, in the zone of the file."""
-    table, times = table_at(0, 10, 20, 50, 60, 70)
-    (stretch,) = cut(table, times, Clock(600.0, True), 2)
+    table, _ = table_at(0, 10, 20, 50, 60, 70)
+    (stretch,) = cut(table, Clock(600.0, True), 2)
     np.testing.assert_array_equal(stretch.values[:, 0], [0, 10, 20, np.nan, np.nan, 50, 60, 70])
     assert stretch.labels[3:5] == ("2026-03-01T00:30:00+01:00", "2026-03-01T00:40:00+01:00")
 
 
 def test_a_long_gap_ends_a_stretch() -> None:
     """The rows after it are a series of their own."""
-    table, times = table_at(0, 10, 20, 50, 60)
-    parts = cut(table, times, Clock(600.0, True), 1)
+    table, _ = table_at(0, 10, 20, 50, 60)
+    parts = cut(table, Clock(600.0, True), 1)
     assert [part.values[:, 0].tolist() for part in parts] == [[0, 10, 20], [50, 60]]
     assert [part.labels for part in parts] == [table.labels[:3], table.labels[3:]]
 
@@ -41,7 +43,7 @@ def test_irregular_rows_are_cut_only_at_much_longer_steps() -> None:
     table, times = table_at(0, 1, 4, 5, 8, 9, 30, 31)
     clock = Clock.of([times])
     assert clock == Clock(60.0, False)
-    assert [len(part) for part in cut(table, times, clock, 100)] == [6, 2]
+    assert [len(part) for part in cut(table, clock, 100)] == [6, 2]
 
 
 def test_rows_of_another_period_are_refused() -> None:

@@ -320,7 +320,7 @@ def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_pa
         ["s0, V", "1"],
         ["s0, V", "3"],
     ]
-    assert lines[-1] == "The rows have no ISO 8601 times: gaps between them were not seen."
+    assert lines[-1] == "Column when has no times that could be read (t0): gaps between them were not seen."
 
 
 def test_stream_writes_the_predictions(server: Process, tmp_path: Path) -> None:
@@ -436,8 +436,9 @@ def write_hours(path: Path, rows: Any, hours: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def gap_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A server of the LSTM, whose card says that gaps of two rows were filled, and that `site` told series apart."""
-    card = json.dumps({"source": {"fill_gaps": 2}, "data": {"group_column": "site"}})
+    """A server of the LSTM, whose card says that gaps of two rows were filled, that `site` told series apart, and that the first feature was words."""
+    words = {"name": LSTM_FEATURES[0], "categories": ["calm", "storm"]}
+    card = json.dumps({"source": {"fill_gaps": 2}, "data": {"group_column": "site"}, "features": [words]})
     with serve(write_model(tmp_path_factory.mktemp("models"), lstm(), "lake", "3", card=card)) as process:
         yield process
 
@@ -456,6 +457,23 @@ def test_stream_does_at_a_gap_what_evaluate_does(gap_server: Process, tmp_path: 
     with out.open(newline="") as written:
         got = [[float(cell) for cell in line[2:]] for line in list(csv.reader(written))[1:]]
     assert got == [answer["forecast"].ravel().tolist() for part in sent for answer in replay(lstm(), part)]
+
+
+def test_stream_sends_the_numbers_of_words(gap_server: Process, tmp_path: Path) -> None:
+    """The answers are those to the places of the words in the card; an unknown word is told."""
+    rows = sensor_rows(6)
+    rows[:, 0] = [1, 0, 0, 1, 1, np.nan]
+    file, out = write_csv(tmp_path / "a.csv", rows, label=False), tmp_path / "out.csv"
+    header, *lines = file.read_text().splitlines()
+    words = ["storm", "calm", "calm", "storm", "storm", "hail"]
+    texts = [f"{word},{line.split(',', 1)[1]}" for word, line in zip(words, lines, strict=True)]
+    file.write_text("\n".join([header, *texts]) + "\n")
+    ended = stream(gap_server, file, "--stream-id", "words", "--out", str(out))
+    assert ended.returncode == 0, ended.stderr
+    assert f"column {LSTM_FEATURES[0]}: unknown words are missing values: hail" in ended.stdout
+    with out.open(newline="") as written:
+        got = [[float(cell) for cell in line[2:]] for line in list(csv.reader(written))[1:]]
+    assert got == [answer["forecast"].ravel().tolist() for answer in replay(lstm(), rows)]
 
 
 def test_stream_refuses_what_training_would_read_otherwise(gap_server: Process, tmp_path: Path) -> None:

@@ -1,18 +1,25 @@
 """Inputs by name on the wire: what is refused, in which words, and what stays as it was."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.calls import RawBlocks, RawCall, pack, raw_channel, read_ending
+from tests.engines import load
 from tests.graphs import running_sum, write_model
 from tests.servers import run_server
 from tests.timeouts import TIMEOUT_S
 from tests.typed_graphs import scaled_sum, typed_sum
+from tidegate.core.errors import InvalidField
+from tidegate.core.input_layout import InputLayout
+from tidegate.rpc import columns, wire
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
@@ -23,6 +30,7 @@ GRAPHS = {
     "float64": typed_sum(np.float64),
     "plain": running_sum(),
 }
+SPECS = {name: load(graph).spec for name, graph in GRAPHS.items()}
 X = np.array([1, 2], np.int64).tobytes()
 SCALE = np.array([3], np.int64).tobytes()
 ODD = np.array([1, np.inf]).tobytes()
@@ -129,6 +137,28 @@ async def test_a_block_refuses_it(
         right = pb.Block(handles=handles, **good(graph, rows))
         answer = (await call.ask(pb.PredictBlocksRequest(block=right))).block
         assert np.frombuffer(answer.steps, "<u8").tolist() == [1] * rows
+
+
+NAMES = st.sampled_from(["x", "scale", "y", ""])
+
+
+@given(
+    st.sampled_from(sorted(GRAPHS)),
+    st.binary(max_size=9),
+    st.lists(
+        st.tuples(NAMES, st.integers(0, 3).map(lambda words: bytes(8 * words)) | st.binary(max_size=17)), max_size=3
+    ),
+    st.integers(0, 3),
+)
+def test_whatever_is_sent_becomes_whole_rows_or_is_refused(graph: str, values: bytes, named: Named, rows: int) -> None:
+    """There is no third way: nothing else is raised, and no row is longer or shorter."""
+    layout = InputLayout(SPECS[graph].inputs)
+    with suppress(InvalidField):
+        x = columns.decode_rows(pb.Block(values=values, inputs=inputs(named)), rows, layout)
+        assert x.shape == (rows, layout.row_bytes // layout.row_dtype.itemsize)
+    with suppress(InvalidField):
+        timestep = wire.decode_timestep(pb.Timestep(values=values, inputs=inputs(named)), layout)
+        assert layout.plain or len(timestep.values) == layout.row_bytes
 
 
 async def test_a_size_is_told_for_all_rows_of_a_block(tmp_path: Path) -> None:

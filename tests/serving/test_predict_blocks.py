@@ -534,7 +534,7 @@ async def test_a_stopping_server_moves_the_call(sum_root: Path) -> None:
         call = RawBlocks(channel)
         (handle,) = (await call.open("a")).handles
         await call.block([handle], [[1]])
-        stopping = asyncio.create_task(server._servicer.drain())
+        stopping = asyncio.create_task(server._servicer._calls.drain())
         kinds = []
         while "move" not in kinds:
             kinds.append((await call.read()).WhichOneof("kind"))
@@ -757,7 +757,7 @@ async def test_a_call_that_is_moved_while_it_reads_ahead_leaves_no_read_behind(s
         (serving,) = server._servicer._calls
         reading = serving._read_ahead_task
         assert reading is not None
-        stopping = asyncio.create_task(server._servicer.drain())
+        stopping = asyncio.create_task(server._servicer._calls.drain())
         await asyncio.sleep(0)
         gate.open()
         assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE

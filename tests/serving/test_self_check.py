@@ -127,6 +127,13 @@ def test_a_batch_size_that_changes_bits_is_told_with_how_much() -> None:
     assert "--batch-max 1" in told
 
 
+def test_a_difference_is_measured_beside_values_that_are_infinite() -> None:
+    """State that may be infinite has no standard deviation as a whole; its finite values have one."""
+    found = check(by_size(2, initial=[float("-inf"), 0.0], finite=False), 4)
+    assert found.varying == (2, 3, 4)
+    assert 0 < found.difference < 0.1
+
+
 def test_a_random_operator_is_told_apart() -> None:
     """Two equal runs differ, and that is no matter of the batch."""
     found = check(noisy(), 4)

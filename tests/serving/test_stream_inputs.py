@@ -111,6 +111,25 @@ async def test_a_take_over_keeps_them(root: Path) -> None:
         assert await step(client, "a") == [9, 18]
 
 
+async def test_another_server_goes_on_with_them(root: Path, tmp_path: Path) -> None:
+    """They are in the store with the state; before the first timestep nothing is, and it needs them again."""
+    state = f"sqlite:///{tmp_path / 'state.db'}"
+    async with (
+        run_server(root, state=state) as left,
+        run_server(root, state=state) as right,
+        raw_channel(left) as channel,
+        Client(address_of(left)) as client,
+        Client(address_of(right)) as other,
+    ):
+        async with client.open("a", inputs=scale(3), sync=True) as stream:
+            assert (await stream.step(X))["sum"].tolist() == [3, 6]
+        assert await step(other, "a") == [6, 12]
+        await RawCall(channel).open("b", inputs=named(3))
+        with pytest.raises(InvalidArgument, match="stream 'b' begins here"):
+            await step(other, "b")
+        assert await step(other, "b", scale(5)) == [5, 10]
+
+
 async def test_a_stream_that_sleeps_before_its_first_timestep_wakes_with_them(root: Path) -> None:
     """Nothing of it is stored yet."""
     async with run_server(root) as server, raw_channel(server) as channel:
@@ -121,12 +140,16 @@ async def test_a_stream_that_sleeps_before_its_first_timestep_wakes_with_them(ro
 
 
 async def test_a_stream_that_sleeps_later_wakes_with_them(root: Path) -> None:
-    """They come back with its state."""
+    """They come back with its state, although another stream has its slot; its answers come back with them."""
     async with run_server(root) as server, raw_channel(server) as channel:
-        call = RawCall(channel)
+        call, other = RawCall(channel), RawCall(channel)
         await call.open("a", inputs=named(3))
-        await call.step(*X, step=1)
+        answer = await call.step(*X, step=1)
         await until_parked(server)
+        await other.open("b", inputs=named(9))
+        await other.step(*X, step=1)
+        again = await call.step(*X, step=1)
+        assert (again.prediction.duplicate, again.prediction.outputs) == (True, answer.prediction.outputs)
         assert np.frombuffer((await call.step(*X, step=2)).prediction.outputs[0], "<f4").tolist() == [6, 12]
 
 
@@ -140,12 +163,12 @@ async def test_a_slot_is_used_again_with_other_values(root: Path) -> None:
 
 async def test_a_copy_and_an_imported_stream_have_them(root: Path) -> None:
     """They are part of the state."""
-    async with run_server(root) as server, Client(address_of(server)) as client:
-        await step(client, "a", scale(3))
+    async with run_server(root, answers_remembered=1) as server, Client(address_of(server)) as client:
+        once = await step(client, "a", scale(0.1))  # each byte of it is in use
         await client.fork_stream("a", "b")
         await client.import_stream(await client.export_stream("a"), "c")
-        assert await step(client, "b") == [6, 12]
-        assert await step(client, "c") == [6, 12]
+        assert await step(client, "b") == [2 * once[0], 2 * once[1]]
+        assert await step(client, "c") == [2 * once[0], 2 * once[1]]
 
 
 async def test_a_unary_call_gives_them_with_the_first_timestep(root: Path) -> None:
@@ -157,6 +180,14 @@ async def test_a_unary_call_gives_them_with_the_first_timestep(root: Path) -> No
         with pytest.raises(InvalidArgument, match="other values"):
             await client.predict_one("a", X, step=2, inputs=scale(4))
         assert (await client.predict_one("a", X, step=2))["sum"].tolist() == [6, 12]
+
+
+async def test_a_refused_first_timestep_leaves_them_open(root: Path) -> None:
+    """The stream is in memory then, at step 0, and the next request begins it with other values."""
+    async with run_server(root) as server, Client(address_of(server)) as client:
+        with pytest.raises(InvalidArgument, match="is inf"):
+            await client.predict_one("a", [np.inf, 1.0], step=1, inputs=scale(3))
+        assert (await client.predict_one("a", X, step=1, inputs=scale(4)))["sum"].tolist() == [4, 8]
 
 
 async def test_a_number_that_is_not_finite_is_refused(root: Path) -> None:

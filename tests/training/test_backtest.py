@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.training.light import LIGHT_OPTIONS
 from tidegate.training import errors, pipeline
 from tidegate.training.backtest import Backtest, Fold, mean_and_std, rolling_splits
 from tidegate.training.cli import scoreboard, tables
@@ -21,6 +22,7 @@ from tidegate.training.judging.scores import ClassError, ClassScores, Scores
 from tidegate.training.settings import Fit, Request, Rolling, Shape, Source
 
 QUICK = ["--target", "s0", "--epochs", "3", "--hidden", "4", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
+QUICK += LIGHT_OPTIONS
 
 
 def test_the_past_grows_and_the_blocks_follow_one_another(make_series: Callable[..., Series]) -> None:
@@ -75,7 +77,7 @@ def test_nothing_after_the_origin_is_seen(make_series: Callable[..., Series], tm
             out=tmp_path / str(place),
         )
         (tmp_path / str(place)).mkdir()
-        _, network = pipeline._train(
+        _, network, _ = pipeline._train(
             request, prepare(request, each, lambda _: None, split), lambda *_: None, lambda _: None
         )
         weights.append(network.state_dict())

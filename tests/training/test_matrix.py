@@ -1,8 +1,8 @@
-"""Every cell with every task and every way to tell of missing values: formulas, sequence, steps, graph and run folder agree.
+"""Every cell with every task, and both with each way to tell of missing values: formulas, sequence, steps, graph and run folder agree.
 
-The full product goes through formulas, sequence, steps and run folder. To export takes a second or two a network, so the graph is of
-fewer: each kind of cell with two tasks, one of them with monitors, and both with each way to tell of missing values. They stand side by
-side in one graph, traced by the exporter that `tidegate train` uses.
+All these go through formulas, sequence, steps and run folder. To export takes three seconds a network, so the graph is of fewer: each
+kind of cell, each task, and each way to tell of missing values. They stand side by side in one graph, traced by the exporter that
+`tidegate train` uses.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,15 +68,14 @@ TASKS: dict[str, Forecast | Classify] = {
         coverage=0.8,
     ),
 }
-CASES = ["/".join(case) for case in product(LAYERS, TASKS, ("mask", "last"))]
-
-# Heads and monitors see the output of the last layer, and no cells: all pairs of cells and tasks would show nothing more. Each kind of
-# layer has each way to tell of missing values, and so has each task.
-EXPORTED = [
-    f"{layers}/{list(TASKS)[(row + 2 * place) % len(TASKS)]}/{missing}"
-    for row, layers in enumerate(LAYERS)
-    for place, missing in enumerate(("mask", "last"))
+# A mask is more columns of the first layer's input: it meets each kind of layer and each task, but not each pair of them.
+CASES = [
+    f"{layers}/{task}/{('mask', 'last')[(row + place) % 2]}"
+    for (row, layers), (place, task) in product(enumerate(LAYERS), enumerate(TASKS))
 ]
+
+# Heads and monitors see the output of the last layer, and no cells: all pairs of cells and tasks would show nothing more.
+EXPORTED = [CASES[row * len(TASKS) + 2 * row % len(TASKS)] for row in range(len(LAYERS))]
 
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -91,13 +90,13 @@ RELATIVE = 5e-6
 def recipe_of(architecture: Architecture) -> Recipe:
     """The oracle's words for an architecture."""
     task = architecture.task
-    told = (
+    fields = (
         {}
         if isinstance(task, Classify)
         else task.model_dump(exclude={"kind"}) | {"pair": (1, 3) if len(task.quantiles) == 4 else (0, 2)}
     )
-    if told.get("alarm_times"):
-        told["alarm_times"] = tuple(told["alarm_times"].values())
+    if fields.get("alarm_times"):
+        fields["alarm_times"] = tuple(fields["alarm_times"].values())
     return Recipe(
         cell=architecture.cell,
         activation=architecture.activation,
@@ -106,7 +105,7 @@ def recipe_of(architecture: Architecture) -> Recipe:
         changes=architecture.changes,
         masked=architecture.missing == "mask",
         level_steps=architecture.level_steps,
-        **told,
+        **fields,
     )
 
 
@@ -191,7 +190,9 @@ class Together(nn.Module):
         """The outputs of all networks, then the next states of all networks."""
         parts = iter(state)
         steps = [network.step(x, tuple(next(parts) for _ in network.state_names)) for network in self.networks]
-        return *(part for said, _ in steps for part in said.values()), *(part for _, after in steps for part in after)
+        return *(part for outputs, _ in steps for part in outputs.values()), *(
+            part for _, after in steps for part in after
+        )
 
 
 @pytest.fixture(scope="module")
@@ -224,12 +225,12 @@ def replayed(graph: Graph, rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def sequences(networks: dict[str, Network], rows: Any) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """The outputs and the last state of each network, as one sequence in torch."""
-    told = {}
+    results = {}
     with torch.no_grad():
         for case, network in networks.items():
             outputs, state = network.sequence(torch.from_numpy(rows), network.initial_state(BATCH))
-            told[case] = by_name(network, outputs, state)
-    return told
+            results[case] = by_name(network, outputs, state)
+    return results
 
 
 def by_name(network: Network, outputs: dict[str, Tensor], state: State) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -268,12 +269,12 @@ def test_steps_equal_the_sequence(
 ) -> None:
     """Timestep by timestep with the state carried it says the same."""
     network = networks[case]
-    state, told = network.initial_state(BATCH), []
+    state, results = network.initial_state(BATCH), []
     with torch.no_grad():
         for now in torch.from_numpy(rows):
             outputs, state = network.step(now, state)
-            told.append(outputs)
-    outputs = {name: torch.stack([said[name] for said in told]) for name in network.output_names}
+            results.append(outputs)
+    outputs = {name: torch.stack([step[name] for step in results]) for name in network.output_names}
     assert_same(network, by_name(network, outputs, state), sequences[case])
 
 

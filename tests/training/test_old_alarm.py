@@ -25,7 +25,9 @@ def test_an_old_run_is_exported_with_a_new_alarm(tmp_path: Path) -> None:
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     request = Request(
         source=Source(data=str(table)),
-        shape=Shape(hidden=4),
+        links=("last",),
+        follow=False,
+        shape=Shape(hidden=4, level="off"),
         fit=Fit(epochs=1, device="cpu"),
         target=("a",),
         horizons=(1,),

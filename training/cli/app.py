@@ -154,6 +154,8 @@ def inspect(
     """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong.
 
     A column that a training would refuse is marked, with what to do; the exit code is then 2.
+
+    Of a FILE.onnx it tells inputs, outputs and state, and writes a model.toml; that has options of its own, see FILE.onnx --help.
     """
     from tidegate.training.cli.inspection import table
     from tidegate.training.data.inspection import inspect as inspect_source

@@ -118,6 +118,13 @@ def guess_number_format(cells: list[str], *, strict: bool) -> NumberFormat | Non
     return None if votes["1,234"] or (strict and votes["1.234"]) else POINT
 
 
+def doubtful_point(cells: list[str]) -> str:
+    """A number such as 5.163, whose point might group thousands, if no other cell tells what a point is; else empty."""
+    votes = {_vote(cell.strip().lstrip("+-−")): cell.strip() for cell in reversed(cells)}
+    known = votes.keys() & {"point", "commas, point", "commas", "points", "comma", "points, comma"}
+    return "" if known else votes.get("1.234", "")
+
+
 def _vote(text: str) -> str:
     """What the commas and points of a number are: each says it by its number, its order, or the digits behind it."""
     commas, points = text.count(","), text.count(".")

@@ -82,7 +82,7 @@ def open_delimited(file: File, name: str, options: Format) -> Table:
         blocks=blocks,
         units={column: unit for column, unit in zip(names, units, strict=False) if unit},
         understood=dialect.describe(),
-        notes=notes,
+        notes=(*notes, *dialect.notes),
         numbers=dialect.numbers,
         ambiguous=dialect.example,
     )

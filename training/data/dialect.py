@@ -16,6 +16,7 @@ from itertools import pairwise
 from tidegate.training.data.cells import (
     POINT,
     NumberFormat,
+    doubtful_point,
     guess_number_format,
     is_missing,
     is_number_like,
@@ -59,6 +60,7 @@ class Dialect:
         names_line: the number of the line of names, from 1; 0 if there is none.
         rows: of the head.
         example: a cell that shows why `numbers` is None.
+        doubtful: a cell whose point is taken for the decimal one, though it may group thousands; empty if that is known.
     """
 
     encoding: str
@@ -71,11 +73,20 @@ class Dialect:
     names_line: int = 0
     rows: tuple[tuple[str, ...], ...] = ()
     example: str = ""
+    doubtful: str = ""
 
     @property
     def width(self) -> int:
         """The number of cells in a row."""
         return len(self.rows[0]) if self.rows else len(self.names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know, as sentences."""
+        if not self.doubtful:
+            return ()
+        without = self.doubtful.replace(".", "")
+        return (f"{self.doubtful} is read with a decimal point; if it means {without}, add --thousands .",)
 
     def describe(self) -> str:
         """In words, for the user."""
@@ -362,6 +373,8 @@ def _with_numbers(dialect: Dialect, options: Format, written: Sequence[str] | No
     every = [cell for row in dialect.rows for cell in row] if written is None else written
     cells = [cell for cell in every if is_number_like(cell) and not is_time_like(cell)]
     numbers = guess_number_format(cells, strict=dialect.delimiter in (";", "\t"))
+    told = options.decimal or options.thousands is not None
+    doubtful = doubtful_point(cells) if numbers == POINT and not told else ""
     example = "" if numbers else next((cell for cell in cells if "," in cell or "." in cell), "")
     if options.decimal:
         other = "." if options.decimal == "," else ","
@@ -371,4 +384,4 @@ def _with_numbers(dialect: Dialect, options: Format, written: Sequence[str] | No
         group = "" if options.thousands == "none" else {"space": " "}.get(options.thousands, options.thousands)
         decimal = numbers.decimal if numbers else ","
         numbers = NumberFormat("." if group == "," else "," if group == "." else decimal, group)
-    return replace(dialect, numbers=numbers, example=example)
+    return replace(dialect, numbers=numbers, example=example, doubtful=doubtful)

@@ -148,7 +148,7 @@ def _table_of_rows(rows: Sequence[Sequence[Any]], name: str, sha256: str, option
         blocks=iter,
         units={column: unit for column, unit in zip(names, units, strict=False) if unit},
         understood=about,
-        notes=notes,
+        notes=(*notes, *dialect.notes),
         numbers=dialect.numbers,
         ambiguous=dialect.example,
     )

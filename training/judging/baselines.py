@@ -14,7 +14,7 @@ def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int],
     It reads rows before a span too: a baseline may know the past of its group.
     """
     seen = np.concatenate([_last_seen(series, targets, span) for span in spans])  # (rows, targets)
-    return np.repeat(seen[:, None, :], len(horizons), axis=1)
+    return np.broadcast_to(seen[:, None, :], (len(seen), len(horizons), len(targets)))  # one copy for all horizons
 
 
 def seasonal_naive(
@@ -53,10 +53,10 @@ def residual_quantiles(forecast: Floats, truth: Floats, levels: Sequence[float])
     Returns:
         (horizons, targets, levels); NaN without a known error.
     """
-    missed = truth.astype(np.float64) - forecast
-    offsets = np.full((*missed.shape[1:], len(levels)), np.nan)
-    for place in np.ndindex(offsets.shape[:2]):
-        known = missed[(slice(None), *place)]
+    offsets = np.full((*truth.shape[1:], len(levels)), np.nan)
+    for horizon, target in np.ndindex(offsets.shape[:2]):  # all at once are twice the memory of all forecasts
+        place = horizon, target
+        known = truth[:, horizon, target].astype(np.float64) - forecast[:, horizon, target]
         known = known[~np.isnan(known)]
         if len(known):
             offsets[place] = np.quantile(known, levels)

@@ -21,7 +21,7 @@ from tidegate.training.judging.detection import FaultyReplay, left_out, score_an
 from tidegate.training.judging.graph import Graph
 from tidegate.training.judging.metrics import Bools, Doubles
 from tidegate.training.judging.replay import Replay
-from tidegate.training.judging.ridge import fit_ridge
+from tidegate.training.judging.ridge import Ridge, fit_ridge
 from tidegate.training.judging.scores import Error, Interval, Quantile, Score, Scores
 
 # A baseline with forecasts for a smaller share of the timesteps is left out; otherwise all would be scored on those few.
@@ -51,7 +51,7 @@ class Forecasts:
         return point, point[:, None] + self.offsets[horizon_index, target_index]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  what is there already need not be made again
     graph: Graph,
     series: Series,
     spans: Spans | None = None,
@@ -61,6 +61,7 @@ def evaluate(
     scales: dict[str, float] | None = None,
     replay: Replay | None = None,
     faulty: FaultyReplay | None = None,
+    ridge: Ridge | None = None,
 ) -> Scores:
     """Replay the spans as new streams and score every forecast whose true value is known.
 
@@ -75,6 +76,7 @@ def evaluate(
         scales: the divisor of a MAE that gives the MASE, by target; for use without a split.
         replay: of the spans, if there is one already; then the series has exactly the columns of the graph.
         faulty: of the copies with faults, if there is one already.
+        ridge: what `fit_ridge` gives for this split and season, if it is solved already.
 
     Raises:
         MissingColumn: the series lacks a feature of the graph.
@@ -90,7 +92,7 @@ def evaluate(
     else:
         faulty = faulty or FaultyReplay.of(graph, ordered, spans, split, replay)
         scores = replace(
-            _forecasts(graph, ordered, spans, replay, split=split, season=season, scales=scales or {}),
+            _forecasts(graph, ordered, spans, replay, split=split, season=season, scales=scales or {}, ridge=ridge),
             anomaly=score_anomalies(graph, ordered, spans, split, replay, faulty) if faulty else None,
             anomaly_left_out=left_out(graph, ordered, spans, split, replay, faulty),
         )
@@ -125,6 +127,7 @@ def _forecasts(
     split: Split | None,
     season: int | None,
     scales: dict[str, float],
+    ridge: Ridge | None,
 ) -> Scores:
     """The sections of a forecast, without the anomalies."""
     outputs = replay.outputs
@@ -132,7 +135,7 @@ def _forecasts(
     truth = future_values(series, targets, horizons, spans)
     scales = _scales(graph, series, split, season) if split else scales
     forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
-    forecasts |= _baselines(series, targets, graph, spans, season, split)
+    forecasts |= _baselines(series, targets, graph, spans, season, split, ridge)
     names = [(target, horizon) for target in graph.targets for horizon in horizons]
     table = tuple(
         _score(graph, truth, forecasts, outputs.get("interval"), target_index, horizon_index, series.name, scales)
@@ -175,11 +178,18 @@ def _scales(graph: Graph, series: Series, split: Split, season: int | None) -> d
 
 
 def _baselines(
-    series: Series, targets: Sequence[int], graph: Graph, spans: Spans, season: int | None, split: Split | None
+    series: Series,
+    targets: Sequence[int],
+    graph: Graph,
+    spans: Spans,
+    season: int | None,
+    split: Split | None,
+    ridge: Ridge | None,
 ) -> dict[str, Forecasts]:
     """The baselines, with quantiles of constant width from the validation part, if there is one."""
     horizons, levels = graph.horizons, graph.quantiles
-    ridge = fit_ridge(series, split, targets, horizons, season=season) if split else None
+    if split:
+        ridge = ridge or fit_ridge(series, split, targets, horizons, season=season)
     baselines: dict[str, Callable[[Spans], Floats]] = {"persistence": partial(persistence, series, targets, horizons)}
     if season:
         baselines["seasonal_naive"] = partial(seasonal_naive, series, targets, horizons, season=season)

@@ -1,11 +1,13 @@
 """Least squares on windows of a series: the inputs, and the normal equations with a penalty, solved for many penalties at once."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from tidegate.training.data.series import Floats, Ints, Series, Spans, forward_fill
 from tidegate.training.judging.metrics import Doubles
@@ -19,6 +21,13 @@ MAX_ROWS = 100_000
 BLOCK = 16_384
 
 Number = TypeVar("Number", np.float32, np.int64)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """BLAS in one thread: at a few hundred columns a second one costs seven times the processor time, and saves little."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from tidegate.training.judging.least_squares import (
     NormalEquations,
     blocks,
     linear_inputs,
+    one_thread,
     row_indices,
     subsample,
 )
@@ -137,6 +138,7 @@ class Ridge:
         return forecast
 
 
+@one_thread()
 def fit_ridge(
     series: Series, split: Split, targets: Sequence[int], horizons: Sequence[int], *, season: int | None
 ) -> Ridge | None:
@@ -346,6 +348,7 @@ class LinearClassifier:
         return prediction
 
 
+@one_thread()
 def fit_classifier(series: Series, split: Split) -> LinearClassifier | None:
     """Fit on the training part and select by cross-entropy on the validation part; None if one of them has no labels."""
     assert series.labels is not None  # the caller scores classes

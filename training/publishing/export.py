@@ -49,7 +49,9 @@ def set_description(model: onnx.ModelProto, description: dict[str, Any]) -> None
 def describe(network: Network, facts: DataFacts, scores: dict[str, Any]) -> dict[str, Any]:
     """The description of the model contract."""
     architecture = network.architecture
-    columns = zip(facts.features, facts.units, facts.low, facts.high, strict=True)
+    # Those of the scaler: a server tells by them how far what it gets has moved.
+    mean, std = ([float(str(value)) for value in part.numpy()] for part in (network.mean, network.std))
+    columns = zip(facts.features, facts.units, facts.low, facts.high, mean, std, strict=True)
     return {
         "contract": CONTRACT,
         "task": architecture.task.kind,
@@ -57,8 +59,8 @@ def describe(network: Network, facts: DataFacts, scores: dict[str, Any]) -> dict
         "period_s": facts.period_s,
         "handles_missing": True,
         "features": [
-            {"name": name, "unit": unit, "low": low, "high": high} | _words(facts, name)
-            for name, unit, low, high in columns
+            {"name": name, "unit": unit, "low": low, "high": high, "mean": mean, "std": std} | _words(facts, name)
+            for name, unit, low, high, mean, std in columns
         ],
         "outputs": _describe_outputs(network, facts),
         "state": [

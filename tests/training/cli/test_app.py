@@ -42,11 +42,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command that must fail as the person's mistake; returns what it said."""
     with pytest.raises(SystemExit) as caught:
         main(list(arguments))
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert caught.value.code == 2
-    error = said.splitlines()[-1]
+    error = printed.splitlines()[-1]
     assert error.startswith("error: ")
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     return error
 
 
@@ -94,10 +94,10 @@ def test_the_card_and_the_graph_agree(work: Path) -> None:
     folder = work / "models" / "toy" / "1"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     assert card["fingerprint"] == hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    told = Graph.load(folder).description["training"]
-    assert told["settings"] == card["settings"]
-    assert told["parity"] == card["parity"]
-    assert told["data"]["held_out"]["rows"] == card["data"]["held_out"]["rows"]
+    described = Graph.load(folder).description["training"]
+    assert described["settings"] == card["settings"]
+    assert described["parity"] == card["parity"]
+    assert described["data"]["held_out"]["rows"] == card["data"]["held_out"]["rows"]
     assert [line["epoch"] for line in card["history"]] == list(range(1, card["outcome"]["epochs"] + 1))
 
 
@@ -283,10 +283,10 @@ def test_a_missing_model_is_one_line(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_data_sets_are_listed_with_source_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
     """`datasets` tells a person what there is and under which terms."""
     main(["datasets"])
-    said = capsys.readouterr().out
-    assert "appliances" in said
-    assert "CC BY 4.0" in said
-    assert "19735 rows, 28 channels, one every 600 s" in said
+    printed = capsys.readouterr().out
+    assert "appliances" in printed
+    assert "CC BY 4.0" in printed
+    assert "19735 rows, 28 channels, one every 600 s" in printed
 
 
 def test_help_does_not_load_torch() -> None:
@@ -296,15 +296,6 @@ def test_help_does_not_load_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "--horizons" in done.stdout
     assert done.stdout.splitlines()[-1] == "set()"
-
-
-def test_training_does_not_import_serving() -> None:
-    """Nothing in the training package loads the serving package."""
-    modules = sorted(path.stem for path in (REPOSITORY / "training").glob("*.py") if path.stem != "__init__")
-    imports = "; ".join(f"import tidegate.training.{module}" for module in modules)
-    code = f"import sys; {imports}; print('serving' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert done.stdout.strip() == "False"
 
 
 def test_the_committed_model_keeps_its_promise(appliances: Series) -> None:

@@ -29,10 +29,10 @@ def test_columns_range_period_and_gaps_are_told(tmp_path: Path, capsys: pytest.C
     minutes = [10 * row + 10 * (row > 10) + 6000 * (row > 30) for row in range(60)]
     lines = [f"{line},ok" for line in rows([f"{row % 7}.5" for row in range(60)], minutes)]
     found = inspected(tmp_path, ["time,flow,state", *lines[1:]], "--units", "flow=l/s")
-    told = capsys.readouterr().out
-    assert "plant.csv: 60 rows of 1 features, 2024-03-01T00:00:00 to 2024-03-05T14:00:00, a row every 10 min" in told
-    assert "601 rows are absent, in 2 gaps; 1 of them became missing values, 1 gap cuts the series" in told
-    assert "state (text" in told
+    printed = capsys.readouterr().out
+    assert "plant.csv: 60 rows of 1 features, 2024-03-01T00:00:00 to 2024-03-05T14:00:00, a row every 10 min" in printed
+    assert "601 rows are absent, in 2 gaps; 1 of them became missing values, 1 gap cuts the series" in printed
+    assert "state (text" in printed
     (column,) = found["columns"]
     assert (column["name"], column["unit"], column["kind"]) == ("flow", "l/s", "numbers")
     assert (column["low"], column["high"], column["missing"]) == (0.5, 6.5, 0.0)
@@ -71,9 +71,9 @@ def test_a_column_that_cannot_be_used_is_marked_and_the_others_are_shown(
     text = [f"{line},{123456789 + row},{'oops' if row == 9 else row}" for row, line in enumerate(lines[1:])]
     with pytest.raises(SystemExit) as ended:
         inspected(tmp_path, [f"{lines[0]},meter,level", *text], "--units", "meter=kWh")
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert ended.value.code == 2
-    assert told.err == "error: columns that cannot be used as they are: meter, level; the table says what to do\n"
+    assert printed.err == "error: columns that cannot be used as they are: meter, level; the table says what to do\n"
     flow, *marked = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["columns"]
     assert (flow["name"], flow["low"], flow["high"], flow["usable"]) == ("flow", 0.5, 6.5, True)
     level, meter = sorted(marked, key=lambda column: column["name"])
@@ -81,17 +81,17 @@ def test_a_column_that_cannot_be_used_is_marked_and_the_others_are_shown(
     assert "float32 cannot hold" in meter["remarks"][0]
     assert "--offset meter=123456789" in meter["remarks"][0]
     assert "holds 'oops' in row 10" in level["remarks"][0]
-    assert "not usable" in told.out
-    assert "--offset" in told.out
+    assert "not usable" in printed.out
+    assert "--offset" in printed.out
 
 
 def test_a_file_without_a_usable_column_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There is nothing to show: its error is the one line."""
     with pytest.raises(SystemExit):
         inspected(tmp_path, rows([str(123456789 + row) for row in range(60)]))
-    told = capsys.readouterr()
-    assert "--offset flow=123456789" in told.err
-    assert not told.out
+    printed = capsys.readouterr()
+    assert "--offset flow=123456789" in printed.err
+    assert not printed.out
 
 
 def test_an_empty_column_that_is_asked_for_is_shown(tmp_path: Path) -> None:

@@ -17,17 +17,17 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture
 def run() -> Run:
     """Types words after a command that has the options of two classes; gives what it was called with."""
-    told: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     app = typer.Typer(add_completion=False)
 
     @app.command()
     @options_of(Shape, Fit)
     def learn(**values: Any) -> None:
-        told.update(values)
+        received.update(values)
 
     def typed(*words: str) -> dict[str, Any]:
         app(args=list(words), standalone_mode=False)
-        return told
+        return received
 
     return typed
 
@@ -61,17 +61,17 @@ def test_an_option_comes_from_the_environment(run: Run, monkeypatch: pytest.Monk
 
 def test_what_may_be_guessed_has_both_words() -> None:
     """A flag whose field is None by default says yes, no, or nothing."""
-    told: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     app = typer.Typer(add_completion=False)
 
     @app.command()
     @options_of(Format)
     def look(**values: Any) -> None:
-        told.append(values)
+        received.append(values)
 
     for words in ([], ["--header"], ["--no-header"]):
         app(args=words, standalone_mode=False)
-    assert [build(Format, values).header for values in told] == [None, True, False]
+    assert [build(Format, values).header for values in received] == [None, True, False]
 
 
 def test_own_options_come_before_inherited_ones() -> None:

@@ -25,14 +25,14 @@ def shown(*, terminal: bool) -> str:
 
 def test_a_terminal_gets_a_bar_with_loss_and_time_left() -> None:
     """The bar tells epoch, loss, score, best and the time that is left."""
-    said = shown(terminal=True)
-    assert "epoch 3" in said
-    assert "loss 0.7500" in said
-    assert "score 0.6250" in said
-    assert "left" in said
+    printed = shown(terminal=True)
+    assert "epoch 3" in printed
+    assert "loss 0.7500" in printed
+    assert "score 0.6250" in printed
+    assert "left" in printed
 
 
 def test_a_log_gets_plain_lines_now_and_then() -> None:
     """Elsewhere there is a line at once, then one every few seconds, without control codes."""
-    said = shown(terminal=False)
-    assert said == "epoch 1: loss 0.7500, score 0.6250, best 0.6250, 1 s, at most 9 s left\nstopped [here]\n"
+    printed = shown(terminal=False)
+    assert printed == "epoch 1: loss 0.7500, score 0.6250, best 0.6250, 1 s, at most 9 s left\nstopped [here]\n"

@@ -47,19 +47,19 @@ def row(target: str, model: float, ridge: float | None = 2.0) -> Score:
 
 def test_the_widest_table_is_a_hundred_columns() -> None:
     """Nothing is cut when every number is there."""
-    told = lines(Scores("appliances", rows=2961, table=(row("Appliances", 1000.25),)))
-    assert max(map(len, told)) <= 100
-    assert not any("…" in line for line in told)
-    assert any("81.2 %" in line and "79.9 %" in line for line in told)
+    printed = lines(Scores("appliances", rows=2961, table=(row("Appliances", 1000.25),)))
+    assert max(map(len, printed)) <= 100
+    assert not any("…" in line for line in printed)
+    assert any("81.2 %" in line and "79.9 %" in line for line in printed)
 
 
 def test_unknown_values_have_no_column(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Other data than a model's own has no MASE and no ridge."""
-    told = "\n".join(lines(evaluate(graph, make_series(300))))
-    assert "pinball" in told
-    assert "MASE" not in told
-    assert "ridge's" not in told
-    assert "its width" not in told
+    printed = "\n".join(lines(evaluate(graph, make_series(300))))
+    assert "pinball" in printed
+    assert "MASE" not in printed
+    assert "ridge's" not in printed
+    assert "its width" not in printed
 
 
 def test_the_verdict_names_all_baselines() -> None:
@@ -67,20 +67,22 @@ def test_the_verdict_names_all_baselines() -> None:
     assert verdict(Scores(table=(row("a", 1.0),))) == (
         "The model beats persistence, seasonal-naive and ridge at every horizon."
     )
-    said = verdict(Scores(table=tuple(row(name, 2.5) for name in "abcdef")))
-    assert said.startswith("The model does NOT beat the baselines for: a 6 h ahead, b 6 h ahead")
-    assert "and 2 more of 6" in said
+    sentence = verdict(Scores(table=tuple(row(name, 2.5) for name in "abcdef")))
+    assert sentence.startswith("The model does NOT beat the baselines for: a 6 h ahead, b 6 h ahead")
+    assert "and 2 more of 6" in sentence
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "entropy", "said"),
+    ("accuracy", "entropy", "sentence"),
     [
         (0.9, 0.1, "The model beats the class frequencies and a linear classifier."),
         (0.6, 0.1, "The model does NOT beat a linear classifier. Do not serve it."),
         (0.9, 0.9, "The model does NOT beat a linear classifier. Do not serve it."),
     ],
 )
-def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: float, entropy: float, said: str) -> None:
+def test_a_classifier_must_be_right_more_often_and_less_surprised(
+    accuracy: float, entropy: float, sentence: str
+) -> None:
     """Than each baseline, and the verdict names those that it does not beat."""
     error = ClassError(accuracy, 0.5, entropy, np.exp(entropy), accuracy, entropy)
     frequencies, linear = (
@@ -89,10 +91,10 @@ def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: floa
     )
     part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((18, 2), (1, 3)), ())
     scores = Scores("watch", rows=10, classification=part)
-    assert verdict(scores) == said
-    told = lines(scores)
-    assert any("a linear classifier" in line and "70.0 %" in line for line in told)
-    assert any(line.split() == ["a", "90", "%", "10", "%"] for line in told)
+    assert verdict(scores) == sentence
+    printed = lines(scores)
+    assert any("a linear classifier" in line and "70.0 %" in line for line in printed)
+    assert any(line.split() == ["a", "90", "%", "10", "%"] for line in printed)
 
 
 def test_a_detector_stands_beside_pca() -> None:
@@ -101,15 +103,15 @@ def test_a_detector_stands_beside_pca() -> None:
     model = Detection(8, 6, 10, 2, 0.8, 0.8, 0.8, 0.75, 3.0, 4, 0.5, 0.001, kinds)
     pca = replace(model, found=4, f1=0.5, kinds=(Kind("spike", 4, 4, 0.0), Kind("drift", 0, 6, None)))
     scores = Scores("x", anomaly=AnomalyScores(1, 6, ("T1",), 0.001, model, pca))
-    said = verdict(scores)
+    sentence = verdict(scores)
     assert (
-        said
+        sentence
         == "It finds 8 of 10 injected faults, 6 of them before they are over, with 0.5 false alarms a day on clean data; "
         "0.1 % of clean timesteps have an alarm, 0.1 % was asked for; PCA finds 4 at that rate."
     )
-    told = lines(scores)
-    assert any(line.split() == ["model", "3/4", "5/6"] for line in told)
-    assert any(line.split() == ["PCA", "(T2,", "Q)", "4/4", "0/6"] for line in told)
+    printed = lines(scores)
+    assert any(line.split() == ["model", "3/4", "5/6"] for line in printed)
+    assert any(line.split() == ["PCA", "(T2,", "Q)", "4/4", "0/6"] for line in printed)
 
 
 def test_what_was_not_measured_is_told() -> None:
@@ -132,9 +134,9 @@ def test_many_forecasts_have_a_line_for_each_target() -> None:
         for target in ("a", "b")
         for horizon in range(1, 21)
     ]
-    told = lines(Scores("wide", rows=99, table=tuple(table)))
-    (of_a,) = [line for line in told if line.startswith("a, °C")]
+    printed = lines(Scores("wide", rows=99, table=tuple(table)))
+    (of_a,) = [line for line in printed if line.startswith("a, °C")]
     assert "1 h to 20 h" in of_a
     assert of_a.split()[-9:] == ["1.75", "3", "3", "2", "12.5", "%", "15/20", "81.2", "%"]
-    assert len([line for line in told if "°C" in line]) == 2
-    assert max(map(len, told)) <= 100
+    assert len([line for line in printed if "°C" in line]) == 2
+    assert max(map(len, printed)) <= 100

@@ -311,21 +311,21 @@ def test_every_data_set_has_its_source_and_licence() -> None:
 def test_the_list_shows_groups_label_and_whole_series(capsys: pytest.CaptureFixture[str]) -> None:
     """`tidegate datasets` says of `watch` what a classifier needs to know."""
     main(["datasets"])
-    told = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("watch: "))
-    assert "244102 rows, 6 channels, one every 0.02 s" in told
-    assert "groups: 140, by recording" in told
-    assert "kept together by a split: each person" in told
-    assert "label: exercise" in told
-    assert "usual target: none" in told
+    section = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("watch: "))
+    assert "244102 rows, 6 channels, one every 0.02 s" in section
+    assert "groups: 140, by recording" in section
+    assert "kept together by a split: each person" in section
+    assert "label: exercise" in section
+    assert "usual target: none" in section
 
 
 def test_the_list_leaves_out_what_a_set_has_not(capsys: pytest.CaptureFixture[str]) -> None:
     """`appliances` is one series without labels, and nothing is said of groups."""
     main(["datasets"])
-    told = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("appliances: "))
-    assert "usual target: Appliances\n" in told
+    section = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("appliances: "))
+    assert "usual target: Appliances\n" in section
     assert not {"groups", "label", "kept together by a split"} & {
-        line.partition(":")[0].strip() for line in told.splitlines()
+        line.partition(":")[0].strip() for line in section.splitlines()
     }
 
 

@@ -57,6 +57,28 @@ def test_an_option_decides_between_two_readings(load: Callable[..., Series], dec
 
 
 @pytest.mark.parametrize(
+    ("cells", "options", "doubtful"),
+    [
+        (["5.163", "4.980", "12.044", "5.001", "6.250"], {}, True),
+        (["5.163", "4.980", "0.044", "5.001", "6.250"], {}, False),
+        (["5.163", "4.98", "12.044", "5.001", "6.250"], {}, False),
+        (["5.163", "4.980", "12.044", "5.001", "6.250"], {"decimal": "."}, False),
+        (["5.163", "4.980", "1.012.044", "5.001", "6.250"], {}, False),
+    ],
+)
+def test_a_point_that_may_group_thousands_is_told(
+    load: Callable[..., Series], cells: list[str], options: dict[str, Any], doubtful: bool
+) -> None:
+    """Between commas it is nearly always the decimal one, so it is read; but if no cell shows it, a line says so."""
+    series = load(text(temp=cells), **options)
+    notes = [note for note in series.notes if "5.163 is read with a decimal point; if it means 5163" in note]
+    assert len(notes) == doubtful
+    assert series.values[0, 0] == np.float32(5163 if "1.012.044" in cells else 5.163)
+    if doubtful:
+        assert load(text(temp=cells), thousands=".").values[0, 0] == 5163
+
+
+@pytest.mark.parametrize(
     ("options", "content", "words"),
     [
         (

@@ -25,17 +25,21 @@ def test_a_model_that_wins_needs_nothing() -> None:
 
 def test_it_names_the_baseline_and_where_it_wins() -> None:
     """From the nearest to the farthest horizon at which the model loses to it."""
-    said = next_step(Scores(table=(row(1), row(60, ridge=0.9), row(120, ridge=0.9))))
-    assert said
-    assert said.startswith("To try next: it loses to ridge in 2 of 3 forecasts (1 h to 2 h ahead): let `tidegate tune`")
+    advice = next_step(Scores(table=(row(1), row(60, ridge=0.9), row(120, ridge=0.9))))
+    assert advice
+    assert advice.startswith(
+        "To try next: it loses to ridge in 2 of 3 forecasts (1 h to 2 h ahead): let `tidegate tune`"
+    )
 
 
-@pytest.mark.parametrize(("coverage", "told"), [(0.74, True), (0.76, False), (None, False)])
-def test_narrow_quantiles_need_an_interval(coverage: float | None, told: bool) -> None:
+@pytest.mark.parametrize(("coverage", "expected"), [(0.74, True), (0.76, False), (None, False)])
+def test_narrow_quantiles_need_an_interval(coverage: float | None, expected: bool) -> None:
     """Their coverage is told beside what it should be, unless it misses that by chance."""
-    said = next_step(Scores(table=(row(1, coverage=coverage),))) or ""
-    assert ("its quantiles are too narrow, they hold 74.0 % instead of 80.0 %: add --coverage 0.8" in said) is told
-    assert bool(said) is told
+    advice = next_step(Scores(table=(row(1, coverage=coverage),))) or ""
+    assert (
+        "its quantiles are too narrow, they hold 74.0 % instead of 80.0 %: add --coverage 0.8" in advice
+    ) is expected
+    assert bool(advice) is expected
 
 
 def test_an_interval_is_no_reason_to_add_one() -> None:

@@ -35,8 +35,10 @@ SPLIT = Split(train=((0, 300),), validation=((300, 500),), test=((500, 900), (90
 def test_the_scores_are_those_of_the_replayed_probabilities(classifier: Graph, labelled: Series) -> None:
     """Each recording a stream of its own, numbered as the graph numbers its classes, without the unlabelled rows."""
     scores = evaluate(classifier, labelled, split=SPLIT).classification
-    said = [classifier.replay(labelled.values[first:end, None])[0]["probability"][:, 0] for first, end in SPLIT.test]
-    probability = np.concatenate(said).astype(np.float64)
+    sentence = [
+        classifier.replay(labelled.values[first:end, None])[0]["probability"][:, 0] for first, end in SPLIT.test
+    ]
+    probability = np.concatenate(sentence).astype(np.float64)
     probability /= probability.sum(axis=1, keepdims=True)
     truth = np.array([0, 2, -1])[labelled.labels[500:]]
     known = truth >= 0
@@ -128,12 +130,12 @@ def test_a_class_that_only_the_held_out_part_has_cannot_be_known(classifier: Gra
     scores = evaluate(classifier, replace(labelled, labels=labels, classes=("idle", "walk", "run")), split=SPLIT)
     part = scores.classification
     assert part.unlearned == ("walk",)
-    said = verdict(
+    sentence = verdict(
         replace(scores, classification=replace(part, model=replace(part.model, accuracy=1.0, cross_entropy=0.0)))
     )
     share = part.counts[part.classes.index("walk")] / part.count
-    assert f"It can NOT know class walk, {100 * share:.1f} % of the scored timesteps" in said
-    assert "beats" not in said
+    assert f"It can NOT know class walk, {100 * share:.1f} % of the scored timesteps" in sentence
+    assert "beats" not in sentence
     assert not replace(part, model=replace(part.model, accuracy=1.0, cross_entropy=0.0)).wins
 
 

@@ -223,22 +223,22 @@ def test_a_part_without_room_says_so(jumps: Graph, make_series: Callable[..., Se
 
 def test_a_part_that_never_gets_warm_says_so(jumps: Graph, make_series: Callable[..., Series]) -> None:
     """Then the rate of alarms is not known either."""
-    said = evaluate(jumps, make_series(9)).anomaly_left_out
-    assert said is not None
-    assert "has 9 timesteps, and the alarm is not warm by then" in said
-    assert "--alarm-warm-up. So the rate of its alarms is not known either." in said
+    sentence = evaluate(jumps, make_series(9)).anomaly_left_out
+    assert sentence is not None
+    assert "has 9 timesteps, and the alarm is not warm by then" in sentence
+    assert "--alarm-warm-up. So the rate of its alarms is not known either." in sentence
 
 
 def test_faults_that_find_no_room_are_named(jumps: Graph, make_series: Callable[..., Series]) -> None:
     """And stretches that get none are counted."""
     split = Split(((0, 1000),), ((1000, 1500),), ((1500, 1800),))
-    said = evaluate(jumps, make_series(1800), split=split).anomaly_left_out
-    assert said == (
+    sentence = evaluate(jumps, make_series(1800), split=split).anomaly_left_out
+    assert sentence == (
         "Faults that were not tried, because there is no room for them in held-out stretches of up to 300 timesteps: "
         "leak, decoupled."
     )
-    said = evaluate(jumps, make_series(3150, gap_at=150)).anomaly_left_out
-    assert said == (
+    sentence = evaluate(jumps, make_series(3150, gap_at=150)).anomaly_left_out
+    assert sentence == (
         "1 of 2 held-out stretches got no faults: they are too short, or others have enough. PCA is not compared: the rows "
         "that the model learned from are not at hand."
     )

@@ -13,8 +13,10 @@ from sklearn.metrics import mean_pinball_loss
 from tidegate.training import errors
 from tidegate.training.data.series import Group, Series
 from tidegate.training.data.split import Split
+from tidegate.training.judging import evaluate as module
 from tidegate.training.judging.evaluate import evaluate
 from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.ridge import fit_ridge
 from tidegate.training.judging.scores import Error
 from tidegate.training.judging.verdict import verdict
 from tidegate.training.network.network import Network
@@ -150,16 +152,16 @@ def test_quantiles_are_scored(graph: Graph, make_series: Callable[..., Series]) 
     series = make_series(600)
     score = evaluate(graph, series, split=SPLIT).table[2]
     assert (score.target, score.horizon) == ("s2", 1)
-    said = graph.replay(series.values[:, None])[0]["quantiles"][450:-1, 0, 0, 1].astype(np.float64)
+    quantiles = graph.replay(series.values[:, None])[0]["quantiles"][450:-1, 0, 0, 1].astype(np.float64)
     truth = series.values[451:, 2].astype(np.float64)
     for place, level in enumerate((0.1, 0.5, 0.9)):
         quantile = score.model.quantiles[place]
         assert quantile.level == level
-        assert quantile.pinball == pytest.approx(mean_pinball_loss(truth, said[:, place], alpha=level), rel=1e-5)
-        assert quantile.below == pytest.approx((truth <= said[:, place]).mean())
+        assert quantile.pinball == pytest.approx(mean_pinball_loss(truth, quantiles[:, place], alpha=level), rel=1e-5)
+        assert quantile.below == pytest.approx((truth <= quantiles[:, place]).mean())
     assert score.model.pinball == pytest.approx(np.mean([quantile.pinball for quantile in score.model.quantiles]))
-    assert score.model.coverage == pytest.approx(((said[:, 0] <= truth) & (truth <= said[:, 2])).mean())
-    assert score.model.width == pytest.approx((said[:, 2] - said[:, 0]).mean(), rel=1e-5)
+    assert score.model.coverage == pytest.approx(((quantiles[:, 0] <= truth) & (truth <= quantiles[:, 2])).mean())
+    assert score.model.width == pytest.approx((quantiles[:, 2] - quantiles[:, 0]).mean(), rel=1e-5)
 
 
 def test_baselines_get_constant_quantiles_of_their_validation_errors(
@@ -174,6 +176,18 @@ def test_baselines_get_constant_quantiles_of_their_validation_errors(
     wanted = np.maximum(0.9 * missed, -0.1 * missed).mean()
     assert score.persistence.quantiles[2].pinball == pytest.approx(wanted)
     assert 0.7 < score.ridge.coverage < 0.9
+
+
+def test_a_regression_that_is_solved_already_is_not_solved_again(
+    graph: Graph, make_series: Callable[..., Series], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the linear link is the baseline too: the scores are the same."""
+    series = make_series(600)
+    scores = evaluate(graph, series, split=SPLIT)
+    targets = [series.column(name) for name in graph.targets]
+    ridge = fit_ridge(series, SPLIT, targets, graph.horizons, season=scores.season)
+    monkeypatch.setattr(module, "fit_ridge", None)
+    assert evaluate(graph, series, split=SPLIT, ridge=ridge) == scores
 
 
 def test_the_scaled_error_is_in_units_of_the_training_part(graph: Graph, make_series: Callable[..., Series]) -> None:

@@ -15,28 +15,28 @@ def rng() -> np.random.Generator:
 
 def test_mean_absolute_and_root_mean_square(rng: np.random.Generator) -> None:
     """As the library has them."""
-    truth, said = rng.normal(size=(2, 500))
-    assert metrics.mean_absolute(said - truth) == pytest.approx(oracle.mean_absolute_error(truth, said))
-    assert metrics.root_mean_square(said - truth) == pytest.approx(oracle.root_mean_squared_error(truth, said))
+    truth, forecast = rng.normal(size=(2, 500))
+    assert metrics.mean_absolute(forecast - truth) == pytest.approx(oracle.mean_absolute_error(truth, forecast))
+    assert metrics.root_mean_square(forecast - truth) == pytest.approx(oracle.root_mean_squared_error(truth, forecast))
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.95])
 def test_pinball_loss(rng: np.random.Generator, level: float) -> None:
     """As the library has it, level by level."""
-    truth, said = rng.normal(size=(2, 500))
-    both = metrics.pinball(truth, np.stack([said + 1, said], axis=1), (0.3, level))
-    assert both[1] == pytest.approx(oracle.mean_pinball_loss(truth, said, alpha=level))
-    assert both[0] == pytest.approx(oracle.mean_pinball_loss(truth, said + 1, alpha=0.3))
+    truth, forecast = rng.normal(size=(2, 500))
+    both = metrics.pinball(truth, np.stack([forecast + 1, forecast], axis=1), (0.3, level))
+    assert both[1] == pytest.approx(oracle.mean_pinball_loss(truth, forecast, alpha=level))
+    assert both[0] == pytest.approx(oracle.mean_pinball_loss(truth, forecast + 1, alpha=0.3))
 
 
 def test_the_true_quantile_has_the_least_pinball_loss(rng: np.random.Generator) -> None:
     """And as many values below it as its level says."""
     truth = rng.normal(size=20_000)
     level = 0.9
-    said = np.quantile(truth, level) + np.array([-0.2, 0.0, 0.2])
-    losses = metrics.pinball(truth, np.tile(said, (len(truth), 1)), (level,) * 3)
+    forecast = np.quantile(truth, level) + np.array([-0.2, 0.0, 0.2])
+    losses = metrics.pinball(truth, np.tile(forecast, (len(truth), 1)), (level,) * 3)
     assert losses.argmin() == 1
-    assert metrics.share_below(truth, np.tile(said[[1]], (len(truth), 1)))[0] == pytest.approx(level, abs=1e-3)
+    assert metrics.share_below(truth, np.tile(forecast[[1]], (len(truth), 1)))[0] == pytest.approx(level, abs=1e-3)
 
 
 def test_coverage_and_width() -> None:

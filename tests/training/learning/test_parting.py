@@ -15,12 +15,12 @@ def epochs(losses: list[float], scores: list[float]) -> tuple[list[Epoch], Epoch
 
 def test_losses_that_part_are_told() -> None:
     """With the epoch, both pairs of numbers, and what to try."""
-    said = parting(*epochs([0.8, 0.6, 0.5, 0.45, 0.4], [0.8, 0.7, 0.75, 0.8, 0.85]))
+    printed = parting(*epochs([0.8, 0.6, 0.5, 0.45, 0.4], [0.8, 0.7, 0.75, 0.8, 0.85]))
     assert (
         "part after epoch 2: the loss fell from 0.600 to 0.450 while the validation score rose from 0.700 to 0.800"
-        in said
+        in printed
     )
-    assert "--hidden" in said
+    assert "--hidden" in printed
 
 
 def test_losses_that_go_together_are_not() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from tests.small_files import small_files
+from tests.training.light import LIGHT_OPTIONS
 from tidegate.training.cli.app import main
 from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data.scaler import fit_scaler
@@ -215,24 +216,24 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory, toy_csv: Path) -> tupl
     """The folder of a `train` that Ctrl-C stopped after its third epoch, its arguments, and what it said."""
     folder = tmp_path_factory.mktemp("stopped")
     arguments = ["--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--hidden", "8", "--chunk", "16"]
-    arguments += ["--epochs", "6", "--models", str(folder / "models"), "--out", str(folder / "run")]
+    arguments += [*LIGHT_OPTIONS, "--epochs", "6", "--models", str(folder / "models"), "--out", str(folder / "run")]
     with pytest.MonkeyPatch.context() as patch:
-        said = run_stopped(patch, ["train", *arguments])
-    return folder, arguments, said
+        printed = run_stopped(patch, ["train", *arguments])
+    return folder, arguments, printed
 
 
 def run_stopped(patch: pytest.MonkeyPatch, arguments: list[str]) -> str:
     """Run `train` and press Ctrl-C when it tells of the third epoch; returns what it prints."""
-    said = io.StringIO()
+    printed = io.StringIO()
 
     def press(_progress: FitProgress, epoch: Epoch, _best: Epoch) -> None:
         if epoch.number == 3:
             raise KeyboardInterrupt
 
     patch.setattr(FitProgress, "show", press)
-    with redirect_stdout(said):
+    with redirect_stdout(printed):
         main(arguments)
-    return said.getvalue()
+    return printed.getvalue()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -250,9 +251,9 @@ def epochs_of(run: Path) -> list[int]:
 
 def test_ctrl_c_exports_and_prints_how_to_continue(stopped_run: tuple[Path, list[str], str]) -> None:
     """The best network so far is a version, and the last line is the command that resumes."""
-    folder, _, said = stopped_run
+    folder, _, printed = stopped_run
     assert (folder / "models" / "toy" / "1" / "model.onnx").is_file()
-    assert said.splitlines()[-1] == f"to go on: tidegate train --resume {folder / 'run'}"
+    assert printed.splitlines()[-1] == f"to go on: tidegate train --resume {folder / 'run'}"
     assert json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))["outcome"]["stopped"] == "interrupted"
 
 
@@ -270,8 +271,8 @@ def test_ctrl_c_in_the_first_epoch_says_how_to_go_on(
         main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--epochs", "1", *places])
     monkeypatch.undo()
     assert caught.value.code == 130
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == f"interrupted; to go on: tidegate train --resume {tmp_path / 'run'}"
+    notes = capsys.readouterr().err.splitlines()[-1]
+    assert notes == f"interrupted; to go on: tidegate train --resume {tmp_path / 'run'}"
     main(["train", "--resume", str(tmp_path / "run")])
     assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
 
@@ -280,12 +281,12 @@ def test_a_full_disk_names_the_file_and_how_to_go_on(
     toy_csv: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """In one line; with more room the run goes on."""
-    places = ["--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    options = [*LIGHT_OPTIONS, "--epochs", "1", "--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     with small_files(20_000), pytest.raises(SystemExit) as caught:
-        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--epochs", "1", *places])
+        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", *options])
     assert caught.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == (
+    notes = capsys.readouterr().err.splitlines()[-1]
+    assert notes == (
         f"error: {tmp_path / 'run' / 'best.pt'}: File too large; to go on: tidegate train --resume {tmp_path / 'run'}"
     )
     assert not list((tmp_path / "run").glob("*.new"))
@@ -300,8 +301,8 @@ def test_a_wrong_resume_is_one_line(
     run = stopped_run[0] / "run"
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert "run.json: No such file" in refused(capsys, "--resume", str(tmp_path))
-    said = refused(capsys, "--resume", str(run), "--hidden", "16")
-    assert "hidden: got 16, but the run was begun with 8, which cannot change: leave --hidden out" in said
+    printed = refused(capsys, "--resume", str(run), "--hidden", "16")
+    assert "hidden: got 16, but the run was begun with 8, which cannot change: leave --hidden out" in printed
     (tmp_path / "other.csv").write_text("time,s0,s1,s2\n2024-01-01,1,2,3\n2024-01-02,2,2,3\n", encoding="utf-8")
     assert "SHA-256" in refused(capsys, "--resume", str(run), "--data", str(tmp_path / "other.csv"))
     assert before == {path.name: path.read_bytes() for path in run.iterdir()}
@@ -340,8 +341,8 @@ def test_resuming_gives_what_a_whole_training_gives(
     wanted, got = (torch.load(path / "best.pt") for path in (tmp_path / "whole", run))
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
     assert epochs_of(run) == epochs_of(tmp_path / "whole") == [1, 2, 3, 4, 5, 6]
-    said = refused(capsys, "--resume", str(run))
-    assert said == f"error: resume: {run} is finished after epoch 6: all epochs are done; raise --epochs to go on"
+    printed = refused(capsys, "--resume", str(run))
+    assert printed == f"error: resume: {run} is finished after epoch 6: all epochs are done; raise --epochs to go on"
     main(["train", "--resume", str(run), "--epochs", "7"])
     assert epochs_of(run) == [1, 2, 3, 4, 5, 6, 7]
     record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))

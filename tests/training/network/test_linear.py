@@ -47,8 +47,8 @@ def test_an_untrained_network_is_the_ridge(untrained: tuple[Network, Series, Spl
     ridge = fit_ridge(series, split, TASK.targets, TASK.horizons, season=24)
     assert ridge is not None
     assert len(ridge.lags) > 2
-    said = forecasts(network, series.values)["forecast"]
-    np.testing.assert_allclose(said, ridge.forecast(series, series.spans), rtol=0, atol=1e-3)
+    outputs = forecasts(network, series.values)["forecast"]
+    np.testing.assert_allclose(outputs, ridge.forecast(series, series.spans), rtol=0, atol=1e-3)
 
 
 def test_its_first_quantiles_are_those_of_the_ridge_s_errors(untrained: tuple[Network, Series, Split]) -> None:

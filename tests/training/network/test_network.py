@@ -87,9 +87,9 @@ def test_the_cell_gets_the_mask_of_missing_values(make_network: Callable[..., Ne
     """A value that is missing and one that is repeated differ in the forecast."""
     network = make_network()
     value = torch.full((1, 1, 3), 20.0)
-    told, _ = run_sequence(network, torch.cat([value, value]), network.initial_state(1))
+    present, _ = run_sequence(network, torch.cat([value, value]), network.initial_state(1))
     missing, _ = run_sequence(network, torch.cat([value, value * math.nan]), network.initial_state(1))
-    assert not torch.allclose(told[1], missing[1])
+    assert not torch.allclose(present[1], missing[1])
 
 
 def test_raw_units_in_raw_units_out(make_network: Callable[..., Network]) -> None:

@@ -92,7 +92,7 @@ def material(
 @pytest.fixture(scope="module")
 def classifying(material: ReportContent) -> ReportContent:
     """The same with a classification in the place of the forecasts."""
-    told = copy.deepcopy(material.card)
+    changed = copy.deepcopy(material.card)
     classes = ("walking", "sitting & standing", "lying")
     error = ClassError(0.81, 0.79, 0.52, 1.68, 0.8, 0.55)
     scores = ClassScores(
@@ -105,13 +105,13 @@ def classifying(material: ReportContent) -> ReportContent:
         confusion=((300, 20, 0), (31, 200, 9), (0, 12, 662)),
         confidence=(Confidence(0.4, 0.5, 100, 0.46, 0.41), Confidence(0.9, 1.0, 900, 0.97, 0.95)),
     )
-    told["scores"] |= {"table": [], "classification": json.loads(json.dumps(asdict(scores)))}
-    told["scores"]["cold_start"]["table"] = [
+    changed["scores"] |= {"table": [], "classification": json.loads(json.dumps(asdict(scores)))}
+    changed["scores"]["cold_start"]["table"] = [
         {"target": "class", "horizon": 0, "cold": [0.5] * 8, "warm": [0.2] * 8, "settled": None}
     ]
-    told["scores"]["cold_start"]["steps"] = [1, 2, 5, 10, 20, 50, 100, 200]
-    told["settings"]["network"]["task"] = {"kind": "classify", "classes": list(classes)}
-    told["description"]["outputs"] = [
+    changed["scores"]["cold_start"]["steps"] = [1, 2, 5, 10, 20, 50, 100, 200]
+    changed["settings"]["network"]["task"] = {"kind": "classify", "classes": list(classes)}
+    changed["description"]["outputs"] = [
         {
             "name": "probability",
             "shape": ["batch", 3],
@@ -128,19 +128,19 @@ def classifying(material: ReportContent) -> ReportContent:
         outputs={"probability": np.full((rows, 3), 1 / 3, np.float32)},
         horizons=(),
     )
-    return ReportContent(told, replayed)
+    return ReportContent(changed, replayed)
 
 
 @pytest.fixture(scope="module")
 def watching(material: ReportContent, make_series: Callable[..., Series]) -> ReportContent:
     """The same with an anomaly score, alarms and faults."""
-    told = copy.deepcopy(material.card)
+    changed = copy.deepcopy(material.card)
     kinds = (Kind("spike", 3, 4, 0.0), Kind("drift", 0, 1, None))
     model = Detection(3, 2, 5, 1, 0.75, 0.6, 0.67, 0.71, 2.0, 1, 0.4, 0.001, kinds)
-    told["scores"]["anomaly"] = json.loads(
+    changed["scores"]["anomaly"] = json.loads(
         json.dumps(asdict(AnomalyScores(2, 6, ("s0",), 0.001, model, replace(model, found=1, recall=0.2))))
     )
-    told["scores"]["table"][0]["interval"] = asdict(Interval(0.8, 0.793, 4.2))
+    changed["scores"]["table"][0]["interval"] = asdict(Interval(0.8, 0.793, 4.2))
     rows = len(material.replay.times)
     rng = np.random.default_rng(0)
     score = rng.random((rows, 1)).astype(np.float32) * 0.3
@@ -148,7 +148,7 @@ def watching(material: ReportContent, make_series: Callable[..., Series]) -> Rep
     outputs = {"score": score, "alarm": (score > 0.9).astype(np.float32), "warm": np.ones_like(score)}
     outputs["warm"][:22] = 0
     events = (Event("spike", 0, 20, 21), Event("drift", 2, 40, 55))
-    return ReportContent(told, material.replay, FaultyReplay(FaultyCopies(make_series(rows), (events,), 1), outputs))
+    return ReportContent(changed, material.replay, FaultyReplay(FaultyCopies(make_series(rows), (events,), 1), outputs))
 
 
 def tree(page: str) -> ET.Element:
@@ -207,18 +207,20 @@ def test_the_page_needs_nothing_else(material: ReportContent, watching: ReportCo
 def test_what_people_have_named_is_escaped(material: ReportContent) -> None:
     """A name with the signs of HTML is read as it was typed, and makes no element."""
     nasty = "<script>alert('&\"')</script>"
-    told = json.loads(json.dumps(material.card).replace('"s0"', json.dumps(nasty)).replace('"toy"', json.dumps(nasty)))
-    page = report.build(replace(material, card=told))
+    changed = json.loads(
+        json.dumps(material.card).replace('"s0"', json.dumps(nasty)).replace('"toy"', json.dumps(nasty))
+    )
+    page = report.build(replace(material, card=changed))
     assert "<script" not in page
     assert words(page).count(nasty) > 5
 
 
 def test_absent_rows_and_scored_shares_are_told(material: ReportContent) -> None:
     """How many rows are absent, what became of the gaps, and what share is scored at each horizon."""
-    told = copy.deepcopy(material.card)
-    told["data"]["absent"] = {"rows": 15, "gaps": 3, "cuts": 1, "filled": 5, "stretches": 2, "longest": 140}
-    told["scores"]["table"][0]["share"] = 0.4125
-    page = words(report.build(replace(material, card=told)))
+    changed = copy.deepcopy(material.card)
+    changed["data"]["absent"] = {"rows": 15, "gaps": 3, "cuts": 1, "filled": 5, "stretches": 2, "longest": 140}
+    changed["scores"]["table"][0]["share"] = 0.4125
+    page = words(report.build(replace(material, card=changed)))
     assert "In the series 15 rows are absent, in 3 gaps; 5 of them became missing values, 1 gap cuts the series" in page
     assert "41.2 %" in page
     assert "absent" not in words(report.build(material))
@@ -254,40 +256,40 @@ def test_only_alarms_of_a_warm_stream_are_drawn(watching: ReportContent) -> None
 )
 def test_a_section_goes_with_its_data(material: ReportContent, section: str, without: dict[str, Any]) -> None:
     """What the card does not hold leaves no heading behind."""
-    told = copy.deepcopy(material.card)
+    changed = copy.deepcopy(material.card)
     for key, value in without.items():
-        told[key] = told[key] | value if isinstance(value, dict) else value
-    if told["scores"]["table"] == "no quantiles":
+        changed[key] = changed[key] | value if isinstance(value, dict) else value
+    if changed["scores"]["table"] == "no quantiles":
         plain = {"pinball": None, "coverage": None, "width": None, "quantiles": []}
-        told["scores"]["table"] = [
+        changed["scores"]["table"] = [
             row | {name: row[name] | plain for name in ("model", *BASELINE_NAMES) if row[name]}
             for row in material.card["scores"]["table"]
         ]
     assert section in titles(report.build(material))
-    assert section not in titles(report.build(replace(material, card=told)))
+    assert section not in titles(report.build(replace(material, card=changed)))
 
 
 def test_the_page_matches_the_card(material: ReportContent) -> None:
     """Verdict, fingerprint, hash, parameters, errors, settings, versions: each as it stands in the card."""
-    told, said = material.card, words(report.build(material))
-    row = told["scores"]["table"][0]
+    facts, page = material.card, words(report.build(material))
+    row = facts["scores"]["table"][0]
     for fact in (
-        told["verdict"],
-        told["fingerprint"],
-        told["data"]["sha256"],
-        f"{told['parameters']:,}",
+        facts["verdict"],
+        facts["fingerprint"],
+        facts["data"]["sha256"],
+        f"{facts['parameters']:,}",
         f"{row['model']['mae']:#.4g}",
         f"{row['persistence']['rmse']:#.4g}",
         f"{100 * row['skill']:.1f} %".replace("-", "−"),
         f"{100 * row['model']['coverage']:.1f} %",
-        f"torch {told['made_with']['torch']}",
+        f"torch {facts['made_with']['torch']}",
         "learning-rate 0.004",
         "the validation score has not improved for a while",
         "1 Jan 2024 to 12 Jan 2024",
         "2024-05-06 07:08 UTC, in 8 s of training",
         "forecasts s0 (°C) and s2 (°C) 1\u00a0h and 3\u00a0h ahead, from 3 features, one timestep every 1 h",
     ):
-        assert re.sub(r"\s+", " ", fact) in said, fact
+        assert re.sub(r"\s+", " ", fact) in page, fact
 
 
 def test_a_baseline_that_is_not_beaten_stands_out(material: ReportContent) -> None:
@@ -336,10 +338,10 @@ def test_the_card_counts_missing_values_in_each_part(
     values[first : first + (end - first) // 2, 1] = np.nan
     values[:7, 0] = np.nan
     record = Run.model_construct(facts=facts)
-    told = card.feature_statistics(record, exported[0], replace(series, values=values))
-    assert [column["missing"]["held_out"] for column in told] == [0.0, 0.5, 0.0]
-    assert [column["missing"]["training"] for column in told] == [7 / 280, 0.0, 0.0]
-    assert told[1]["mean"] == pytest.approx(float(exported[0].mean[1]))
+    changed = card.feature_statistics(record, exported[0], replace(series, values=values))
+    assert [column["missing"]["held_out"] for column in changed] == [0.0, 0.5, 0.0]
+    assert [column["missing"]["training"] for column in changed] == [7 / 280, 0.0, 0.0]
+    assert changed[1]["mean"] == pytest.approx(float(exported[0].mean[1]))
 
 
 @pytest.fixture(scope="session")
@@ -385,7 +387,7 @@ def test_nothing_is_wider_than_a_phone(
 )
 def test_it_says_what_the_network_adds(material: ReportContent, outcome: dict[str, Any], words: list[str]) -> None:
     """To the regression that it corrects; epoch 0 is that regression alone, and lies within the picture."""
-    told = copy.deepcopy(material.card)
-    told["outcome"] |= outcome
-    page = report.build(ReportContent(told, material.replay))
+    changed = copy.deepcopy(material.card)
+    changed["outcome"] |= outcome
+    page = report.build(ReportContent(changed, material.replay))
     assert all(part in page for part in words)

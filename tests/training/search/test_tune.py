@@ -13,6 +13,7 @@ import pytest
 from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
+from tests.training.light import LIGHT_OPTIONS
 from tidegate.training.cli.app import main
 from tidegate.training.data.prepare import prepare
 from tidegate.training.data.series import Series
@@ -45,7 +46,9 @@ def request_of(toy_csv: Path, out: Path) -> Request:
         source=Source(data=str(toy_csv)),
         target=("s0",),
         horizons=(1, 3),
-        shape=Shape(hidden=8),
+        links=("last",),
+        follow=False,
+        shape=Shape(hidden=8, level="off"),
         fit=Fit(epochs=3, lanes=4, chunk=16),
         models=out / "models",
         name="toy",
@@ -59,8 +62,8 @@ class Search4:
     def __init__(self, request: Request, search: Search = QUICK) -> None:
         self.request = request
         self.search = search
-        self.told: list[int] = []
-        self.on_trial: Callable[[Any, int], None] = lambda trial, _done: self.told.append(trial.number)
+        self.finished: list[int] = []
+        self.on_trial: Callable[[Any, int], None] = lambda trial, _done: self.finished.append(trial.number)
 
     def run(self) -> list[Any]:
         """Work until all is done; returns the trials."""
@@ -98,7 +101,7 @@ def test_a_search_goes_on_where_it_was(toy_csv: Path, tmp_path: Path) -> None:
     Search4(request, QUICK.model_copy(update={"trials": 2})).run()
     later = Search4(request)
     trials = later.run()
-    assert later.told == [2, 3]
+    assert later.finished == [2, 3]
     whole = Search4(request_of(toy_csv, tmp_path / "whole")).run()
     assert [trial.params for trial in trials] == [trial.params for trial in whole]
 
@@ -203,7 +206,7 @@ def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: P
         there = [int(killed.stdout.readline()) for _ in range(2)]
 
         def kill(trial: Any, _done: int) -> None:
-            here.told.append(trial.number)
+            here.finished.append(trial.number)
             time.sleep(np.random.default_rng().uniform(0, 0.05))
             killed.kill()
 
@@ -212,10 +215,10 @@ def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: P
         there += [int(number) for number in killed.stdout.read().split()]
     done = [trial.number for trial in trials]
     assert len(done) == 8
-    assert here.told
+    assert here.finished
     assert killed.returncode == -signal.SIGKILL
-    assert not set(there) & set(here.told)
-    assert set(there) | set(here.told) <= set(done)
+    assert not set(there) & set(here.finished)
+    assert set(there) | set(here.finished) <= set(done)
     assert len({trial.params["learning_rate"] for trial in trials}) == 8
     with (folder / "journal.log").open("ab") as journal:
         journal.write(b'{"op_code": 4, "half')  # the least that a kill may leave
@@ -297,12 +300,12 @@ def test_the_command_prints_tables_and_writes_a_picture(
         "--chunk",
         "16",
     ]
-    arguments += ["--data", str(toy_csv), "--name", "toy", "--out", "search", "--search", QUICK.search]
+    arguments += [*LIGHT_OPTIONS, "--data", str(toy_csv), "--name", "toy", "--out", "search", "--search", QUICK.search]
     main(["tune", *arguments, "--trials", "9", "--trial-epochs", "2", "--minutes", "1e-9"])
-    said = capsys.readouterr().out
-    assert "3 trials, the best first" in said
-    assert "how much each setting matters" in said
-    assert "6 of 9 trials are left: the same command continues" in said
+    printed = capsys.readouterr().out
+    assert "3 trials, the best first" in printed
+    assert "how much each setting matters" in printed
+    assert "6 of 9 trials are left: the same command continues" in printed
     assert (tmp_path / "search" / "tune.png").is_file()
     assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
 
@@ -335,11 +338,11 @@ def check_told(outcome: Outcome, folder: Path) -> None:
     console = Console(width=200, record=True, file=(folder / "table.txt").open("w", encoding="utf-8"))
     with console.file:
         console.print(tables(outcome))
-    said = console.export_text()
+    printed = console.export_text()
     best = min(outcome.trials, key=lambda trial: trial.value)
-    assert f"{best.value:.4f}" in said
-    assert said.index(f"{best.value:.4f}") == min(said.index(f"{trial.value:.4f}") for trial in outcome.trials)
-    assert "learning-rate" in said
+    assert f"{best.value:.4f}" in printed
+    assert printed.index(f"{best.value:.4f}") == min(printed.index(f"{trial.value:.4f}") for trial in outcome.trials)
+    assert "learning-rate" in printed
     assert sum(outcome.importance.values()) == pytest.approx(1.0)
     picture = draw(outcome, folder / "tune.png")
     assert picture is not None
