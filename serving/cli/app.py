@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -22,10 +22,13 @@ from tidegate.cli.command_group import SERVING, STREAMS_AND_MODELS, TOOLS, TRAIN
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from tidegate.cli.options import ModelName, ModelVersion, with_options_of
-from tidegate.cli.settings_file import use_settings_file
+from tidegate.cli.settings_file import ConfigFile
 from tidegate.cli.variables import known_variables, mistakes, service_ports
 from tidegate.cli.versions import print_versions
 from tidegate.runtime.config import InvalidSetting, ServerConfig
+
+if TYPE_CHECKING:
+    from tidegate.runtime.model_catalog import ModelCatalog  # imported when it is used
 
 log = logging.getLogger("tidegate.cli")
 
@@ -68,17 +71,7 @@ def tidegate(
 def serve(
     *,
     context: typer.Context,
-    config_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            envvar="TIDEGATE_CONFIG",
-            metavar="FILE",
-            is_eager=True,
-            callback=use_settings_file,
-            help="TOML file with these settings by their names, as in batch_max = 128. Options and variables win.",
-        ),
-    ] = None,
+    config_file: ConfigFile = None,
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -271,7 +264,13 @@ def _check(config: ServerConfig) -> None:
     """Checks what a start needs, and prints what would be served."""
     from tidegate.runtime.start_check import check_start
 
-    for model in asyncio.run(check_start(config)):
+    models = check_start(
+        lambda: _make_catalog(config, None),
+        tls=config.tls_files,
+        tokens=config.tokens_path,
+        state=config.state_address,
+    )
+    for model in asyncio.run(models):
         print(f"ok: {model.title}, fingerprint {model.fingerprint[:12]}, {model.sizes}")
 
 
@@ -294,19 +293,8 @@ def _serve_in_process(config: ServerConfig) -> None:
 
 def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
-    from tidegate.runtime.model_catalog import ModelCatalog
-    from tidegate.runtime.model_checker import ModelChecker
     from tidegate.runtime.supervisor import Supervisor
 
-    catalog = ModelCatalog(
-        config.models,
-        config.load,
-        ModelChecker,
-        config.trial_limits,
-        bytes_max=config.model_bytes_max,
-        poll_s=config.models_poll,
-        spare=config.data_dir,
-    )
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
@@ -318,9 +306,25 @@ def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -
         metrics_host=config.metrics_address,
         metrics_port=config.metrics_port,
         drain_after_s=config.drain_after,
-        catalog=catalog,
+        catalog=_make_catalog(config, config.data_dir),
     )
     asyncio.run(supervisor.run())
+
+
+def _make_catalog(config: ServerConfig, spare: Path | None) -> "ModelCatalog":
+    """What decides which models are served; without a spare folder it reads them where they are."""
+    from tidegate.runtime.model_catalog import ModelCatalog
+    from tidegate.runtime.model_checker import ModelChecker
+
+    return ModelCatalog(
+        config.models,
+        config.load,
+        ModelChecker,
+        config.trial_limits,
+        bytes_max=config.model_bytes_max,
+        poll_s=config.models_poll,
+        spare=spare,
+    )
 
 
 def _is_graph(argument: str) -> bool:

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,19 @@ def use_settings_file(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None and not context.resilient_parsing:
         context.default_map = {**read_settings_file(path)}
     return path
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="TIDEGATE_CONFIG",
+        metavar="FILE",
+        is_eager=True,
+        callback=use_settings_file,
+        help="TOML file with these settings by their names, as in batch_max = 128. Options and variables win.",
+    ),
+]
 
 
 def read_settings_file(path: Path) -> Mapping[str, Any]:

@@ -171,10 +171,11 @@ class Server:
         self.control: ModelControl
         if catalog is not None:
             await catalog.start()
-            self.control = catalog
-        elif self.context is not None:
+            self.control, targets = catalog, catalog.targets
+        else:
+            assert self.context is not None
             self.control = self.context.control
-        targets = catalog.targets if catalog is not None else await self._targets()
+            targets = [*await self.control.targets()]
         # Not before the models are found: a start in the wrong folder leaves no file there.
         store = await self._open_store()
         resources.push_async_callback(store.close)
@@ -205,11 +206,6 @@ class Server:
             poll_s=config.models_poll,
             spare=config.data_dir,
         )
-
-    async def _targets(self) -> Sequence[Target]:
-        """What the supervisor says is served."""
-        assert self.context is not None
-        return await self.context.control.targets()
 
     async def _load_models(self, resources: AsyncExitStack, targets: Sequence[Target]) -> None:
         """Loads what is served, as many at a time as there are cores."""

@@ -4,59 +4,60 @@ It opens no port and no store, and writes nothing to disk.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from pathlib import Path
 
 from tidegate.core.errors import ContractBroken, StoreUnavailable
 from tidegate.runtime.access import Access, Refusal
-from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.lifecycle import StartFailed
 from tidegate.runtime.model_catalog import ModelCatalog
-from tidegate.runtime.model_checker import CheckedModel, ModelChecker
+from tidegate.runtime.model_checker import CheckedModel
 from tidegate.runtime.tls import TlsCredentials
+from tidegate.runtime.tls_files import TlsFiles
 from tidegate.store import make_store
 
 
 async def check_start(
-    config: ServerConfig, make_checker: Callable[[], ModelChecker] = ModelChecker
+    make_catalog: Callable[[], ModelCatalog], *, tls: TlsFiles | None, tokens: Path | None, state: str
 ) -> Sequence[CheckedModel]:
-    """Returns the models that would be served. Raises StartFailed with everything that would make a start fail."""
-    problems = [*_problems(config)]
+    """Returns the models that would be served.
+
+    Args:
+        make_catalog: makes the catalog that tries the models. It should make no copies.
+        tls: the files for TLS; None without TLS.
+        tokens: the token file; None without one.
+        state: the address of the store.
+
+    Raises StartFailed with everything that would make a start fail.
+    """
+    problems = [*_problems(tls, tokens, state)]
     models: Sequence[CheckedModel] = []
-    async with AsyncExitStack() as resources:
-        catalog = ModelCatalog(
-            config.models,
-            config.load,
-            make_checker,
-            config.trial_limits,
-            bytes_max=config.model_bytes_max,
-            poll_s=0,
-            spare=None,
-        )
-        resources.push_async_callback(catalog.close)
-        try:
-            await catalog.start()
-            models = [target.model for target in catalog.targets]
-        except ContractBroken as error:
-            problems.append(str(error))
+    catalog = make_catalog()
+    try:
+        await catalog.start()
+        models = [target.model for target in catalog.targets]
+    except ContractBroken as error:
+        problems.append(str(error))
+    finally:
+        await catalog.close()
     if problems:
         raise StartFailed("; ".join(problems))
     return models
 
 
-def _problems(config: ServerConfig) -> list[str]:
+def _problems(tls: TlsFiles | None, tokens: Path | None, state: str) -> list[str]:
     """What is wrong apart from the models."""
     problems = []
     try:
-        if config.tls_files is not None:
-            TlsCredentials(config.tls_files)
+        if tls is not None:
+            TlsCredentials(tls)
     except StartFailed as error:
         problems.append(str(error))
     try:
-        Access(config.tokens_path, _count)
+        Access(tokens, _count)
     except StartFailed as error:
         problems.append(str(error))
     try:
-        make_store(config.state_address)
+        make_store(state)
     except (StoreUnavailable, ValueError) as error:
         problems.append(str(error))
     return problems

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from tests.root import ROOT
 from tests.servers import run_command
 from tidegate.cli import app as cli
 from tidegate.cli.errors import EXIT_USAGE, CommandError
@@ -132,3 +133,10 @@ def test_a_bad_file_ends_the_start(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --config: ")
     assert ended.stderr.count("\n") == 1
+
+
+def test_the_example_of_the_docs_is_right(tmp_path: Path) -> None:
+    """As it stands there."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    example = text.split("```toml\n")[1].split("```")[0]
+    assert read_settings_file(write(tmp_path, example))["batch_max"] == 128

@@ -35,13 +35,14 @@ def test_nothing_is_opened_or_written(sum_root: Path, tmp_path: Path, work: Path
     """Not the port, which another server has; not the store; and no copies of the models."""
     spare = tmp_path / "tmp"
     spare.mkdir()
-    before = files_below(sum_root)
+    before, changed = files_below(sum_root), [folder.stat().st_mtime_ns for folder in (spare, work)]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         options = ["--models", str(sum_root), "--host", "127.0.0.1", "--port", port, "--metrics-port", port]
         ended = run_command("serve", "--check", *options, cwd=work, TIDEGATE_STATE="", TMPDIR=str(spare))
     assert ended.returncode == 0, ended.stderr
     assert (files_below(work), files_below(spare), files_below(sum_root)) == ([], [], before)
+    assert [folder.stat().st_mtime_ns for folder in (spare, work)] == changed, "something was written and removed"
 
 
 def test_everything_that_is_wrong_is_named(tmp_path: Path, work: Path) -> None:
