@@ -22,7 +22,7 @@ from tidegate.cli.command_group import SERVING, STREAMS_AND_MODELS, TOOLS, TRAIN
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from tidegate.cli.options import ModelName, ModelVersion, with_options_of
-from tidegate.cli.settings_file import ConfigFile
+from tidegate.cli.settings_file import ConfigFile, server_environment
 from tidegate.cli.variables import known_variables, mistakes, service_ports
 from tidegate.cli.versions import print_versions
 from tidegate.runtime.config import InvalidSetting, ServerConfig
@@ -195,7 +195,7 @@ def health(
     if http:
         from tidegate.cli.http_health import ask_health
 
-        print(ask_health(os.environ, timeout))
+        print(ask_health(server_environment(os.environ), timeout))
         return
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -19,6 +19,9 @@ import typer
 from tidegate.cli.errors import EXIT_USAGE, CommandError
 from tidegate.runtime.config import ServerConfig, Setting, validated
 
+VARIABLE = "TIDEGATE_CONFIG"
+# Where a server listens.
+PLACES = ("host", "port", "metrics_host", "metrics_port")
 # The settings of the log, which are no settings of a server: the values that each may have.
 LOG_SETTINGS = {"log_level": ("debug", "info", "warning", "error"), "log_format": ("auto", "text", "json")}
 # What a user writes for each type.
@@ -36,7 +39,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        envvar="TIDEGATE_CONFIG",
+        envvar=VARIABLE,
         metavar="FILE",
         is_eager=True,
         callback=use_settings_file,
@@ -73,6 +76,18 @@ def read_settings_file(path: Path) -> Mapping[str, Any]:
     if problems:
         raise CommandError(f"--config: {path}: {'; '.join(problems)}", EXIT_USAGE)
     return found
+
+
+def server_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Adds where a server listens that takes its settings from the same variables and the file that they name.
+
+    So commands in its container find it. Raises CommandError as `read_settings_file` does.
+    """
+    path = environment.get(VARIABLE, "")
+    found = read_settings_file(Path(path)) if path else {}
+    places = {f"TIDEGATE_{name.upper()}": str(found[name]) for name in PLACES if name in found}
+    # A variable that is empty is as good as none, and leaves the file's.
+    return {**places, **{name: value for name, value in environment.items() if value or name not in places}}
 
 
 def _check(value: object, kind: Any, about: Setting) -> None:

@@ -10,8 +10,9 @@ import typer.main
 from tests.root import ROOT
 from tests.servers import run_command
 from tidegate.cli import app as cli
+from tidegate.cli.connection import default_address
 from tidegate.cli.errors import EXIT_USAGE, CommandError
-from tidegate.cli.settings_file import LOG_SETTINGS, read_settings_file
+from tidegate.cli.settings_file import LOG_SETTINGS, read_settings_file, server_environment
 from tidegate.runtime.config import ServerConfig
 
 
@@ -140,3 +141,30 @@ def test_the_example_of_the_docs_is_right(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     example = text.split("```toml\n")[1].split("```")[0]
     assert read_settings_file(write(tmp_path, example))["batch_max"] == 128
+
+
+def test_commands_find_the_server_of_the_file(tmp_path: Path) -> None:
+    """A health check in its container has the same variables. They win, when they are not empty."""
+    path = write(tmp_path, 'host = "::1"\nport = 7\nmetrics_port = 8\nbatch_max = 9')
+    variables = {"TIDEGATE_CONFIG": str(path), "TIDEGATE_PORT": "6", "TIDEGATE_METRICS_PORT": ""}
+    found = server_environment(variables)
+    assert {**found} == {**variables, "TIDEGATE_HOST": "::1", "TIDEGATE_METRICS_PORT": "8"}
+    assert default_address(found) == "[::1]:6"
+
+
+@pytest.mark.parametrize(("command", "port"), [(["health"], 7), (["health", "--http"], 8), (["streams", "list"], 7)])
+def test_a_command_asks_where_the_file_says(tmp_path: Path, command: list[str], port: int) -> None:
+    """Nobody listens there, and the error tells where it asked."""
+    path = write(tmp_path, 'host = "127.0.0.1"\nport = 7\nmetrics_port = 8')
+    ended = run_command(*command, TIDEGATE_CONFIG=str(path))
+    assert ended.returncode == 1
+    assert f"127.0.0.1:{port}" in ended.stderr
+
+
+def test_a_health_check_of_no_port_is_refused() -> None:
+    """In one line."""
+    ended = run_command("health", "--http", TIDEGATE_METRICS_PORT="http")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: TIDEGATE_METRICS_PORT: got 'http', expected a number from 0 to 65535\n",
+    )
