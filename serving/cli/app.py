@@ -51,6 +51,8 @@ app = typer.Typer(
 
 app.add_typer(streams.app, name="streams", rich_help_panel=STREAMS_AND_MODELS)
 app.add_typer(models.app, name="models", rich_help_panel=STREAMS_AND_MODELS)
+app.command("promote", rich_help_panel=STREAMS_AND_MODELS)(models.promote)
+app.command("rollback", rich_help_panel=STREAMS_AND_MODELS)(models.rollback)
 app.add_typer(tokens.app, name="token", rich_help_panel=SERVING)
 app.command("bench", rich_help_panel=TOOLS)(bench.bench)
 app.command("conformance", rich_help_panel=TOOLS)(conformance.conformance)
@@ -187,7 +189,9 @@ def health(
     http: Annotated[
         bool,
         typer.Option(
-            "--http", help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token."
+            "--http",
+            envvar="TIDEGATE_HEALTH_HTTP",
+            help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token.",
         ),
     ] = False,
 ) -> None:

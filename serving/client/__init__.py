@@ -67,6 +67,7 @@ from tidegate.client.inputs import Some, Timesteps, Values
 from tidegate.client.retry import Backoff
 from tidegate.client.stream import Stream
 from tidegate.client.types import Model, ModelChange, Prediction, Predictions, StreamInfo
+from tidegate.client.versions import DefaultChange, Version
 
 __all__ = [
     "AnswerLost",
@@ -75,6 +76,7 @@ __all__ = [
     "Client",
     "ClientError",
     "DataLost",
+    "DefaultChange",
     "Diverged",
     "Existence",
     "InvalidArgument",
@@ -106,6 +108,7 @@ __all__ = [
     "Unauthenticated",
     "Values",
     "ValuesDiffer",
+    "Version",
     "WrongOrder",
     "WrongProcess",
 ]

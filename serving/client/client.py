@@ -19,6 +19,7 @@ from tidegate.client.stream import Stream
 from tidegate.client.tensors import BeginInputs, StreamInputs, stream_inputs
 from tidegate.client.types import STATES, Model, ModelChange, Prediction, StreamInfo, decode_model, decode_stream_info
 from tidegate.client.unary import UnaryPredictor
+from tidegate.client.versions import VersionCalls
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -42,7 +43,7 @@ STREAMS_MAX = 1_000_000
 CALLS_MAX = 1024
 
 
-class Client:
+class Client(VersionCalls):
     """A connection to a server. It belongs to the process that made it; see `WrongProcess`.
 
     Args:
@@ -295,7 +296,7 @@ class Client:
         Args:
             stream_id: its name; empty: the server issues one.
             model: the model; empty for the stream's own, or the only one served.
-            version: its version; empty for the stream's own, or the newest.
+            version: its version, on which the stream then stays. Empty: its own, or the default one; it may move then, see `Stream.moved`.
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token by which the server recognizes this client when the stream is opened again, at most 256 bytes of UTF-8. Empty:
@@ -338,7 +339,7 @@ class Client:
         Args:
             streams: their names; or their number, and the server issues the names.
             model: the model; empty for that of the first stream, or the only one served.
-            version: its version; empty for that of the first stream, or the newest.
+            version: its version; empty as in `open`.
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token of all streams; see `open`.
@@ -378,6 +379,7 @@ class Client:
             durability=_durability(sync),
             owner=arguments.name("owner", owner) or self._owner,
             kept_max=self._limits.buffer_max,
+            accept_move=not version,
         )
 
     def _session(self, stream_id: str, *, sync: bool) -> Session:

@@ -18,6 +18,7 @@
     │   ├── WrongOrder           a timestep before open, a second open
     │   ├── ModelNotFound
     │   ├── ModelNotNamed        several are served and the open names none
+    │   ├── DefaultNotChanged    the default version of a model cannot be written
     │   ├── ModelMismatch        the stream runs under another model or version
     │   ├── StreamNotFound
     │   ├── StreamExists
@@ -195,6 +196,13 @@ class ModelNotNamed(StreamRefused):
 
     def __init__(self, served: Sequence[str]) -> None:
         super().__init__(f"model: none was named and several are served: {join_names(served)}; name one of them")
+
+
+class DefaultNotChanged(StreamRefused):
+    """The default version of a model could not be changed."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"model {name}: {problem}; its default version stays as it is")
 
 
 class ModelMismatch(StreamRefused):

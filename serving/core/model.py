@@ -136,6 +136,19 @@ class Model:
                 raise RunEnded(f"model {self.spec.title}: its run took too long and was ended") from error
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
+    def step_apart(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Does what `step` does without the bound memory, so that another thread may run it beside `step`."""
+        try:
+            if self._may_run(len(x)):
+                return self._step(x, state)
+            rows = [
+                self._step(x[row : row + 1], tuple([part[row : row + 1] for part in state])) for row in range(len(x))
+            ]
+        except Exception as error:  # onnxruntime has no public base class for its errors
+            raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
+        outputs, next_state = zip(*rows, strict=True)
+        return _join(outputs), _join(next_state)
+
     def _step(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
         results = self._session.run(self._feeds.fetch, self._feeds.feed(x, state), self._run_options)
         return self._feeds.read(results, x, state)

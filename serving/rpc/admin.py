@@ -10,7 +10,7 @@ from tidegate.core.model_change import ModelAction, ModelChange, ModelOutcome
 from tidegate.core.spec import Key
 from tidegate.core.stream_id import check_stream_id
 from tidegate.rpc import wire
-from tidegate.rpc.backend import Access, AdminBackend
+from tidegate.rpc.backend import Access, AdminBackend, VersionBackend, VersionInfo
 from tidegate.rpc.identify import identify
 from tidegate.rpc.status import abort
 from tidegate.rpc.time_slice import TimeSlice
@@ -59,8 +59,9 @@ def unary(
 class AdminServicer(pb_grpc.TidegateServiceServicer):
     """Serves the administrative calls."""
 
-    def __init__(self, admin: AdminBackend, access: Access) -> None:
+    def __init__(self, admin: AdminBackend, access: Access, versions: VersionBackend) -> None:
         self._admin = admin
+        self._versions = versions
         self.access = access
 
     @unary
@@ -98,6 +99,26 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
     ) -> list[pb.ModelChange]:
         self.access.require_admin(caller)
         return [_encode_change(each) for each in await self._admin.change_models(action, name, version)]
+
+    @unary
+    async def ListVersions(self, request: pb.ListVersionsRequest, caller: Caller) -> pb.ListVersionsResponse:  # noqa: N802
+        """Lists versions, with the streams on each."""
+        versions = await self._versions.versions(request.name, caller.tenant.name)
+        return pb.ListVersionsResponse(versions=map(_encode_version, versions))
+
+    @unary
+    async def PromoteModel(self, request: pb.PromoteModelRequest, caller: Caller) -> pb.PromoteModelResponse:  # noqa: N802
+        """Makes a version the default."""
+        self.access.require_admin(caller)
+        changed = await self._versions.promote(request.name, request.version)
+        return pb.PromoteModelResponse(version=changed.version, previous_version=changed.previous_version)
+
+    @unary
+    async def RollbackModel(self, request: pb.RollbackModelRequest, caller: Caller) -> pb.RollbackModelResponse:  # noqa: N802
+        """Makes the default before the default again."""
+        self.access.require_admin(caller)
+        changed = await self._versions.rollback(request.name)
+        return pb.RollbackModelResponse(version=changed.version, previous_version=changed.previous_version)
 
     @unary
     async def ListStreams(self, request: pb.ListStreamsRequest, caller: Caller) -> pb.ListStreamsResponse:  # noqa: N802
@@ -152,6 +173,21 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
 def _encode_change(change: ModelChange) -> pb.ModelChange:
     return pb.ModelChange(
         name=change.name, version=change.version, outcome=OUTCOMES[change.outcome], reason=change.reason
+    )
+
+
+def _encode_version(info: VersionInfo) -> pb.Version:
+    return pb.Version(
+        model=info.model.name,
+        version=info.model.version,
+        fingerprint=info.model.fingerprint,
+        is_default=info.is_default,
+        is_promoted=info.is_promoted,
+        policy=info.policy,
+        rewarm_steps=info.rewarm_steps,
+        shadow_share=info.shadow_share,
+        live_streams=info.live_streams,
+        parked_streams=info.parked_streams,
     )
 
 

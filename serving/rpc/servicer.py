@@ -28,9 +28,10 @@ from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT
 from tidegate.core.spec import Key, Timestep
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
 from tidegate.rpc.admin import AdminServicer
-from tidegate.rpc.backend import Access, AdminBackend, CloseReason, StepQueue, StreamBackend
+from tidegate.rpc.backend import Access, AdminBackend, CloseReason, StepQueue, StreamBackend, VersionBackend
 from tidegate.rpc.call import OPEN_SECONDS, Call, Context
 from tidegate.rpc.identify import identify_or_abort
 from tidegate.rpc.open_calls import OpenCalls
@@ -54,6 +55,7 @@ class PredictCall(Call):
         self.quota = quota
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         self.lease: Lease | None = None
+        self.queue: StepQueue
         self.client_buffer_max = CLIENT_BUFFER_DEFAULT
         self.reported_step = 0
         self.sync = False
@@ -90,9 +92,16 @@ class TidegateServicer(AdminServicer):
     """Serves `tidegate.v1`. A request has at most `message_bytes_max` bytes."""
 
     def __init__(
-        self, backend: StreamBackend, admin: AdminBackend, access: Access, calls: OpenCalls, *, message_bytes_max: int
+        self,
+        backend: StreamBackend,
+        admin: AdminBackend,
+        access: Access,
+        versions: VersionBackend,
+        calls: OpenCalls,
+        *,
+        message_bytes_max: int,
     ) -> None:
-        super().__init__(admin, access)
+        super().__init__(admin, access, versions)
         self._backend = backend
         self._predict_one = PredictOneHandler(backend, access)
         self._message_bytes_max = message_bytes_max
@@ -187,6 +196,7 @@ class TidegateServicer(AdminServicer):
         lease.on_end = call.on_lease_end
         lease.on_durable = call.on_durable
         call.reported_step = lease.durable_step
+        call.queue = self._backend.queue(lease)
         stream = lease.stream
         model = self._backend.model(stream.slots.spec.name, stream.slots.spec.version)
         await call.respond(
@@ -200,21 +210,21 @@ class TidegateServicer(AdminServicer):
                 owner_changed=result.owner_changed,
                 message_bytes_max=self._message_bytes_max,
                 model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
+                new_state=wire.NEW_STATES[result.moved],
             )
         )
         return lease
 
     async def _serve(self, call: PredictCall, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client half-closes. Returns the reason."""
-        queue = self._backend.queue(lease)
         read_timestep = read_with(lease.stream.slots.layout)
         while (message := await call.read()) is not None:
             started = perf_counter()
             timestep = read_timestep(message)
             request = wire.decode_request(message) if timestep is None else None
             if request is None or request.HasField("timestep"):
-                await call.write(await self._answer(call, lease, queue, timestep, request))
-                queue.observe_step(perf_counter() - started)
+                await call.write(await self._answer(call, lease, timestep, request))
+                call.queue.observe_step(perf_counter() - started)
                 if call.durable_is_due:  # it became durable while the answer was being sent
                     await call.send_durable()
             elif request.HasField("close"):
@@ -246,7 +256,6 @@ class TidegateServicer(AdminServicer):
         self,
         call: PredictCall,
         lease: Lease,
-        queue: StepQueue,
         timestep: Timestep | None,
         request: pb.PredictRequest | None,
     ) -> bytes:
@@ -262,10 +271,9 @@ class TidegateServicer(AdminServicer):
                 timestep = wire.decode_timestep(request.timestep, stream.slots.layout)
             if call.caller.tenant.limits_steps:
                 self.access.take_steps(call.caller, 1)
-            if stream.slot < 0:
-                with call.quota.reserve(stream.slots.spec):
-                    await self._backend.wake(lease)
-            prediction = await queue.submit(lease, timestep)
+            if stream.needs_wake:
+                await self._wake(call, lease)
+            prediction = await call.queue.submit(lease, timestep)
             if call.sync:
                 await self._backend.wait_durable(lease, prediction.step)
         except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:
@@ -283,6 +291,16 @@ class TidegateServicer(AdminServicer):
             message = wire.make_prediction(prediction, durable_step, stream.slots.spec, numbers=True)
             return pb.PredictResponse(prediction=message).SerializeToString()
         return wire.encode_prediction(prediction, durable_step)
+
+    async def _wake(self, call: PredictCall, lease: Lease) -> None:
+        """Makes the stream ready for a timestep. Tells the client when it has moved to another version."""
+        with call.quota.reserve_wake(lease):
+            moved = await self._backend.wake(lease)
+        if moved is not Moved.NOT:
+            call.queue = self._backend.queue(lease)
+            spec = lease.stream.slots.spec
+            model = self._backend.model(spec.name, spec.version)
+            await call.write(wire.encode_moved(spec, moved, batch_invariant=model.batch_invariant))
 
     async def _wait_for_half_close(self, call: PredictCall) -> None:
         """Waits briefly until the client half-closes.

@@ -15,9 +15,10 @@ from tidegate.core.errors import (
 )
 from tidegate.core.import_check import check_import
 from tidegate.core.model_change import ModelAction, ModelChange
+from tidegate.core.payload import check_payload_size
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Key
-from tidegate.core.streams import Phase, check_payload_size, checkpoint_rows
+from tidegate.core.streams import Phase, checkpoint_rows
 from tidegate.rpc.backend import ModelInfo, StreamInfo
 from tidegate.runtime.channel import ChannelClosed
 from tidegate.runtime.model_messages import ModelControl

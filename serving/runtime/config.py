@@ -3,8 +3,9 @@
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_local, is_unix
 from tidegate.runtime.model_checker import TrialLimits
@@ -115,6 +116,11 @@ class ServerConfig:
         "", "Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB or memory:. Empty: SQLite in --data-dir."
     )
     data_dir: Path = setting(Path("data"), "Folder for what the server writes.")  # noqa: RUF009 - a field
+    # Nobody's stream changes its version unless the operator wants it.
+    swap_policy: str = setting(
+        "pin", "Streams on an old version: pin, rewarm or reset; serving.toml of a model overrules it."
+    )
+    rewarm_steps: int = setting(64, "Timesteps kept of each stream for rewarm.", at_least=1, at_most=REWARM_STEPS_MAX)
     # What a client sends again after a crash.
     checkpoint_every: float = duration("200ms", "How often state is stored.", at_least=1e-6)
     park_after: float = duration("60s", "Silence after which an open stream leaves memory.")
@@ -137,6 +143,8 @@ class ServerConfig:
             object.__setattr__(self, "host", ALL_ADDRESSES if self.tls_cert else THIS_MACHINE)
         self._validate_hosts()
         self._validate_workers()
+        if self.swap_policy not in get_args(PolicyName):
+            raise InvalidSetting("swap_policy", self.swap_policy, f"expected one of {', '.join(get_args(PolicyName))}")
 
     @property
     def state_address(self) -> str:

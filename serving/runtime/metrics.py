@@ -6,6 +6,7 @@ loop writes, so nothing is locked. Values that can be looked up at any time (the
 streams) are not counted: `refresh` looks them up.
 """
 
+import asyncio
 import gc
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,12 @@ Outcome = Literal[
 CheckpointOutcome = Literal["ok", "failed", "fenced"]
 OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
 Label = TypeVar("Label", bound=str)
+# What became of a timestep that a shadow was to run.
+SHADOW_OUTCOMES = ("compared", "warming", "dropped", "failed")
+# From the last bits of float32 to a thousand times the scale.
+DIFFERENCES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0)
+# How a stream came to another version, as `core.swap.Moved` names it; or that it did not.
+MOVE_OUTCOMES = ("rewarmed", "reset", "failed")
 
 # From 50 microseconds, a step of an idle server, to 1 second. The client library's own buckets start at 5 ms.
 SECONDS = (
@@ -31,6 +38,8 @@ SECONDS = (
 )  # fmt: skip
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
+# How often a worker looks up its gauges for the supervisor, in seconds. Counters are always up to date.
+REFRESH_SECONDS = 0.25
 # The three generations of Python's garbage collector, and what `gc.get_stats` reports of each.
 GENERATIONS = ("0", "1", "2")
 GARBAGE = {
@@ -128,6 +137,10 @@ class ModelMetrics:
         self.queue_seconds = Histogram(SECONDS)
         self.run_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)
+        self.moves: Counts[str] = Counts(MOVE_OUTCOMES)
+        self.shadow_steps: Counts[str] = Counts(SHADOW_OUTCOMES)
+        self.shadow_absolute = Histogram(DIFFERENCES)
+        self.shadow_relative = Histogram(DIFFERENCES)
         self.missing = Count()
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
@@ -323,6 +336,13 @@ class Metrics:
         self._gauges.append(_Gauge(numbers, read))
 
 
+async def refresh_regularly(metrics: Metrics) -> None:
+    """Looks up the gauges at intervals, until cancelled: the supervisor of a worker reads them."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        metrics.refresh()
+
+
 @dataclass(frozen=True, slots=True)
 class _Metric:
     """A metric, and for each of its series the function that attaches it to shared memory."""
@@ -337,6 +357,31 @@ class _Gauge:
 
     numbers: Numbers
     read: Callable[[], float]
+
+
+def _of_shadow(model: ModelMetrics, labels: Sequence[str]) -> Iterator["_Metric"]:
+    """The metrics of a version as a shadow."""
+    yield _Metric(
+        MetricFamily(
+            "tidegate_shadow_steps",
+            "Timesteps that this version was to run as a shadow: compared; not compared, because it knows the stream too "
+            "briefly; dropped, because it is behind; failed.",
+            "counter",
+            (*labels, "outcome"),
+            [(*model.labels, outcome) for outcome in model.shadow_steps],
+        ),
+        model.shadow_steps.attachers(),
+    )
+    texts = {
+        "absolute": "Largest absolute difference between the outputs of this shadow and the real ones, of each timestep.",
+        "relative": "The same in standard deviations of the real output.",
+    }
+    for name, text in texts.items():
+        measured: Histogram = getattr(model, f"shadow_{name}")
+        yield _Metric(
+            MetricFamily(f"tidegate_shadow_{name}_difference", text, "histogram", labels, [model.labels], DIFFERENCES),
+            [measured.attach],
+        )
 
 
 def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
@@ -357,6 +402,17 @@ def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
         MetricFamily("tidegate_steps", "Timesteps by outcome.", "counter", (*labels, "outcome"), steps),
         model.steps.attachers(),
     )
+    yield _Metric(
+        MetricFamily(
+            "tidegate_moves",
+            "Streams that moved to this version from another one: rewarmed with their last timesteps, or reset; or failed to.",
+            "counter",
+            (*labels, "outcome"),
+            [(*model.labels, outcome) for outcome in model.moves],
+        ),
+        model.moves.attachers(),
+    )
+    yield from _of_shadow(model, labels)
     text = "Values of applied timesteps that were NaN."
     yield _Metric(
         MetricFamily("tidegate_missing_values", text, "counter", labels, [model.labels]), [model.missing.attach]

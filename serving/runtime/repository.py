@@ -1,6 +1,6 @@
 """The loaded models of a process: looks them up. `runtime.model_host` adds and removes them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -14,6 +14,9 @@ from tidegate.rpc.backend import ModelInfo
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.metrics import ModelMetrics
 from tidegate.runtime.model_load import LoadedModel
+from tidegate.runtime.model_settings import ModelSettings
+
+DEFAULT_SETTINGS = ModelSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Limits:
     answers: int
     batch_max: int
     queue_max: int
+    settings_of: Callable[[str], ModelSettings] = lambda _: DEFAULT_SETTINGS
+    """The settings of a model, by its name."""
 
 
 class ModelPhase(Enum):
@@ -72,6 +77,8 @@ class Repository:
     """
 
     def __init__(self, models: Sequence[ServedModel] = ()) -> None:
+        self._settings: dict[str, ModelSettings] = {}
+        self._promoted: dict[str, str] = {}  # the promoted version of each name that has one
         self._models: list[ServedModel] = []
         self._by_slots: dict[int, ServedModel] = {}
         for served in models:
@@ -135,9 +142,48 @@ class Repository:
         raise ModelNotFound(name, version, [served.spec.title for served in serving])
 
     def default(self, name: str) -> ServedModel | None:
-        """The version of a model that a new stream gets when it names none: the newest that is served."""
-        versions = [each for each in self._models if each.spec.name == name and each.phase is ModelPhase.SERVING]
-        return versions[0] if versions else None
+        """The version of a model that a stream gets when it names none: the promoted one, else the newest that is served.
+
+        Also the newest when the promoted one is not served any more.
+        """
+        versions = [served for served in self.versions(name) if served.phase is ModelPhase.SERVING]
+        promoted = self._promoted.get(name)
+        return next(
+            (served for served in versions if served.spec.version == promoted), versions[0] if versions else None
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models, each once."""
+        return list(dict.fromkeys(served.spec.name for served in self._models))
+
+    def versions(self, name: str) -> list[ServedModel]:
+        """The loaded versions of a model, newest first, in whatever phase."""
+        return [served for served in self._models if served.spec.name == name]
+
+    def shadow(self, name: str) -> ServedModel | None:
+        """The version of a model that is its shadow: the one of the settings, else the newest that is not the default."""
+        settings, default = self.settings(name).shadow, self.default(name)
+        if not settings.share:
+            return None
+        others = [each for each in self.versions(name) if each.phase is ModelPhase.SERVING and each is not default]
+        return next((each for each in others if settings.version in ("", each.spec.version)), None)
+
+    def promoted(self, name: str) -> str:
+        """The promoted version of a model; empty when the newest is the default."""
+        return self._promoted.get(name, "")
+
+    def set_promoted(self, name: str, version: str) -> None:
+        """Sets the default version of a model; empty for the newest."""
+        self._promoted[name] = version
+
+    def settings(self, name: str) -> ModelSettings:
+        """The settings of a model."""
+        return self._settings.get(name, DEFAULT_SETTINGS)
+
+    def set_settings(self, name: str, settings: ModelSettings) -> None:
+        """Sets the settings of a model. Whether its slots keep timesteps was decided when they were made."""
+        self._settings[name] = settings
 
 
 def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits) -> ServedModel:
@@ -146,6 +192,6 @@ def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits) -> Served
     model.limit_batches(check.sizes, limits.batch_max)
     measured = ModelMetrics(model.spec.name, model.spec.version, model.spec.fingerprint)
     measured.batch_invariant = check.batch_invariant
-    slots = Slots(model.spec, limits.live_max, limits.answers)
+    slots = Slots(model.spec, limits.live_max, limits.answers, limits.settings_of(model.spec.name).raw_steps)
     batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
     return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)

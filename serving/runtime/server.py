@@ -31,7 +31,7 @@ from tidegate.runtime.host import with_port
 from tidegate.runtime.inference_status import InferenceStatus
 from tidegate.runtime.lifecycle import StartFailed, StopFailed, end_at_once, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
-from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics import Metrics, refresh_regularly
 from tidegate.runtime.metrics_server import MetricsServer
 from tidegate.runtime.model_catalog import ModelCatalog, ModelRefused, Target
 from tidegate.runtime.model_checker import ModelChecker
@@ -43,6 +43,8 @@ from tidegate.runtime.repository import Limits, Repository, ServedModel
 from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
+from tidegate.runtime.version_service import VersionService
+from tidegate.runtime.version_watch import VersionWatch
 from tidegate.runtime.worker_context import WorkerContext
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
@@ -64,10 +66,6 @@ SECONDS_TO_TELL = 1.0
 # The least time for storing, in seconds, when calls have used up the time for stopping.
 SECONDS_TO_STORE = 2.0
 SERVICE = pb.DESCRIPTOR.services_by_name["TidegateService"].full_name
-
-
-# How often a worker looks up its gauges for the supervisor, in seconds. Counters are always up to date.
-REFRESH_SECONDS = 0.25
 
 
 class Server:
@@ -182,6 +180,7 @@ class Server:
         await self._load_models(resources, targets)
         self._warn_of_memory()
         self._make_services(store)
+        await self.version_watch.start(self.stream_service.mover)
         if self.context is None:
             source.counters, source.up = metrics.counters, True
         else:
@@ -210,8 +209,10 @@ class Server:
     async def _load_models(self, resources: AsyncExitStack, targets: Sequence[Target]) -> None:
         """Loads what is served, as many at a time as there are cores."""
         config = self.config
-        limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
         self.repository = Repository()
+        self.version_watch = VersionWatch(config.models, self.repository, config.swap_policy, config.rewarm_steps)
+        bounds = config.live_max, config.answers_remembered, config.batch_max, config.queue_max
+        limits = Limits(*bounds, self.version_watch.settings_of)
         self.host = ModelHost(self.repository, self.metrics, limits, self._start_batcher, lambda: self.on_models())  # noqa: PLW0108 - it is set later
         # If the start fails, nothing is left behind.
         resources.push_async_callback(self._tasks.cancel, STUCK_SECONDS)
@@ -245,6 +246,7 @@ class Server:
             self.stream_service,
             self.admin_service,
             self._access,
+            VersionService(config.models, self.repository, store, self.version_watch),
             self._calls,
             message_bytes_max=config.message_bytes_max,
         )
@@ -264,9 +266,10 @@ class Server:
         tasks.start(self._watch_tokens(), "token watch")
         tasks.start(self._health.watch_models(self._models_health), "model watch")
         tasks.start(self.host.run(), "model host")
+        tasks.start(self.version_watch.run(), "version watch")
         tasks.start(self._connection_limiter.run(), "descriptor watch")
         if self.context is not None:
-            tasks.start(_refresh(self.metrics), "refresher")
+            tasks.start(refresh_regularly(self.metrics), "refresher")
 
     def _start_batcher(self, served: ServedModel) -> Callable[[], None]:
         """Runs the batcher of a model. Returns what ends it."""
@@ -438,10 +441,3 @@ class Server:
     def _models_health(self) -> dict[str, bool]:
         """Whether each model serves: not while a run of it takes too long."""
         return {served.spec.title: not self._watch.is_late(served.batcher) for served in self.repository.shown}
-
-
-async def _refresh(metrics: Metrics) -> None:
-    """Looks up the gauges at intervals, until cancelled."""
-    while True:
-        await asyncio.sleep(REFRESH_SECONDS)
-        metrics.refresh()

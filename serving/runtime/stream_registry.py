@@ -160,6 +160,8 @@ class StreamRegistry:
         spec = stream.slots.spec
         if model not in ("", spec.name) or version not in ("", spec.version):
             return None
+        if not version and stream.slots.draining:
+            return None  # it is to move, which `open` does
         self.mark_in_use(stream)
         return self.streams.reacquire(stream)
 

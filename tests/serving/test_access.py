@@ -64,6 +64,9 @@ UNARY = {
     "LoadModel": pb.LoadModelRequest(name="toy"),
     "UnloadModel": pb.UnloadModelRequest(name="toy"),
     "ReloadModels": pb.ReloadModelsRequest(),
+    "ListVersions": pb.ListVersionsRequest(),
+    "PromoteModel": pb.PromoteModelRequest(name="toy", version="1"),
+    "RollbackModel": pb.RollbackModelRequest(name="toy"),
     "ListStreams": pb.ListStreamsRequest(),
     "DescribeStream": pb.DescribeStreamRequest(stream_id="a"),
     "DeleteStream": pb.DeleteStreamRequest(stream_id="a"),
@@ -93,6 +96,12 @@ async def test_only_an_admin_changes_models(sum_root: Path, tmp_path: Path) -> N
             async with client_of(server, "a") as client:
                 with pytest.raises(ClientError, match="admin"):
                     await client.change_models(action, "toy")
+        async with client_of(server, "a") as client:
+            with pytest.raises(ClientError, match="admin"):
+                await client.promote("toy", "1")
+            with pytest.raises(ClientError, match="admin"):
+                await client.rollback("toy")
+        assert not (sum_root / "toy" / "promoted.json").exists()
         async with client_of(server, "admin") as client:
             assert await client.change_models("reload") == []
     assert server.titles == ["toy/1"]

@@ -160,7 +160,7 @@ def test_every_option_has_an_environment_variable(sum_root: Path) -> None:
 
 
 # What is done instead of the command's work: for one call, never for an environment.
-ACTIONS = {"--help", "--check", "--http"}
+ACTIONS = {"--help", "--check"}
 
 
 def test_every_option_of_every_command_names_its_environment_variable() -> None:

@@ -19,6 +19,7 @@ from tidegate.client import Client
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import STEP_MAX
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import columns
 from tidegate.rpc import predict_blocks as blocks_module
 from tidegate.rpc.predict_blocks import PredictBlocksCall
@@ -350,11 +351,12 @@ async def test_streams_that_are_parked_while_others_wake_are_woken_again(sum_roo
             keeper._streams.park(stream)
         wake, tired = keeper.wake, [2]
 
-        async def wake_and_doze(lease: Lease) -> None:
-            await wake(lease)
+        async def wake_and_doze(lease: Lease) -> Moved:
+            moved = await wake(lease)
             if lease.stream is streams[0] and tired[0]:
                 tired[0] -= 1
                 keeper._streams.park(lease.stream)
+            return moved
 
         keeper.wake = wake_and_doze  # type: ignore[method-assign]
         assert sums(await call.block(handles, [[1], [1]], [2, 2])) == [2, 2]
@@ -559,7 +561,7 @@ async def test_single_timesteps_have_their_turn_between_the_chunks_of_a_block(su
         await gate.entered()
         gate.let_one()
         assert np.frombuffer((await answering).prediction.outputs[0], "<f4").item() == 5
-        assert batcher_of(server)._blocks or batcher_of(server)._running
+        assert batcher_of(server)._blocks or batcher_of(server).runs_in_thread
         gate.open()
         assert sums((await call.read()).block) == [1] * 40
 

@@ -60,6 +60,21 @@ class TidegateServiceStub(object):
                 request_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
                 response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/tidegate.v1.TidegateService/ListVersions',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.PromoteModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/PromoteModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelResponse.FromString,
+                _registered_method=True)
+        self.RollbackModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/RollbackModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelResponse.FromString,
+                _registered_method=True)
         self.ListStreams = channel.unary_unary(
                 '/tidegate.v1.TidegateService/ListStreams',
                 request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
@@ -178,6 +193,31 @@ class TidegateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersions(self, request, context):
+        """Lists the versions being served, with the streams on each, and which one is the default. The streams are counted in the
+        store, which takes a while when there are a million. NOT_FOUND when the model is not served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteModel(self, request, context):
+        """Makes a version the default of its model: the one of new streams, and the one to which streams of other versions move
+        when the model's policy says so. All workers, and all servers that share the models folder, follow within a second.
+        NOT_FOUND when the version is not served, FAILED_PRECONDITION when the models folder cannot be written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackModel(self, request, context):
+        """Makes the version the default again that was it before the last promotion; without one, the version before the default.
+        FAILED_PRECONDITION when there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListStreams(self, request, context):
         """Lists the streams that the caller may see, in the order of the bytes of their names, page by page. Of a stream that
         another server has in memory, `step` is the last stored one.
@@ -278,6 +318,21 @@ def add_TidegateServiceServicer_to_server(servicer, server):
                     servicer.DescribeModel,
                     request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.FromString,
                     response_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'PromoteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelResponse.SerializeToString,
+            ),
+            'RollbackModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelResponse.SerializeToString,
             ),
             'ListStreams': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStreams,
@@ -461,6 +516,87 @@ class TidegateService(object):
             '/tidegate.v1.TidegateService/DescribeModel',
             tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
             tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/ListVersions',
+            tidegate_dot_v1_dot_tidegate__pb2.ListVersionsRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/PromoteModel',
+            tidegate_dot_v1_dot_tidegate__pb2.PromoteModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.PromoteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/RollbackModel',
+            tidegate_dot_v1_dot_tidegate__pb2.RollbackModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.RollbackModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
