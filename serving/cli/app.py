@@ -266,10 +266,15 @@ def _make_config(settings: Mapping[str, Any]) -> ServerConfig:
 
 def _check(config: ServerConfig) -> None:
     """Checks what a start needs, and prints what would be served."""
+    from tidegate.runtime.model_settings import ModelSettings
     from tidegate.runtime.start_check import check_start
 
+    default = ModelSettings.model_validate({"policy": config.swap_policy, "rewarm_steps": config.rewarm_steps})
     models = check_start(
         lambda: _make_catalog(config, None),
+        default,
+        models=config.models,
+        load=config.load,
         tls=config.tls_files,
         tokens=config.tokens_path,
         state=config.state_address,

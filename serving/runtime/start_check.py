@@ -11,37 +11,50 @@ from tidegate.runtime.access import Access, Refusal
 from tidegate.runtime.lifecycle import StartFailed
 from tidegate.runtime.model_catalog import ModelCatalog
 from tidegate.runtime.model_checker import CheckedModel
+from tidegate.runtime.model_files import scan
+from tidegate.runtime.model_settings import ModelSettings, read_settings
+from tidegate.runtime.promotion import read_promotion
 from tidegate.runtime.tls import TlsCredentials
 from tidegate.runtime.tls_files import TlsFiles
 from tidegate.store import make_store
 
 
 async def check_start(
-    make_catalog: Callable[[], ModelCatalog], *, tls: TlsFiles | None, tokens: Path | None, state: str
+    make_catalog: Callable[[], ModelCatalog],
+    default: ModelSettings,
+    *,
+    models: Path,
+    load: Sequence[str],
+    tls: TlsFiles | None,
+    tokens: Path | None,
+    state: str,
 ) -> Sequence[CheckedModel]:
     """Returns the models that would be served.
 
     Args:
         make_catalog: makes the catalog that tries the models. It should make no copies.
+        default: how models are served that have no settings of their own.
+        models: the folder of models.
+        load: what to serve of it, as NAME or NAME/VERSION; empty for all.
         tls: the files for TLS; None without TLS.
         tokens: the token file; None without one.
         state: the address of the store.
 
     Raises StartFailed with everything that would make a start fail.
     """
-    problems = [*_problems(tls, tokens, state)]
-    models: Sequence[CheckedModel] = []
+    problems = [*_problems(tls, tokens, state), *_folder_problems(models, load, default)]
+    checked: Sequence[CheckedModel] = []
     catalog = make_catalog()
     try:
         await catalog.start()
-        models = [target.model for target in catalog.targets]
+        checked = [target.model for target in catalog.targets]
     except ContractBroken as error:
         problems.append(str(error))
     finally:
         await catalog.close()
     if problems:
         raise StartFailed("; ".join(problems))
-    return models
+    return checked
 
 
 def _problems(tls: TlsFiles | None, tokens: Path | None, state: str) -> list[str]:
@@ -60,6 +73,20 @@ def _problems(tls: TlsFiles | None, tokens: Path | None, state: str) -> list[str
         make_store(state)
     except (StoreUnavailable, ValueError) as error:
         problems.append(str(error))
+    return problems
+
+
+def _folder_problems(models: Path, load: Sequence[str], default: ModelSettings) -> list[str]:
+    """What is wrong with the files beside the versions of each model."""
+    problems = []
+    names = {each.partition("/")[0] for each in load}
+    for name in sorted({files.name for files in scan(models)}) if models.is_dir() else []:
+        try:
+            if not names or name in names:
+                read_settings(models / name, default)
+                read_promotion(models / name)
+        except ContractBroken as error:
+            problems.append(str(error))
     return problems
 
 

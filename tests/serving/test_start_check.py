@@ -46,10 +46,11 @@ def test_nothing_is_opened_or_written(sum_root: Path, tmp_path: Path, work: Path
 
 
 def test_everything_that_is_wrong_is_named(tmp_path: Path, work: Path) -> None:
-    """The certificate, the tokens, the store and each model, in one line, with exit code 3."""
+    """The certificate, the tokens, the store, and each model and how it is served, in one line, with exit code 3."""
     for version in "12":
         write_model(tmp_path / "m", b"rubbish", "toy", version)
     write_model(tmp_path / "m", running_sum(), "toy", "3")
+    (tmp_path / "m" / "toy" / "serving.toml").write_text("policy = 'swim'")
     (tmp_path / "tokens.toml").write_text("[[token]]\nsha256 = 'x'\ntenant = 'a'")
     ended = run_command(
         *("serve", "--check", "--models", str(tmp_path / "m"), "--tokens", str(tmp_path / "tokens.toml")),
@@ -58,8 +59,17 @@ def test_everything_that_is_wrong_is_named(tmp_path: Path, work: Path) -> None:
     )
     assert (ended.returncode, ended.stdout) == (3, "")
     (line,) = [each for each in ended.stderr.splitlines() if each.startswith("error: ")]
-    for words in ("absent.pem", "token[0].sha256", "tape:", "2 models cannot be served: toy/1", "; toy/2"):
+    for words in ("absent.pem", "token[0].sha256", "tape:", "2 models cannot be served: toy/1", "; toy/2", "'swim'"):
         assert words in line
+
+
+def test_only_what_is_loaded_is_checked(tmp_path: Path, work: Path) -> None:
+    """As at a start."""
+    write_model(tmp_path / "m", running_sum(), "toy", "1")
+    write_model(tmp_path / "m", b"rubbish", "lake", "1")
+    (tmp_path / "m" / "lake" / "serving.toml").write_text("policy = 'swim'")
+    ended = run_command("serve", "--check", "--models", str(tmp_path / "m"), "--load", "toy/1", cwd=work)
+    assert (ended.returncode, ended.stdout.split(",")[0]) == (0, "ok: toy/1"), ended.stderr
 
 
 def test_a_bad_setting_is_refused(sum_root: Path) -> None:
