@@ -80,7 +80,11 @@ def _folder_problems(models: Path, load: Sequence[str], default: ModelSettings) 
     """What is wrong with the files beside the versions of each model."""
     problems = []
     names = {each.partition("/")[0] for each in load}
-    for name in sorted({files.name for files in scan(models)}) if models.is_dir() else []:
+    try:
+        found = {files.name for files in scan(models)}
+    except OSError:  # the catalog tells it
+        return []
+    for name in sorted(found):
         try:
             if not names or name in names:
                 read_settings(models / name, default)

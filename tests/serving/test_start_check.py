@@ -89,3 +89,13 @@ def test_a_start_without_models_leaves_nothing(tmp_path: Path, work: Path, model
     ended = run_command("serve", *options, "--workers", workers, cwd=work, TIDEGATE_STATE="")
     assert ended.returncode == 3
     assert files_below(work) == []
+
+
+@pytest.mark.parametrize("options", [["--workers", "1"], ["--workers", "2"], ["--check"]])
+def test_a_folder_that_cannot_be_listed_is_refused(work: Path, options: list[str]) -> None:
+    """In one line, without a traceback."""
+    ports = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    ended = run_command("serve", "--models", "a" * 300, *ports, *options, cwd=work, TIDEGATE_STATE="")
+    assert ended.returncode == 3
+    (line,) = [each for each in ended.stderr.splitlines() if " INFO " not in each]
+    assert line.startswith(f"error: {'a' * 300}: cannot be listed: File name too long")
