@@ -48,5 +48,5 @@ def mistakes(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
             continue
         close = difflib.get_close_matches(name, sorted(names - {VARIABLE}), 1, cutoff=0.75)
         hint = f"; did you mean {close[0]}?" if close else ""
-        found.append(f"the environment variable {name} is no setting and has no effect{hint}")
+        found.append(f"the environment variable {name} is no setting of a server, and has no effect here{hint}")
     return found

@@ -35,14 +35,14 @@ def test_the_variables_of_all_commands_are_known(known: list[str]) -> None:
 def test_a_misspelt_variable_is_told(known: list[str], name: str, meant: str) -> None:
     """With the name that was meant."""
     assert mistakes({name: "1", "PATH": "/bin"}, known) == [
-        f"the environment variable {name} is no setting and has no effect; did you mean {meant}?"
+        f"the environment variable {name} is no setting of a server, and has no effect here; did you mean {meant}?"
     ]
 
 
 def test_a_variable_that_resembles_none_is_told(known: list[str]) -> None:
     """Without a guess."""
     assert mistakes({"TIDEGATE_COLOUR_OF_THE_SEA": "1"}, known) == [
-        "the environment variable TIDEGATE_COLOUR_OF_THE_SEA is no setting and has no effect"
+        "the environment variable TIDEGATE_COLOUR_OF_THE_SEA is no setting of a server, and has no effect here"
     ]
 
 
@@ -80,7 +80,7 @@ def test_a_server_tells_a_misspelt_variable(sum_root: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert [line.split(" WARNING ")[1] for line in ended.stderr.splitlines() if " WARNING " in line] == [
         (
-            "tidegate.cli: the environment variable TIDEGATE_BATCHMAX is no setting and has no effect; "
+            "tidegate.cli: the environment variable TIDEGATE_BATCHMAX is no setting of a server, and has no effect here; "
             "did you mean TIDEGATE_BATCH_MAX?"
         )
     ]

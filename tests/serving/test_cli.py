@@ -285,7 +285,7 @@ def test_models_prints_a_table(server: Process) -> None:
     ended = run_command("models", "--address", server.address)
     assert ended.returncode == 0, ended.stderr
     row = ended.stdout.splitlines()[1]
-    for word in ("lake", "3", "forecast", "3600 s", "8", "forecast of s0 at 1/3", "yes"):
+    for word in ("lake", "3", "forecast", "3600 s", "8", "forecast of s0 at 1/3", "in any batch"):
         assert word in row
 
 
