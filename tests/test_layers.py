@@ -256,7 +256,10 @@ def test_a_library_stays_where_it_belongs(package: str, library: str, rooms: set
 def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     """All other modules take plain values."""
     users = {module for module, tree in modules("serving") if "tidegate.runtime.config" in set(imports(module, tree))}
-    assert users <= {"tidegate.runtime.server", "tidegate.cli.app", "tidegate.cli.worker"}
+    assert users <= {
+        "tidegate.runtime.server",
+        *(f"tidegate.cli.{each}" for each in ("app", "settings_file", "worker")),
+    }
 
 
 @pytest.mark.parametrize("package", ["serving", "training"])

@@ -137,7 +137,7 @@ class ServerConfig:
         for each in fields(self):
             value = getattr(self, each.name)
             try:
-                object.__setattr__(self, each.name, _validated(value, each.type, each.metadata["setting"]))
+                object.__setattr__(self, each.name, validated(value, each.type, each.metadata["setting"]))
             except ValueError as error:
                 raise InvalidSetting(each.name, value, str(error)) from None
         if self.device not in DEVICES:
@@ -229,7 +229,7 @@ class ServerConfig:
             )
 
 
-def _validated(value: Any, kind: Any, about: Setting) -> Any:
+def validated(value: Any, kind: Any, about: Setting) -> Any:
     """Returns the value with its type and within its bounds. Raises ValueError."""
     if about.duration and isinstance(value, str):
         value = seconds(value)

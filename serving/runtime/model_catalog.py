@@ -25,7 +25,7 @@ from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.runtime.channel import ChannelClosed
 from tidegate.runtime.exposition import Events
 from tidegate.runtime.model_checker import CheckedModel, ModelChecker, TrialLimits
-from tidegate.runtime.model_files import ModelCopies, StillChanging, VersionFiles, check, scan
+from tidegate.runtime.model_files import ModelCopies, StillChanging, VersionFiles, VersionFolders, check, scan
 
 log = logging.getLogger("tidegate.models")
 
@@ -73,7 +73,7 @@ class ModelCatalog:
         limits: what a model may take when it is tried.
         bytes_max: how large the files of a version may be, in bytes.
         poll_s: how often the folder is looked at, in seconds; 0 for never.
-        spare: the folder for private copies where the system has none for temporary files.
+        spare: the folder for private copies where the system has none for temporary files; None to make no copies.
 
     Attributes:
         load_s: how long a process may take to load a version, in seconds.
@@ -93,11 +93,11 @@ class ModelCatalog:
         *,
         bytes_max: int,
         poll_s: float,
-        spare: Path,
+        spare: Path | None,
     ) -> None:
         self._root = root
         self._chosen = {*chosen}
-        self._copies = ModelCopies(spare)
+        self._copies = VersionFolders() if spare is None else ModelCopies(spare)
         self._make_checker = make_checker
         self._first_checker = make_checker()  # loads its libraries while this process starts
         self._limits = limits
@@ -132,8 +132,10 @@ class ModelCatalog:
         """
         checker = self._first_checker
         try:
-            found = self._wanted(await asyncio.to_thread(self._scan) if self._root.is_dir() else [])
+            found = self._wanted(await asyncio.to_thread(scan, self._root) if self._root.is_dir() else [])
             results = await asyncio.gather(*(self._try(files, checker) for files in found), return_exceptions=True)
+        except OSError as error:
+            raise ContractBroken(str(self._root), f"cannot be listed: {error.strerror}") from error
         finally:
             await checker.close()
         broken = [result for result in results if isinstance(result, ContractBroken | OSError)]
@@ -199,7 +201,7 @@ class ModelCatalog:
         async with self._lock:
             found = [
                 files
-                for files in await asyncio.to_thread(self._scan)
+                for files in await asyncio.to_thread(scan, self._root)
                 if files.name == name and version in ("", files.version)
             ]
             for files in found:
@@ -229,7 +231,7 @@ class ModelCatalog:
     async def _look(self, *, settled_only: bool) -> list[ModelChange]:
         """Loads what is new and retires what is gone."""
         try:
-            found = {files.title: files for files in await asyncio.to_thread(self._scan)}
+            found = {files.title: files for files in await asyncio.to_thread(scan, self._root)}
         except OSError as error:
             log.error("the models in %s cannot be listed, and stay as they are: %s", self._root, error.strerror)
             return []
@@ -307,7 +309,7 @@ class ModelCatalog:
                         files.title, "its files go on changing; write them elsewhere and rename their folder"
                     ) from None
                 await asyncio.sleep(SETTLE_SECONDS / 2)
-                found = [each for each in await asyncio.to_thread(self._scan) if each.title == files.title]
+                found = [each for each in await asyncio.to_thread(scan, self._root) if each.title == files.title]
                 if not found:
                     raise ContractBroken(files.title, "it was removed while it was read") from None
                 files = found[0]
@@ -379,7 +381,7 @@ class ModelCatalog:
         if retired:
             await self._apply(self._hosts)
             with suppress(OSError):
-                self._forget_events(files.title for files in await asyncio.to_thread(self._scan))
+                self._forget_events(files.title for files in await asyncio.to_thread(scan, self._root))
 
     def _add(self, files: VersionFiles, model: CheckedModel) -> None:
         self._targets[files.title] = Target(model, "serving")
@@ -429,9 +431,6 @@ class ModelCatalog:
         self.events.counts = {
             labels: number for labels, number in self.events.counts.items() if f"{labels[0]}/{labels[1]}" in known
         }
-
-    def _scan(self) -> list[VersionFiles]:
-        return scan(self._root)
 
     def _is_chosen(self, files: VersionFiles) -> bool:
         return not self._chosen or files.name in self._chosen or files.title in self._chosen

@@ -166,6 +166,20 @@ class ModelCopies:
         os.close(self._lock)
 
 
+class VersionFolders:
+    """The versions where they are, without copies: for a check, which writes nothing."""
+
+    def add(self, files: VersionFiles) -> Path:
+        """The folder of a version."""
+        return files.folder
+
+    def remove(self, folder: Path) -> None:
+        """Leaves it."""
+
+    def close(self) -> None:
+        """There is nothing to remove."""
+
+
 def _folders(parent: Path) -> list[Path]:
     """The folders below a folder that are not being written, in order."""
     return sorted(

@@ -119,7 +119,7 @@ class Server:
         return ready_line(grpc, with_port(self.config.metrics_address, self.metrics_port), self.titles)
 
     async def start(self) -> None:
-        """Takes the ports, opens the store, loads the models and warms them up. Afterwards health is SERVING.
+        """Takes the ports, tries the models, opens the store, loads the models and warms them up. Afterwards health is SERVING.
 
         Raises:
             ContractBroken: a model cannot be served.
@@ -162,8 +162,6 @@ class Server:
             resources.callback(metrics_port.close)
             self.metrics_port = metrics_port.port
             self._listen()
-        store = await self._open_store()
-        resources.push_async_callback(store.close)
         if self.context is None:
             metrics.create_counters()
         else:
@@ -171,10 +169,15 @@ class Server:
         self.control: ModelControl
         if catalog is not None:
             await catalog.start()
-            self.control = catalog
-        elif self.context is not None:
+            self.control, targets = catalog, catalog.targets
+        else:
+            assert self.context is not None
             self.control = self.context.control
-        await self._load_models(resources, catalog.targets if catalog is not None else await self._targets())
+            targets = [*await self.control.targets()]
+        # Not before the models are found: a start in the wrong folder leaves no file there.
+        store = await self._open_store()
+        resources.push_async_callback(store.close)
+        await self._load_models(resources, targets)
         self._warn_of_memory()
         self._make_services(store)
         await self.version_watch.start(self.stream_service.mover)
@@ -202,11 +205,6 @@ class Server:
             poll_s=config.models_poll,
             spare=config.data_dir,
         )
-
-    async def _targets(self) -> Sequence[Target]:
-        """What the supervisor says is served."""
-        assert self.context is not None
-        return await self.context.control.targets()
 
     async def _load_models(self, resources: AsyncExitStack, targets: Sequence[Target]) -> None:
         """Loads what is served, as many at a time as there are cores."""
