@@ -338,6 +338,25 @@ def with_weights_in(graph: bytes, location: str) -> bytes:
     return model.SerializeToString()
 
 
+def with_moments() -> bytes:
+    """A running sum whose description has the moments of its feature, and whose output `surprise` is x itself."""
+    nodes = [
+        helper.make_node("Add", ["total", "x"], ["total_next"]),
+        helper.make_node("Identity", ["x"], ["surprise"]),
+    ]
+    return build(
+        nodes,
+        [("x", FLOAT, ["batch", 1]), ("total", FLOAT, ["batch", 1])],
+        [("surprise", FLOAT, ["batch", 1]), ("total_next", FLOAT, ["batch", 1])],
+        {},
+        describe(
+            [{"name": "t", "mean": 10.0, "std": 2.0}],
+            [{"name": "surprise", "shape": ["batch", 1], "targets": ["t"]}],
+            [{"name": "total", "next": "total_next", "shape": ["batch", 1]}],
+        ),
+    )
+
+
 def write_model(
     root: Path, graph: bytes, name: str = "toy", version: str = "1", sidecar: str | None = None, card: str | None = None
 ) -> Path:

@@ -144,6 +144,7 @@ class ModelMetrics:
         self.missing = Count()
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
+        self.more: Callable[[Metrics], Iterator[Metric]] = lambda _: iter(())
 
     def read_queue_depth(self) -> float:
         """How many timesteps wait for a batch."""
@@ -230,7 +231,7 @@ class Metrics:
         self.counters.remove(counters)
         self._gauges = [gauge for gauge in self._gauges if gauge not in gauges]
 
-    def _share(self, metrics: Sequence["_Metric"]) -> SharedCounters:
+    def _share(self, metrics: Sequence["Metric"]) -> SharedCounters:
         counters = SharedCounters.create([metric.family for metric in metrics], self._file)
         for last in self._last:
             counters.continue_from(last)
@@ -249,7 +250,7 @@ class Metrics:
             for name, before in self._garbage_before.items():
                 self._garbage[name][generation] = before[generation] + stats[name.removeprefix("objects_")]
 
-    def _of_streams(self) -> Iterator["_Metric"]:
+    def _of_streams(self) -> Iterator["Metric"]:
         yield _counter(
             "access_refused",
             "Calls with no valid token or without permission; opens and messages of timesteps beyond a tenant's rate.",
@@ -267,7 +268,7 @@ class Metrics:
             whole=("parked",),
             part=("live",),
         )
-        yield _Metric(
+        yield Metric(
             MetricFamily(
                 "tidegate_state_lost",
                 "Streams whose stored state was older than what the server acknowledged; must stay 0.",
@@ -278,7 +279,7 @@ class Metrics:
             [self.lost.attach],
         )
         yield _counter("checkpoints", "Checkpoints of streams by outcome.", "outcome", self.checkpoints)
-        yield _Metric(
+        yield Metric(
             MetricFamily(
                 "tidegate_checkpoint_seconds",
                 "Seconds of a commit of many checkpoints.",
@@ -296,7 +297,7 @@ class Metrics:
             {(): lambda: self.unsaved_seconds()},  # noqa: PLW0108 - set later
         )
 
-    def _of_process(self) -> Iterator["_Metric"]:
+    def _of_process(self) -> Iterator["Metric"]:
         yield self.gauge(
             "ready",
             "1 when the worker takes new streams: it serves, does not drain, and its store keeps up.",
@@ -310,13 +311,13 @@ class Metrics:
             {tuple(self.versions.values()): _one},
         )
         text = "Log lines that were dropped because stderr was not read."
-        yield _Metric(
+        yield Metric(
             MetricFamily("tidegate_log_lines_dropped", text, "counter", (), [()]), [self.log_lines_dropped.attach]
         )
         for name, text in GARBAGE.items():
             counts = self._garbage[name]
             family = MetricFamily(f"python_gc_{name}", text, "counter", ("generation",), [(model,) for model in counts])
-            yield _Metric(family, counts.attachers())
+            yield Metric(family, counts.attachers())
 
     def gauge(
         self,
@@ -327,10 +328,10 @@ class Metrics:
         *,
         whole: Sequence[str] = (),
         part: Sequence[str] = (),
-    ) -> "_Metric":
+    ) -> "Metric":
         """A gauge: for each of its series, a function that looks its value up."""
         family = MetricFamily(f"tidegate_{name}", text, "gauge", labels, [*readers], total=whole, part=part)
-        return _Metric(family, [partial(self._watch, read) for read in readers.values()])
+        return Metric(family, [partial(self._watch, read) for read in readers.values()])
 
     def _watch(self, read: Callable[[], float], numbers: Numbers) -> None:
         self._gauges.append(_Gauge(numbers, read))
@@ -344,7 +345,7 @@ async def refresh_regularly(metrics: Metrics) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Metric:
+class Metric:
     """A metric, and for each of its series the function that attaches it to shared memory."""
 
     family: MetricFamily
@@ -359,9 +360,9 @@ class _Gauge:
     read: Callable[[], float]
 
 
-def _of_shadow(model: ModelMetrics, labels: Sequence[str]) -> Iterator["_Metric"]:
+def _of_shadow(model: ModelMetrics, labels: Sequence[str]) -> Iterator["Metric"]:
     """The metrics of a version as a shadow."""
-    yield _Metric(
+    yield Metric(
         MetricFamily(
             "tidegate_shadow_steps",
             "Timesteps that this version was to run as a shadow: compared; not compared, because it knows the stream too "
@@ -378,13 +379,13 @@ def _of_shadow(model: ModelMetrics, labels: Sequence[str]) -> Iterator["_Metric"
     }
     for name, text in texts.items():
         measured: Histogram = getattr(model, f"shadow_{name}")
-        yield _Metric(
+        yield Metric(
             MetricFamily(f"tidegate_shadow_{name}_difference", text, "histogram", labels, [model.labels], DIFFERENCES),
             [measured.attach],
         )
 
 
-def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
+def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[Metric]:
     labels = ("model", "version")
     histograms = {
         "step_seconds": "Seconds from reading a timestep to handing its answer to gRPC.",
@@ -396,13 +397,13 @@ def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
         measured: Histogram = getattr(model, name)
         bounds = SIZES if name == "batch_size" else SECONDS
         family = MetricFamily(f"tidegate_{name}", text, "histogram", labels, [model.labels], bounds)
-        yield _Metric(family, [measured.attach])
+        yield Metric(family, [measured.attach])
     steps = [(*model.labels, outcome) for outcome in model.steps]
-    yield _Metric(
+    yield Metric(
         MetricFamily("tidegate_steps", "Timesteps by outcome.", "counter", (*labels, "outcome"), steps),
         model.steps.attachers(),
     )
-    yield _Metric(
+    yield Metric(
         MetricFamily(
             "tidegate_moves",
             "Streams that moved to this version from another one: rewarmed with their last timesteps, or reset; or failed to.",
@@ -414,7 +415,7 @@ def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
     )
     yield from _of_shadow(model, labels)
     text = "Values of applied timesteps that were NaN."
-    yield _Metric(
+    yield Metric(
         MetricFamily("tidegate_missing_values", text, "counter", labels, [model.labels]), [model.missing.attach]
     )
     yield metrics.gauge("queue_depth", "Timesteps waiting for a batch.", labels, {model.labels: model.read_queue_depth})
@@ -430,11 +431,12 @@ def _of_model(metrics: Metrics, model: ModelMetrics) -> Iterator[_Metric]:
         (*labels, "fingerprint"),
         {(*model.labels, model.fingerprint): _one},
     )
+    yield from model.more(metrics)
 
 
-def _counter(name: str, text: str, label: str, counts: Counts[Label]) -> _Metric:
+def _counter(name: str, text: str, label: str, counts: Counts[Label]) -> Metric:
     family = MetricFamily(f"tidegate_{name}", text, "counter", (label,), [(value,) for value in counts])
-    return _Metric(family, counts.attachers())
+    return Metric(family, counts.attachers())
 
 
 def _own(count: int) -> Numbers:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from tidegate.core.engine import Engine
 from tidegate.core.errors import ModelNotFound, ModelNotNamed
@@ -12,6 +13,7 @@ from tidegate.core.slots import Slots
 from tidegate.core.spec import Spec
 from tidegate.rpc.backend import ModelInfo
 from tidegate.runtime.batcher import Batcher
+from tidegate.runtime.drift_watch import DriftSampler
 from tidegate.runtime.metrics import ModelMetrics
 from tidegate.runtime.model_load import LoadedModel
 from tidegate.runtime.model_settings import ModelSettings
@@ -54,6 +56,7 @@ class ServedModel:
     card_json: str
     phase: ModelPhase = ModelPhase.LOADED
     opening: int = 0
+    drift: DriftSampler | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -193,5 +196,8 @@ def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits) -> Served
     measured = ModelMetrics(model.spec.name, model.spec.version, model.spec.fingerprint)
     measured.batch_invariant = check.batch_invariant
     slots = Slots(model.spec, limits.live_max, limits.answers, limits.settings_of(model.spec.name).raw_steps)
-    batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
-    return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)
+    engine = Engine(model, slots)
+    batcher = Batcher(engine, measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
+    drift = DriftSampler(engine)
+    measured.more = partial(drift.gauges, measured.labels)
+    return ServedModel(model.spec, slots, batcher, measured, loaded.card_json, drift=drift)

@@ -24,6 +24,7 @@ from tidegate.runtime.admin_service import AdminService
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.connection_limit import ConnectionLimiter
+from tidegate.runtime.drift_watch import watch_drift
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.grpc_server import listen, make_grpc_server
 from tidegate.runtime.health_status import HealthStatus
@@ -266,6 +267,7 @@ class Server:
         tasks.start(self._watch_tokens(), "token watch")
         tasks.start(self._health.watch_models(self._models_health), "model watch")
         tasks.start(self.host.run(), "model host")
+        tasks.start(watch_drift(self.repository), "drift watch")
         tasks.start(self.version_watch.run(), "version watch")
         tasks.start(self._connection_limiter.run(), "descriptor watch")
         if self.context is not None:
