@@ -9,6 +9,8 @@ PROTOC := .venv-protoc
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := .venv-triton
+# The client library of Triton wants an older protobuf than ours.
+TRITONCLIENT := .venv-tritonclient
 # The programs that the tests of deploy/ run: helm, envoy, and the schemas of Kubernetes.
 DEPLOY := .venv-deploy
 RELEASED := protos/tidegate/v1/released.binpb
@@ -29,7 +31,7 @@ examples: $(READY)
 	for example in forecast classify anomaly own_data own_network tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
 # All tests, in one run: each run loads everything in each of its processes.
-test: $(READY) $(PROTOC)/.ready
+test: $(READY) $(PROTOC)/.ready $(TRITONCLIENT)/.ready
 	$(PYTEST)
 
 # What is done in some minutes on two cores: without the tests that kill servers, train models or run clients as programs.
@@ -37,10 +39,10 @@ quick: $(READY)
 	$(PYTEST) -m 'not slow'
 
 # The same, and which branches they take: twice as slow. TESTS=... runs some of them.
-coverage: $(READY) $(PROTOC)/.ready
+coverage: $(READY) $(PROTOC)/.ready $(TRITONCLIENT)/.ready
 	$(PYTEST) -m 'not slow' --cov --cov-report=term $(TESTS)
 
-slow: $(READY)
+slow: $(READY) $(TRITONCLIENT)/.ready
 	$(PYTEST) -m slow
 
 check: $(READY)
@@ -72,6 +74,7 @@ bench-peers: $(READY) $(TRITON)/.ready
 
 protos: $(PROTOC)/.ready
 	$(PROTOC)/bin/python -m grpc_tools.protoc -I protos --python_out=src --pyi_out=src --grpc_python_out=src tidegate/v1/tidegate.proto
+	$(PROTOC)/bin/python -m grpc_tools.protoc -I protos --descriptor_set_out=serving/rpc/kserve/inference.binpb inference/inference.proto
 
 # Their style, and that clients of the last release go on to work.
 check-protos: $(READY)
@@ -99,6 +102,11 @@ $(READY): pyproject.toml requirements.lock
 $(PROTOC)/.ready:
 	$(PYTHON) -m venv $(PROTOC)
 	$(PROTOC)/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0 grpcio==1.76.0 protobuf==6.31.1 'setuptools<81'
+	touch $@
+
+$(TRITONCLIENT)/.ready:
+	$(PYTHON) -m venv $(TRITONCLIENT)
+	$(TRITONCLIENT)/bin/pip install --quiet --disable-pip-version-check --editable . 'tritonclient[grpc]==2.73.0'
 	touch $@
 
 # helm has no package of its own: it is in a layer of an AWS library.

@@ -27,15 +27,18 @@ import grpc
 from tidegate import client as asynchronous
 from tidegate.client import (
     Backoff,
+    DefaultChange,
     Existence,
     InvalidTimestep,
     Model,
+    ModelChange,
     Prediction,
     Predictions,
     Some,
     StreamInfo,
     Timesteps,
     Values,
+    Version,
     WrongOrder,
     WrongProcess,
 )
@@ -114,6 +117,22 @@ class Client:
     def models(self) -> list[Model]:
         """The served models, newest version of each name first."""
         return self._call(self._client.models())
+
+    def versions(self, model: str = "") -> list[Version]:
+        """The versions of a model, or of all, with the streams on each."""
+        return self._call(self._client.versions(model))
+
+    def promote(self, model: str, version: str) -> DefaultChange:
+        """Makes a version the default of its model; see `tidegate.client.Client.promote`."""
+        return self._call(self._client.promote(model, version))
+
+    def rollback(self, model: str) -> DefaultChange:
+        """Makes the version the default again that was it before; see `tidegate.client.Client.rollback`."""
+        return self._call(self._client.rollback(model))
+
+    def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
+        """Has all workers "load", "unload" or "reload" versions of a model; see `Client.change_models`."""
+        return self._call(self._client.change_models(action, model, version))
 
     def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
         """One model and its card as JSON; see `tidegate.client.Client.describe`."""
@@ -257,10 +276,24 @@ class Stream:
         self.stream_id = stream.stream_id
         self.owner = stream.owner
         self.kind = stream.kind
-        self.model = stream.model
 
     def __repr__(self) -> str:
         return repr(self._stream)
+
+    @property
+    def model(self) -> Model:
+        """The model of the stream. Another version of it after a move."""
+        return self._stream.model
+
+    @property
+    def version(self) -> str:
+        """The version that runs the stream now."""
+        return self._stream.version
+
+    @property
+    def moved(self) -> str:
+        """How the stream came to its state when it moved to another version last; empty when it has not moved."""
+        return self._stream.moved
 
     @property
     def epoch(self) -> int:

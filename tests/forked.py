@@ -20,12 +20,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from tests.root import ROOT
+from tidegate.runtime.model_checker import ModelChecker
 
+_start_checker = ModelChecker._start
 # Longer than the arguments and the environment of any command.
 REQUEST_BYTES_MAX = 1 << 20
 # What commands load when they run. Only a few need matplotlib, redis or torch.
@@ -38,7 +40,7 @@ LOADED = (
         "tidegate.cli.replay",
     ),
     *("tidegate.runtime.server", "tidegate.runtime.lifecycle", "tidegate.runtime.supervisor", "tidegate.bench.run"),
-    *("tidegate.blocking", "grpc_health.v1.health_pb2_grpc", "rich.table", "uvloop"),
+    *("tidegate.runtime.model_check", "tidegate.blocking", "grpc_health.v1.health_pb2_grpc", "rich.table", "uvloop"),
 )
 
 
@@ -242,8 +244,35 @@ def become(request: dict[str, Any]) -> NoReturn:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv = ["tidegate", *request["arguments"]]
+    ModelChecker._start = staticmethod(_fork_checker)  # type: ignore[method-assign] # the libraries are loaded
     runpy.run_module("tidegate", run_name="__main__", alter_sys=True)
     sys.exit(0)
+
+
+def _fork_checker(server: socket.socket) -> Callable[[], object]:
+    """Tries models in a fork of this process, before it has threads; later in processes of their own."""
+    ModelChecker._start = staticmethod(_start_checker)  # type: ignore[method-assign]
+    pid = os.fork()
+    if pid == 0:
+        # Not what the server writes to: whoever reads that waits for its end.
+        for number in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        keep = os.dup(server.fileno())
+        os.setsid()
+        for file in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if file > 2 and file != keep:
+                with contextlib.suppress(OSError):
+                    os.close(file)
+        from tidegate.runtime import model_check
+
+        model_check.main(socket.socket(fileno=keep))
+        os._exit(0)
+
+    def wait() -> None:
+        with contextlib.suppress(ChildProcessError):  # the supervisor reaps all
+            os.waitpid(pid, 0)
+
+    return wait
 
 
 def main() -> None:

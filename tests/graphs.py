@@ -272,6 +272,91 @@ def counting() -> bytes:
     return _one_state(nodes, ("sum", FLOAT, ["batch", 1]), low=0.0, high=3.0)
 
 
+def endless(*, above: float | None = None) -> bytes:
+    """Doubles x in a loop that never ends; with `above`, only when x is above that."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_next"]), helper.make_node("Add", ["part", "part"], ["part_next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("number", INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("part", FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_next", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("part_next", FLOAT, None),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "above"], ["go_on"]),
+        helper.make_node("Loop", ["", "go_on", "x"], ["y"], body=body),
+        helper.make_node("Add", ["total", "x"], ["total_next"]),
+    ]
+    return build(
+        nodes,
+        [("x", FLOAT, ["batch", 1]), ("total", FLOAT, ["batch", 1])],
+        [("y", FLOAT, ["batch", 1]), ("total_next", FLOAT, ["batch", 1])],
+        {"above": np.array(-np.inf if above is None else above, np.float32)},
+        describe(
+            ["x"],
+            [{"name": "y", "shape": ["batch", 1]}],
+            [{"name": "total", "next": "total_next", "shape": ["batch", 1]}],
+        ),
+    )
+
+
+def huge(values: int = 400_000_000) -> bytes:
+    """A few hundred bytes that make an array of so many float32."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["values"], ["large"]),
+        helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+        helper.make_node("Identity", ["state"], ["state_next"]),
+    ]
+    return build(
+        nodes,
+        [("x", FLOAT, ["batch", 1]), ("state", FLOAT, ["batch", 1])],
+        [("y", FLOAT, ["batch", 1]), ("state_next", FLOAT, ["batch", 1])],
+        {"values": np.array([values], np.int64)},
+        describe(
+            ["x"],
+            [{"name": "y", "shape": ["batch", 1]}],
+            [{"name": "state", "next": "state_next", "shape": ["batch", 1]}],
+        ),
+    )
+
+
+def with_weights_in(graph: bytes, location: str) -> bytes:
+    """The graph, with its first constant in another file."""
+    model = onnx.load_from_string(graph)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+    return model.SerializeToString()
+
+
+def with_moments() -> bytes:
+    """A running sum whose description has the moments of its feature, and whose output `surprise` is x itself."""
+    nodes = [
+        helper.make_node("Add", ["total", "x"], ["total_next"]),
+        helper.make_node("Identity", ["x"], ["surprise"]),
+    ]
+    return build(
+        nodes,
+        [("x", FLOAT, ["batch", 1]), ("total", FLOAT, ["batch", 1])],
+        [("surprise", FLOAT, ["batch", 1]), ("total_next", FLOAT, ["batch", 1])],
+        {},
+        describe(
+            [{"name": "t", "mean": 10.0, "std": 2.0}],
+            [{"name": "surprise", "shape": ["batch", 1], "targets": ["t"]}],
+            [{"name": "total", "next": "total_next", "shape": ["batch", 1]}],
+        ),
+    )
+
+
 def write_model(
     root: Path, graph: bytes, name: str = "toy", version: str = "1", sidecar: str | None = None, card: str | None = None
 ) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.checkers import ForkedChecker
 from tests.forked import Started, start
 from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
@@ -27,7 +28,7 @@ from tidegate.runtime.server import Server
 async def run_server(root: Path, **settings: Any) -> AsyncIterator[Server]:
     """A real server on free ports."""
     settings = {"batch_max": 16, "state": "memory:", "host": "127.0.0.1", **settings}
-    server = Server(ServerConfig(models=root, port=0, metrics_port=0, **settings))
+    server = Server(ServerConfig(models=root, port=0, metrics_port=0, **settings), make_checker=ForkedChecker)
     await server.start()
     try:
         yield server

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tidegate.cli.graph_trial": {"tidegate.core"},
     "tidegate.cli.model_toml": {"tidegate.core.guess"},
     "tidegate.cli.errors": set(),
-    "tidegate.cli.sensor_table": {"tidegate.core.spec"},
+    "tidegate.cli.sensor_table": {"tidegate.core.spec", "tidegate.cli.times"},
     "tidegate.cli.forecast_scores": {"tidegate.core.spec"},
     "tidegate.cli.plot": {"tidegate.cli.forecast_scores"},
     "tidegate.__main__": {"tidegate.cli"},
@@ -256,7 +256,10 @@ def test_a_library_stays_where_it_belongs(package: str, library: str, rooms: set
 def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     """All other modules take plain values."""
     users = {module for module, tree in modules("serving") if "tidegate.runtime.config" in set(imports(module, tree))}
-    assert users <= {"tidegate.runtime.server", "tidegate.cli.app", "tidegate.cli.worker"}
+    assert users <= {
+        "tidegate.runtime.server",
+        *(f"tidegate.cli.{each}" for each in ("app", "settings_file", "worker")),
+    }
 
 
 @pytest.mark.parametrize("package", ["serving", "training"])

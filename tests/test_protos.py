@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,16 @@ from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool, protoc_python
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "protos").rglob("*.proto"))
+SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "protos" / "tidegate").rglob("*.proto"))
+# Names and numbers of a protocol that is not ours: no code is generated from it, only a descriptor.
+KSERVE = "inference/inference.proto"
+KSERVE_DESCRIPTOR = ROOT / "serving" / "rpc" / "kserve" / "inference.binpb"
 GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 
-def compile_protos(*options: str) -> None:
-    """Runs the compiler as `make protos` does."""
-    sources = [str(source.relative_to("protos")) for source in SOURCES]
+def compile_protos(*options: str, sources: Sequence[str] = ()) -> None:
+    """Runs the compiler as `make protos` does; on our own protos unless others are named."""
+    sources = sources or [str(source.relative_to("protos")) for source in SOURCES]
     command = [protoc_python(), "-m", "grpc_tools.protoc", "-Iprotos", *options, *sources]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=TIMEOUT_S)
 
@@ -45,6 +48,13 @@ def test_the_generated_code_is_fresh(fresh: Path, source: Path, suffix: str) -> 
     assert committed.exists(), f"{name} is missing: run `make protos`"
     if committed.read_bytes() != (fresh / name.relative_to("protos")).read_bytes():
         pytest.fail(f"{name} is stale: run `make protos` and commit what it writes")
+
+
+def test_the_descriptor_of_the_kserve_protocol_is_fresh(tmp_path: Path) -> None:
+    """It is what the server reads."""
+    compile_protos(f"--descriptor_set_out={tmp_path / 'all'}", sources=[KSERVE])
+    if KSERVE_DESCRIPTOR.read_bytes() != (tmp_path / "all").read_bytes():
+        pytest.fail(f"{KSERVE_DESCRIPTOR.name} is stale: run `make protos` and commit what it writes")
 
 
 @pytest.fixture(scope="module")

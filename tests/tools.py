@@ -29,6 +29,14 @@ def protoc_python() -> str:
     return str(python)
 
 
+def tritonclient_python() -> str:
+    """The Python that has the client library of Triton; skips or fails like `find_tool`."""
+    python = ROOT / ".venv-tritonclient" / "bin" / "python"
+    if not python.exists():
+        missing("tritonclient is missing: run `make .venv-tritonclient/.ready`")
+    return str(python)
+
+
 def missing(why: str) -> NoReturn:
     """Skips the current test, or fails it if the environment requires all tests."""
     if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":

@@ -5,7 +5,7 @@ error is one line on stderr. A traceback is always a bug.
 """
 
 import asyncio
-import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, streams, tokens
+from tidegate.cli import bench, conformance, models, streams, tokens
+from tidegate.cli.command_group import SERVING, STREAMS_AND_MODELS, TOOLS, TRAINING, CommandGroup
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
-from tidegate.cli.options import AsJson, ModelName, ModelVersion, with_options_of
+from tidegate.cli.options import ModelName, ModelVersion, with_options_of
+from tidegate.cli.settings_file import ConfigFile, server_environment
+from tidegate.cli.variables import known_variables, mistakes, service_ports
+from tidegate.cli.versions import print_versions
 from tidegate.runtime.config import InvalidSetting, ServerConfig
 
 if TYPE_CHECKING:
-    from tidegate.client import Model  # imported when a command connects
+    from tidegate.runtime.model_catalog import ModelCatalog  # imported when it is used
+
+log = logging.getLogger("tidegate.cli")
 
 TRAINING_COMMANDS = {
     "inspect": "Tell what a table of sensor data or an ONNX graph holds, and what looks wrong.",
@@ -38,22 +44,36 @@ TRAINING_COMMANDS = {
 }
 
 app = typer.Typer(
-    help="Train recurrent models on sensor series and serve them, one timestep at a time.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=CommandGroup,
     rich_markup_mode=None,
 )
 
-app.add_typer(streams.app, name="streams")
-app.add_typer(tokens.app, name="token")
-app.command("bench")(bench.bench)
-app.command("conformance")(conformance.conformance)
+app.add_typer(streams.app, name="streams", rich_help_panel=STREAMS_AND_MODELS)
+app.add_typer(models.app, name="models", rich_help_panel=STREAMS_AND_MODELS)
+app.command("promote", rich_help_panel=STREAMS_AND_MODELS)(models.promote)
+app.command("rollback", rich_help_panel=STREAMS_AND_MODELS)(models.rollback)
+app.add_typer(tokens.app, name="token", rich_help_panel=SERVING)
+app.command("bench", rich_help_panel=TOOLS)(bench.bench)
+app.command("conformance", rich_help_panel=TOOLS)(conformance.conformance)
 
 
-@app.command()
+@app.callback()
+def tidegate(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_versions, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """Train recurrent models on sensor series and serve them, one timestep at a time."""
+
+
+@app.command(rich_help_panel=SERVING)
 @with_options_of(ServerConfig)
 def serve(
     *,
+    context: typer.Context,
+    config_file: ConfigFile = None,
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -61,11 +81,16 @@ def serve(
         str,
         typer.Option(envvar="TIDEGATE_LOG_FORMAT", help="text, json, or auto: text for a terminal, else json."),
     ] = "auto",
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Only check the settings and the files that they name, and each model; then exit."
+        ),
+    ] = False,
     **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
     from tidegate.core.errors import ContractBroken
-    from tidegate.runtime.crash_points import VARIABLE, arm
     from tidegate.runtime.descriptors import raise_limit
     from tidegate.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
     from tidegate.runtime.log import start_log
@@ -79,16 +104,16 @@ def serve(
     except ValueError as error:
         raise CommandError(f"--log-format: {error}", EXIT_USAGE) from None
     start_log(log_level.upper(), form)
+    for mistake in mistakes(os.environ, known_variables(context.find_root().command)):
+        log.warning("%s", mistake)
+    if config_file is not None:
+        log.info("settings are read from %s", config_file)
     raise_limit()
+    config = _make_config(settings)
     try:
-        arm(os.environ.get(VARIABLE, ""))
-        config = ServerConfig(**settings)
-    except InvalidSetting as error:
-        raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
-    except ValueError as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    try:
-        if config.worker_count == 1:
+        if check:
+            _check(config)
+        elif config.worker_count == 1:
             _serve_in_process(config)
         else:
             _serve_with_workers(config, {"log_level": log_level.upper(), "log_format": form})
@@ -98,7 +123,7 @@ def serve(
         raise CommandError(str(error), EXIT_FAILURE) from None
 
 
-@app.command()
+@app.command(rich_help_panel=STREAMS_AND_MODELS)
 @with_server_options
 def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
@@ -153,47 +178,7 @@ def stream(
         raise CommandError(str(error), EXIT_USAGE) from None
 
 
-@app.command()
-@with_server_options
-def models(
-    *,
-    connection: ConnectionSettings,
-    as_json: AsJson = False,
-) -> None:
-    """List the models that a server serves."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from tidegate.client import ClientError, InvalidArgument
-
-    async def fetch() -> list["Model"]:
-        async with connection.client() as client:
-            return await client.models()
-
-    try:
-        served = asyncio.run(fetch())
-    except InvalidArgument as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    except ClientError as error:
-        raise unavailable(connection.address, error) from None
-    if as_json:
-        print(json.dumps([_model_fields(model) for model in served], indent=2))
-        return
-    table = Table("model", "version", "task", "every", "features", "outputs", "same bits in any batch", box=None)
-    for model in served:
-        outputs = ", ".join(
-            f"{output.name} of {'/'.join(output.targets)} at {'/'.join(map(str, output.horizons))}"
-            if output.horizons
-            else output.name
-            for output in model.outputs
-        )
-        every = f"{model.period_s:g} s" if model.period_s else "irregular"
-        bits = "yes" if model.batch_invariant else "no"
-        table.add_row(model.name, model.version, model.task, every, str(len(model.features)), outputs, bits)
-    Console().print(table)
-
-
-@app.command()
+@app.command(rich_help_panel=SERVING)
 @with_server_options
 def health(
     *,
@@ -204,7 +189,9 @@ def health(
     http: Annotated[
         bool,
         typer.Option(
-            "--http", help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token."
+            "--http",
+            envvar="TIDEGATE_HEALTH_HTTP",
+            help="Ask the port of /metrics on this machine instead, which needs neither TLS nor a token.",
         ),
     ] = False,
 ) -> None:
@@ -212,7 +199,7 @@ def health(
     if http:
         from tidegate.cli.http_health import ask_health
 
-        print(ask_health(os.environ, timeout))
+        print(ask_health(server_environment(os.environ), timeout))
         return
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -244,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # gRPC writes to stderr unless this is set before its import.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # For a service named `tidegate`, Kubernetes sets TIDEGATE_PORT to tcp://HOST:PORT in every container. It is not a setting.
-    if os.environ.get("TIDEGATE_PORT", "").startswith("tcp://"):
-        del os.environ["TIDEGATE_PORT"]
+    for name in service_ports(os.environ):
+        del os.environ[name]
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["inspect"] and any(_is_graph(argument) for argument in arguments[1:]):
@@ -264,16 +251,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _make_config(settings: Mapping[str, Any]) -> ServerConfig:
+    """Checks the settings."""
+    from tidegate.runtime.crash_points import VARIABLE, arm
+
+    try:
+        arm(os.environ.get(VARIABLE, ""))
+        return ServerConfig(**settings)
+    except InvalidSetting as error:
+        raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+
+
+def _check(config: ServerConfig) -> None:
+    """Checks what a start needs, and prints what would be served."""
+    from tidegate.runtime.model_settings import ModelSettings
+    from tidegate.runtime.start_check import check_start
+
+    default = ModelSettings.model_validate({"policy": config.swap_policy, "rewarm_steps": config.rewarm_steps})
+    models = check_start(
+        lambda: _make_catalog(config, None),
+        default,
+        models=config.models,
+        load=config.load,
+        tls=config.tls_files,
+        tokens=config.tokens_path,
+        state=config.state_address,
+    )
+    for model in asyncio.run(models):
+        print(f"ok: {model.title}, fingerprint {model.fingerprint[:12]}, {model.sizes}")
+
+
 def _serve_in_process(config: ServerConfig) -> None:
     """Serves in this process."""
     import uvloop
+
+    from tidegate.runtime.model_checker import ModelChecker
+
+    first = [ModelChecker()]  # loads its libraries while this process loads its own
 
     from tidegate.runtime.lifecycle import print_ready
     from tidegate.runtime.server import Server
     from tidegate.runtime.signals import leave_no_zombies
 
     leave_no_zombies()
-    server = Server(config)
+    server = Server(config, make_checker=lambda: first.pop() if first else ModelChecker())
     uvloop.run(server.run(lambda: print_ready(server.ready_line), asyncio.Event()))
 
 
@@ -292,8 +315,25 @@ def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -
         metrics_host=config.metrics_address,
         metrics_port=config.metrics_port,
         drain_after_s=config.drain_after,
+        catalog=_make_catalog(config, config.data_dir),
     )
     asyncio.run(supervisor.run())
+
+
+def _make_catalog(config: ServerConfig, spare: Path | None) -> "ModelCatalog":
+    """What decides which models are served; without a spare folder it reads them where they are."""
+    from tidegate.runtime.model_catalog import ModelCatalog
+    from tidegate.runtime.model_checker import ModelChecker
+
+    return ModelCatalog(
+        config.models,
+        config.load,
+        ModelChecker,
+        config.trial_limits,
+        bytes_max=config.model_bytes_max,
+        poll_s=config.models_poll,
+        spare=spare,
+    )
 
 
 def _is_graph(argument: str) -> bool:
@@ -327,39 +367,10 @@ def _print_error(message: str, code: int) -> int:
     return code
 
 
-def _model_fields(model: "Model") -> dict[str, object]:
-    return {
-        "name": model.name,
-        "version": model.version,
-        "fingerprint": model.fingerprint,
-        "task": model.task,
-        "period_s": model.period_s,
-        "features": [
-            {"name": field.name, "unit": field.unit, "low": field.low, "high": field.high} for field in model.features
-        ],
-        "inputs": [
-            {"name": field.name, "type": str(field.dtype), "shape": field.shape, "per": field.kind}
-            for field in model.inputs
-        ],
-        "outputs": [
-            {
-                "name": field.name,
-                "shape": field.shape,
-                "targets": field.targets,
-                "units": field.units,
-                "horizons": field.horizons,
-                "quantiles": field.quantiles,
-            }
-            for field in model.outputs
-        ],
-        "batch_invariant": model.batch_invariant,
-    }
-
-
 def _add_training_help(name: str, text: str) -> None:
     """Lists a training command in the help. `main` runs it before typer sees it."""
 
-    @app.command(name, help=text, add_help_option=False)
+    @app.command(name, help=text, add_help_option=False, rich_help_panel=TRAINING)
     def _command() -> None:
         raise AssertionError(f"{name} is run by main")
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
+from tidegate.cli.settings_file import server_environment
 from tidegate.runtime.host import WILDCARDS, is_unix, with_port
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def default_address(environment: Mapping[str, str]) -> str:
 
 def _validate_address(value: str) -> str:
     """Returns the given address or the default. Checks the port, which the system would reduce modulo 65536."""
-    address = value or default_address(os.environ)
+    address = value or default_address(server_environment(os.environ))
     port = address.rpartition(":")[2]
     if not is_unix(address) and port.isdecimal() and not 0 < int(port) <= PORT_MAX:
         raise typer.BadParameter(f"got port {port}, expected 1 to {PORT_MAX}")

@@ -32,19 +32,20 @@ def inspect_graph(
     *,
     output: Annotated[
         Path | None,
-        typer.Option(envvar="TIDEGATE_OUTPUT", help="Where to write; by default model.toml beside the graph."),
+        typer.Option(envvar="TIDEGATE_INSPECT_OUTPUT", help="Where to write; by default model.toml beside the graph."),
     ] = None,
     fill: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="TIDEGATE_FILL",
+            envvar="TIDEGATE_INSPECT_FILL",
             metavar="NAME=NUMBER",
             help="What it asked for: the size of a dimension, or a constant.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option(envvar="TIDEGATE_FORCE", help="Replace an existing file.")] = False,
+    force: Annotated[bool, typer.Option(envvar="TIDEGATE_INSPECT_FORCE", help="Replace an existing file.")] = False,
     timeout: Annotated[
-        float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=1, help="Seconds that the graph may take to load and run.")
+        float,
+        typer.Option(envvar="TIDEGATE_INSPECT_TIMEOUT", min=1, help="Seconds that the graph may take to load and run."),
     ] = 60.0,
 ) -> None:
     """Tell what an ONNX graph takes and gives, and write a model.toml to start from.

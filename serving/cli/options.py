@@ -31,8 +31,8 @@ def with_options_of(settings: type[Any]) -> Callable[[Callable[..., T]], Callabl
                 inspect.Parameter(
                     field.name,
                     inspect.Parameter.KEYWORD_ONLY,
-                    default=about.duration or field.default,
-                    annotation=Annotated[str if about.duration else field.type, option],
+                    default=about.duration or ([] if field.default == () else field.default),
+                    annotation=Annotated[str if about.duration else _option_type(field.type), option],
                 )
             )
         own = [part for part in signature.parameters.values() if part.kind is not part.VAR_KEYWORD]
@@ -41,3 +41,8 @@ def with_options_of(settings: type[Any]) -> Callable[[Callable[..., T]], Callabl
         return command
 
     return add_options
+
+
+def _option_type(kind: Any) -> Any:
+    """What typer calls the type of an option that may be repeated."""
+    return list[str] if kind == tuple[str, ...] else kind

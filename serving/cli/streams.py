@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from tidegate.cli.command_group import CommandGroup
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 from tidegate.cli.options import AsJson
@@ -22,7 +23,9 @@ T = TypeVar("T")
 
 NANOSECONDS = 1_000_000_000
 
-app = typer.Typer(help="List and administer the streams of a server.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List and administer the streams of a server.", no_args_is_help=True, cls=CommandGroup, rich_markup_mode=None
+)
 
 StreamId = Annotated[str, typer.Argument(help="The stream's id.")]
 
@@ -34,6 +37,8 @@ def list_(
     connection: ConnectionSettings,
     prefix: Annotated[str, typer.Option(envvar="TIDEGATE_PREFIX", help="Only ids that begin with this.")] = "",
     state: Annotated[str, typer.Option(envvar="TIDEGATE_STREAM_STATE", help="live, parked or expired.")] = "",
+    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Only streams of this model.")] = "",
+    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Only streams of this version.")] = "",
     limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="The maximum number; 0 for all.")] = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -44,9 +49,11 @@ def list_(
     async def fetch(client: "Client") -> list["StreamInfo"]:
         found: list[StreamInfo] = []
         async for info in client.streams(prefix=prefix, state=state):
-            found.append(info)
-            if len(found) == limit:
-                break
+            # Selected here: every server can list, also one that cannot select by model.
+            if model in ("", info.model) and version in ("", info.version):
+                found.append(info)
+                if len(found) == limit:
+                    break
         return found
 
     _print_streams(_call(connection, fetch), as_json=as_json)

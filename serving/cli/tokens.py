@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from tidegate.cli.command_group import CommandGroup
 from tidegate.cli.errors import EXIT_USAGE, CommandError
 
-app = typer.Typer(help="Make tokens for the file of `tidegate serve --tokens`.", no_args_is_help=True)
+app = typer.Typer(help="Make tokens for the file of `tidegate serve --tokens`.", no_args_is_help=True, cls=CommandGroup)
 
 # As many random bits as a hash without salt needs.
 TOKEN_BYTES = 32

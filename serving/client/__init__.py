@@ -66,7 +66,8 @@ from tidegate.client.errors import (
 from tidegate.client.inputs import Some, Timesteps, Values
 from tidegate.client.retry import Backoff
 from tidegate.client.stream import Stream
-from tidegate.client.types import Model, Prediction, Predictions, StreamInfo
+from tidegate.client.types import Model, ModelChange, Prediction, Predictions, StreamInfo
+from tidegate.client.versions import DefaultChange, Version
 
 __all__ = [
     "AnswerLost",
@@ -75,11 +76,13 @@ __all__ = [
     "Client",
     "ClientError",
     "DataLost",
+    "DefaultChange",
     "Diverged",
     "Existence",
     "InvalidArgument",
     "InvalidTimestep",
     "Model",
+    "ModelChange",
     "ModelFailed",
     "ModelMismatch",
     "ModelNotFound",
@@ -105,6 +108,7 @@ __all__ = [
     "Unauthenticated",
     "Values",
     "ValuesDiffer",
+    "Version",
     "WrongOrder",
     "WrongProcess",
 ]

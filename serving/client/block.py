@@ -21,7 +21,7 @@ class Block(View):
     """Many open streams. Made by `Client.block`. A stream is identified by its place, from 0 in the order of the names.
 
     Attributes:
-        model: the model of the streams.
+        model: the model of the streams; when some have moved, `versions` has the version of each.
         owner: the token by which the server recognizes this client when it opens the streams again.
 
     """
@@ -51,6 +51,16 @@ class Block(View):
     def kinds(self) -> list[str]:
         """How each stream was opened: "new", "resumed" or "taken_over"; empty for a refused one."""
         return [member.kind for member in self._members]
+
+    @property
+    def versions(self) -> list[str]:
+        """The version that runs each stream now; empty for a refused one."""
+        return ["" if member.model is None else member.model.version for member in self._members]
+
+    @property
+    def moved(self) -> list[str]:
+        """How each stream came to its state when it moved to another version last; see `Stream.moved`."""
+        return [member.moved for member in self._members]
 
     @property
     def next_steps(self) -> Ints:

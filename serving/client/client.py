@@ -12,12 +12,14 @@ from tidegate.client.block import Block
 from tidegate.client.connection import Connection, make_channel
 from tidegate.client.errors import InvalidArgument, WrongOrder
 from tidegate.client.inputs import Values
+from tidegate.client.model_changes import change_models
 from tidegate.client.retry import Backoff, Limits
 from tidegate.client.session import Session
 from tidegate.client.stream import Stream
 from tidegate.client.tensors import BeginInputs, StreamInputs, stream_inputs
-from tidegate.client.types import STATES, Model, Prediction, StreamInfo, decode_model, decode_stream_info
+from tidegate.client.types import STATES, Model, ModelChange, Prediction, StreamInfo, decode_model, decode_stream_info
 from tidegate.client.unary import UnaryPredictor
+from tidegate.client.versions import VersionCalls
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -41,7 +43,7 @@ STREAMS_MAX = 1_000_000
 CALLS_MAX = 1024
 
 
-class Client:
+class Client(VersionCalls):
     """A connection to a server. It belongs to the process that made it; see `WrongProcess`.
 
     Args:
@@ -145,6 +147,13 @@ class Client:
         )
         answer = await self._connection.call_unary("DescribeModel", request)
         return decode_model(answer.model), answer.card_json
+
+    async def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
+        """Has all workers "load" or "unload" versions of a model, or "reload": load what is new and unload what is gone.
+
+        Without a version, all of them. Returns what became of each. Raises ModelNotFound when there is no such version.
+        """
+        return await change_models(self._connection, action, model, version)
 
     async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
         """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, only those in that state.
@@ -287,7 +296,7 @@ class Client:
         Args:
             stream_id: its name; empty: the server issues one.
             model: the model; empty for the stream's own, or the only one served.
-            version: its version; empty for the stream's own, or the newest.
+            version: its version, on which the stream then stays. Empty: its own, or the default one; it may move then, see `Stream.moved`.
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token by which the server recognizes this client when the stream is opened again, at most 256 bytes of UTF-8. Empty:
@@ -330,7 +339,7 @@ class Client:
         Args:
             streams: their names; or their number, and the server issues the names.
             model: the model; empty for that of the first stream, or the only one served.
-            version: its version; empty for that of the first stream, or the newest.
+            version: its version; empty as in `open`.
             existence: "must_exist" or "must_be_new" to refuse the other case.
             sync: predictions come only when their timesteps are stored.
             owner: the token of all streams; see `open`.
@@ -370,6 +379,7 @@ class Client:
             durability=_durability(sync),
             owner=arguments.name("owner", owner) or self._owner,
             kept_max=self._limits.buffer_max,
+            accept_move=not version,
         )
 
     def _session(self, stream_id: str, *, sync: bool) -> Session:

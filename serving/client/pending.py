@@ -4,6 +4,7 @@ import numpy as np
 
 from tidegate.client.errors import ClientError
 from tidegate.client.message import Message
+from tidegate.client.moves import same_layout
 from tidegate.client.resend_buffer import ResendBuffer, SingleTimestep
 from tidegate.client.results import Answers, BlockResults, Deliver, Group, Waiter, answer_lost, deliver, log, split_rows
 from tidegate.client.table import StreamTable, cumcount
@@ -27,13 +28,21 @@ class PendingTimesteps(StreamTable):
         self._singles: dict[int, SingleTimestep] = {}
         self._singles_made = 0
 
-    def buffer_of(self, model: Model, rows_max: int) -> ResendBuffer:
-        """Returns the buffer for streams of a model. A message may have `rows_max` of its rows."""
+    def buffer_of(self, model: Model, rows_max: int, *, may_move: bool = False) -> ResendBuffer:
+        """Returns the buffer for streams of a model. A message may have `rows_max` of its rows.
+
+        Streams that may move share the buffer of all versions: a moved stream keeps its timesteps where they are.
+        """
         for buffer in self._buffers:
-            if buffer.model.id == model.id:
+            if buffer.may_move and may_move and same_layout(buffer.model, model):
+                if buffer.model.batch_invariant:  # answers are compared only if all versions give the same bits again
+                    buffer.model = model
+                buffer.rows_max = rows_max
+                return buffer
+            if not (buffer.may_move or may_move) and buffer.model.id == model.id:
                 buffer.model, buffer.rows_max = model, rows_max
                 return buffer
-        self._buffers.append(ResendBuffer(model, rows_max))
+        self._buffers.append(ResendBuffer(model, rows_max, may_move=may_move))
         return self._buffers[-1]
 
     def add_single(

@@ -34,15 +34,17 @@ class ResendBuffer:
     columns until `take_singles`.
 
     Attributes:
-        model: the model of the streams, as the server described it last.
+        model: the model of the streams, as the server described it last; any version of it when they may move.
         layout: that of its rows.
+        may_move: whether the server may move the streams to another version.
         rows_max: how many rows a message may have.
         unsent_from: all rows before this place have been sent.
 
     """
 
-    def __init__(self, model: Model, rows_max: int) -> None:
+    def __init__(self, model: Model, rows_max: int, *, may_move: bool = False) -> None:
         self.model = model
+        self.may_move = may_move
         self.layout = model.layout
         self.rows_max = rows_max
         self.unsent_from = 0

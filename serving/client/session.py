@@ -37,7 +37,8 @@ from tidegate.client.refusals import Decision, RefusalHandler
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Delivery, Group, Waiter, deliver
 from tidegate.client.retry import Limits, retries_exhausted
-from tidegate.client.session_streams import MESSAGE_OVERHEAD_BYTES, SessionStream, SessionStreams, StreamListener
+from tidegate.client.session_stream import SessionStream, StreamListener
+from tidegate.client.session_streams import MESSAGE_OVERHEAD_BYTES, SessionStreams
 from tidegate.client.tensors import StreamInputs
 from tidegate.client.wire import decode_answers, decode_durable, encode_block, encode_single_row
 from tidegate.v1 import tidegate_pb2 as pb
@@ -65,6 +66,9 @@ class Session(SessionStreams):
         self._loop = asyncio.get_running_loop()
         self.future: Callable[[], asyncio.Future[Any]] = self._loop.create_future
         self._task: asyncio.Task[None] | None = None
+        self._handlers: dict[str, Callable[[Any], None]] = {
+            "opened": self._on_opened, "moved": self._on_moved, "ended": self._on_ended, "closed": self._on_closed,
+        }  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<Session of {len(self._members)} streams, {self._calls} calls, {self.window!r}>"
@@ -251,12 +255,8 @@ class Session(SessionStreams):
             handles, durable_steps = decode_durable(response.durable)
             ours, streams = self._attached(handles)
             self.window.mark_durable(streams, durable_steps[ours])
-        elif kind == "opened":
-            self._on_opened(response.opened)
-        elif kind == "ended":
-            self._on_ended(response.ended)
-        elif kind == "closed":
-            self._on_closed(response.closed)
+        elif kind in self._handlers:
+            self._handlers[kind](getattr(response, kind))
         elif kind == "move":
             log.info("%r is asked to move: %s", self, response.move.message)
             call.half_close()

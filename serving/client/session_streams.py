@@ -12,8 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +28,11 @@ from tidegate.client.errors import (
     TakenOver,
     stream_error,
 )
-from tidegate.client.resend_buffer import ResendBuffer
+from tidegate.client.moves import MOVED, NEW_STATES, models_by_row, same_layout, states_by_row
 from tidegate.client.results import Deliver
 from tidegate.client.retry import Limits, PoisonDetector, Retry, RetryDeadlines
-from tidegate.client.tensors import StreamInputs
-from tidegate.client.types import Model, decode_model, model_changed
+from tidegate.client.session_stream import SessionStream
+from tidegate.client.types import decode_model, model_changed
 from tidegate.client.window import Window
 from tidegate.client.wire import OPEN_KINDS, encode_named, rows_max
 from tidegate.core.spec import Ints
@@ -58,52 +57,6 @@ UNASSIGNED = -1
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 # The step number of an open in `RetryDeadlines`.
 OPEN_STEP = 0
-
-
-class StreamListener(Protocol):
-    """Notified of the streams of a session; `place` identifies the stream. `single_stream` is True when there is only one."""
-
-    model: Model
-    single_stream: bool
-
-    def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
-        """Called when a stream was opened on the call of that number. The buffer is for its timesteps."""
-
-    def on_lost(self, place: int, error: ClientError, *, notified: bool, shared: bool) -> None:
-        """Called when a stream is lost. `notified`: a caller got the error. `shared`: all streams of the session ended with it."""
-
-    def on_closed(self, place: int) -> None:
-        """Called when a stream was closed on request."""
-
-
-@dataclass(slots=True, eq=False)
-class SessionStream:
-    """A stream of a session; called a member where `stream` is its index.
-
-    Attributes:
-        stream: its index, which is reused after the stream was detached.
-        stream_id: its name; empty until the server has issued one.
-        options: the open request, shared by the streams of a block.
-        listener: the view that it belongs to.
-        place: its place in that view.
-        until: the deadline of its first open.
-        inputs: those that it begins with; they are sent with each open.
-        kind: how it was opened first: "new", "resumed" or "taken_over"; empty before.
-        epoch: rises with every open.
-        forget: whether the server deletes it on close; None while it is not being closed.
-
-    """
-
-    stream: int
-    stream_id: str
-    options: pb.OpenStreams
-    listener: StreamListener
-    place: int
-    until: float
-    inputs: StreamInputs = ()
-    kind: str = ""
-    epoch: int = 0
-    forget: bool | None = None
 
 
 class SessionStreams:
@@ -230,6 +183,10 @@ class SessionStreams:
         options.inputs.extend(_input_columns(batch))
         streams = np.array([member.stream for member in batch], np.int64)
         resume_from = np.where(self.window.ever_opened[streams], self.window.first_kept(streams), 0)
+        if options.accept_move and self.window.ever_opened[streams].any():
+            options.answered.extend(
+                np.where(self.window.ever_opened[streams], self.window.answered[streams], 0).tolist()
+            )
         if self._only_forget_remains(batch[0]):
             resume_from[:] = 1
         if resume_from.any():
@@ -324,11 +281,11 @@ class SessionStreams:
 
     def _activate(self, message: pb.OpenedStreams, opened: Mapping[int, SessionStream]) -> None:
         """Marks streams as open, and notifies their listeners."""
-        model = decode_model(message.model)
+        models, states = models_by_row(message), states_by_row(message)
         wrong: dict[int, ClientError] = {}
-        for member in opened.values():
-            if self.window.ever_opened[member.stream]:
-                error = model_changed(f"stream '{member.stream_id}'", member.listener.model, model)
+        for row, member in opened.items():
+            if member.model is not None and not (message.may_move and same_layout(member.model, models[row])):
+                error = model_changed(f"stream '{member.stream_id}'", member.model, models[row])
                 wrong.update({member.stream: error} if error is not None else {})
         rows = list(opened)
         streams = np.array([member.stream for member in opened.values()], np.int64)
@@ -340,13 +297,24 @@ class SessionStreams:
         self._lose(wrong, shared=True)
         if len(wrong) == len(streams):
             return
-        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
-        for stream, member in zip(streams.tolist(), opened.values(), strict=True):
-            if stream not in wrong:
-                self._deadlines.clear(stream, OPEN_STEP)
-                member.options.model, member.options.version = model.name, model.version
+        model = models[rows[0]]
+        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max), may_move=message.may_move)
+        for row, member in opened.items():
+            if member.stream not in wrong:
+                self._deadlines.clear(member.stream, OPEN_STEP)
+                member.options.model = model.name
+                member.options.accept_move = message.may_move
+                member.options.version = "" if message.may_move else model.version
+                member.set_model(models[row], states.get(row, ""))
                 member.listener.on_opened(member.place, buffer, self._calls)
                 self._replace_older(member)
+
+    def _on_moved(self, message: pb.MovedStreams) -> None:
+        """Notes that the server has moved streams to another version."""
+        model, moved = decode_model(message.model), NEW_STATES.get(message.new_state, MOVED)
+        _, streams = self._attached(np.array(message.handles, np.int64))
+        for stream in streams.tolist():
+            self._members[stream].set_model(model, moved)
 
     def _replace_older(self, member: SessionStream) -> None:
         """Ends an older stream of the same name in this session."""

@@ -22,7 +22,7 @@ class Stream(View):
     """An open stream. Made by `Client.open`.
 
     Attributes:
-        model: the model of the stream.
+        model: the model of the stream. Another version of it after a move.
         owner: the token by which the server recognizes this client when it opens the stream again.
 
     """
@@ -49,6 +49,20 @@ class Stream(View):
     def kind(self) -> str:
         """How `Client.open` opened it: "new", "resumed" or "taken_over"."""
         return self._member.kind
+
+    @property
+    def version(self) -> str:
+        """The version that runs the stream now. It may change between two timesteps, unless the stream was opened with a version."""
+        return self.model.version
+
+    @property
+    def moved(self) -> str:
+        """How the stream came to its state when it moved to another version last; empty when it has not moved.
+
+        "rewarmed": its last timesteps were replayed into the new version. "reset": it began there without a state. "moved": it is not
+        known, because the stream moved while the client was not connected.
+        """
+        return self._member.moved
 
     @property
     def epoch(self) -> int:

@@ -147,6 +147,22 @@ class StreamInfo:
     state_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModelChange:
+    """What became of a version: `outcome` is "loaded", "refused" or "unloading", `reason` why it was refused."""
+
+    name: str
+    version: str
+    outcome: str
+    reason: str
+
+
+def decode_change(change: pb.ModelChange) -> ModelChange:
+    """Decodes what became of a version."""
+    outcome = pb.ModelChange.Outcome.Name(change.outcome).removeprefix("OUTCOME_").lower()
+    return ModelChange(change.name, change.version, outcome, change.reason)
+
+
 def decode_model(model: pb.Model) -> Model:
     """Decodes a model."""
     return Model(

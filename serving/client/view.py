@@ -127,8 +127,8 @@ class View:
 
     def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
         """Notes that a stream is open, for the first time or again."""
-        if not self._calls:
-            self.model = buffer.model
+        if not self._calls and (model := self._members[place].model) is not None:
+            self.model = model
         self._buffer = buffer
         self._calls.add(call)
         self._unopened.discard(place)

@@ -82,6 +82,30 @@ class Block:
         """The number of rows."""
         return len(self.handles)
 
+    @property
+    def all_live(self) -> bool:
+        """Whether every stream is live and held by the call."""
+        return bool(self.streams.live_mask().all())
+
+    @property
+    def not_live(self) -> Ints:
+        """The handles of the rows whose streams are not."""
+        return self.handles[~self.streams.live_mask()]
+
+    @property
+    def draining(self) -> bool:
+        """Whether streams of its version are to move to another one, and the client of some of them accepts that."""
+        return self.slots.draining and self.table.accept_moves(self.handles)
+
+    @property
+    def pieces(self) -> Sequence["Block"]:
+        """The blocks that run: this one."""
+        return (self,)
+
+    def report_durable(self) -> Ints:
+        """The durable step of each row's stream, which counts as reported from now on."""
+        return self.table.report_durable(self.handles, self.slots)
+
     def contains_slot(self, slot: int) -> bool:
         """Whether a row belongs to the stream in that slot."""
         return bool((self.table.slots_of(self.handles) == slot).any())
@@ -128,6 +152,13 @@ class Block:
         self._expected[rows[refused]] = self.slots.step[chunk.slots[refused]] + 1
         for index, error in result.failures.items():
             self._failures[int(rows[index])] = error
+
+    def refuse_all(self) -> "Block":
+        """Refuses every row: the call holds none of the streams any more, and their model is not loaded."""
+        self.all_applied = False
+        self.statuses[:] = RowStatus.NOT_HELD
+        self.rows_left = 0
+        return self
 
     def refusal_error(self, row: int) -> TimestepRefused:
         """The error for a row that the engine refused."""

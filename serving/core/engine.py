@@ -7,19 +7,22 @@ A single timestep takes a shorter path, `run_one`, unless it needs special treat
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused, ValuesDiffer
+from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, RunEnded, StepGap, TimestepRefused, ValuesDiffer
 from tidegate.core.model import Model
 from tidegate.core.slots import Slots
 from tidegate.core.spec import STEP_MAX, Array, Arrays, Ints, Prediction, Timestep
 from tidegate.core.value_hash import Hashes, value_hash
 
+# How many rows of a batch may run until they are ended. The rows behind them fail without a run: else a batch would take
+# as long as all of its rows are allowed together.
+ENDED_RUNS_MAX = 2
 NO_FAILURES: Mapping[int, ModelFailed] = {}
 # Rows are hashed as words of 32 bits.
 WORD_BYTES = 4
@@ -56,6 +59,16 @@ class BatchResult(NamedTuple):
     """The error of each row that is FAILED."""
 
 
+class StepTap(Protocol):
+    """Gets a copy of applied timesteps. It must not raise, nor take long."""
+
+    def offer(self, slots: Ints, x: Array, outputs: Arrays) -> None:
+        """Takes rows of a batch, each with its outputs."""
+
+    def offer_row(self, slot: int, values: bytes, outputs: Sequence[bytes]) -> None:
+        """Takes a single packed timestep."""
+
+
 class Engine:
     """A model and the state of its live streams."""
 
@@ -67,6 +80,7 @@ class Engine:
         self.latest: tuple[Array, Arrays] | None = None
         self.latest_one: tuple[bytes, tuple[bytes, ...]] | None = None
         self._hash = value_hash(self.layout.row_bytes // WORD_BYTES)
+        self.tap: StepTap | None = None  # gets what was applied, for a shadow
 
     def __repr__(self) -> str:
         return f"<Engine {self.model!r} {self.slots!r}>"
@@ -111,6 +125,8 @@ class Engine:
             outputs, non_finite, failures = self._apply(slots, x, hashes)
             if not failures and not non_finite.size:
                 self.latest = x, outputs
+                if self.tap is not None:
+                    self.tap.offer(slots, x, outputs)
                 return BatchResult(steps, None, None, outputs, 0, NO_FAILURES)
             statuses = np.zeros(len(slots), np.int8)
             rows = np.arange(len(slots))
@@ -130,6 +146,8 @@ class Engine:
         statuses[rows[failed]] = RowStatus.FAILED
         applied = np.flatnonzero(statuses == RowStatus.APPLIED)
         outputs = tuple(np.delete(part, np.union1d(non_finite, failed), axis=0) for part in outputs)
+        if self.tap is not None:
+            self.tap.offer(slots[applied], x[applied], outputs)
         missing = self.layout.missing(x[applied])
         return BatchResult(
             steps, statuses, applied, outputs, missing, {int(rows[row]): why for row, why in failures.items()}
@@ -151,9 +169,11 @@ class Engine:
             return None
         if not healthy:
             return None
-        self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values))
+        self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values), timestep.values)
         outputs = tuple([bytes(part) for part in row.outputs])
         self.latest_one = timestep.values, outputs
+        if self.tap is not None:
+            self.tap.offer_row(slot, timestep.values, outputs)
         return Prediction(step, outputs)
 
     def _check_repeats(self, statuses: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Array) -> None:
@@ -170,7 +190,7 @@ class Engine:
         try:
             state = self.slots.gather(slots, self.model.state_buffers(len(slots)))
             outputs, next_state = self.model.step(x, state)
-            non_finite = self.slots.scatter(slots, next_state, outputs, hashes)
+            non_finite = self.slots.scatter(slots, next_state, outputs, hashes, x)
         except ModelFailed:
             # Nothing was written yet. One row may have caused the error, and it must not harm the others.
             return self._apply_one_by_one(slots, x)
@@ -181,16 +201,22 @@ class Engine:
         outputs = tuple(np.zeros((len(slots), *output.shape), output.dtype) for output in self.model.spec.outputs)
         non_finite: list[int] = []
         failures: dict[int, ModelFailed] = {}
+        ended: list[ModelFailed] = []
         for row in range(len(slots)):
             one = slice(row, row + 1)
+            if len(ended) == ENDED_RUNS_MAX:
+                failures[row] = ended[-1]
+                continue
             try:
                 state = self.slots.gather(slots[one])
                 single_outputs, next_state = self.model.step(x[one], state)
             except ModelFailed as error:
                 failures[row] = error
+                if isinstance(error, RunEnded):
+                    ended.append(error)
                 continue
             non_finite.extend(
-                [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash_any(x[one])).size
+                [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash_any(x[one]), x[one]).size
             )
             for part, value in zip(outputs, single_outputs, strict=True):
                 part[row] = value[0]

@@ -12,11 +12,13 @@
     │   ├── StoreBehind          the store has not saved state for too long
     │   ├── ParkedAgain          its stream was parked before it could run
     │   └── ModelFailed          the model raised, or produced a state that is not finite
+    │       └── RunEnded           its run took too long
     ├── StreamRefused          an open, or a request about a stream or a model
     │   ├── InvalidField         a field of the request is out of range
     │   ├── WrongOrder           a timestep before open, a second open
     │   ├── ModelNotFound
     │   ├── ModelNotNamed        several are served and the open names none
+    │   ├── DefaultNotChanged    the default version of a model cannot be written
     │   ├── ModelMismatch        the stream runs under another model or version
     │   ├── StreamNotFound
     │   ├── StreamExists
@@ -159,6 +161,10 @@ class ModelFailed(TimestepRefused):
     """The model raised, or produced a state that is not finite. Nothing was written."""
 
 
+class RunEnded(ModelFailed):
+    """A run of the model took too long and was ended."""
+
+
 class StreamRefused(TidegateError):
     """An open, or a request about a stream or a model, was refused. Nothing has changed."""
 
@@ -190,6 +196,13 @@ class ModelNotNamed(StreamRefused):
 
     def __init__(self, served: Sequence[str]) -> None:
         super().__init__(f"model: none was named and several are served: {join_names(served)}; name one of them")
+
+
+class DefaultNotChanged(StreamRefused):
+    """The default version of a model could not be changed."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"model {name}: {problem}; its default version stays as it is")
 
 
 class ModelMismatch(StreamRefused):

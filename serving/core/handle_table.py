@@ -15,6 +15,7 @@ from tidegate.core.errors import InvalidField
 from tidegate.core.slots import NO_ROWS, Slots
 from tidegate.core.spec import Ints, Spec
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import difference
 
 # A call never reuses a handle, and a gateway may open and close streams for as long as its call lasts: 24 MB of
 # columns.
@@ -54,12 +55,14 @@ class HandleTable:
         self.count = 0
         self._models: list[Slots] = []
         # One column for each fact: the slot of the stream, the number of its lease, the index of its model in
-        # `_models`, the last durable step that the client was told, and how many timesteps the client can buffer.
+        # `_models`, the last durable step that the client was told, how many timesteps the client can buffer, and
+        # whether it accepts a move to another version.
         self._slot: Ints = np.full(INITIAL_CAPACITY, NO_SLOT, np.int64)
         self._lease_number: Ints = np.full(INITIAL_CAPACITY, NO_SLOT, np.int64)
         self._model: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
         self._reported_step: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
         self._client_buffer_max: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
+        self._accept_move: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
 
     def __repr__(self) -> str:
         return f"<HandleTable: {sum(1 for _ in self)} held of {len(self._leases) - 1} assigned>"
@@ -104,7 +107,14 @@ class HandleTable:
         self._leases.append(lease)
         self.count += 1
         if handle == len(self._slot):
-            self._slot, self._lease_number, self._model, self._reported_step, self._client_buffer_max = (
+            (
+                self._slot,
+                self._lease_number,
+                self._model,
+                self._reported_step,
+                self._client_buffer_max,
+                self._accept_move,
+            ) = (
                 np.concatenate([column, np.full(handle, NO_SLOT, np.int64)])
                 for column in (
                     self._slot,
@@ -112,17 +122,21 @@ class HandleTable:
                     self._model,
                     self._reported_step,
                     self._client_buffer_max,
+                    self._accept_move,
                 )
             )
-        slots = lease.stream.slots
-        if slots not in self._models:
-            self._models.append(slots)
-        self._model[handle] = self._models.index(slots)
+        self._model[handle] = self._index_of(lease.stream.slots)
         self._lease_number[handle] = lease.number
         self._slot[handle] = lease.stream.slot
         self._reported_step[handle] = lease.durable_step
         self._client_buffer_max[handle] = client_buffer_max
+        self._accept_move[handle] = lease.accept_move
         return handle
+
+    def _index_of(self, slots: Slots) -> int:
+        if slots not in self._models:
+            self._models.append(slots)
+        return self._models.index(slots)
 
     def remove(self, handle: int) -> Lease | None:
         """Removes a handle and returns its lease."""
@@ -132,12 +146,36 @@ class HandleTable:
         return lease
 
     def select(self, handles: Ints) -> Selection:
-        """Looks up the streams of a block's rows.
+        """Looks up the streams of rows that run under one version of one model.
 
         Raises:
-            InvalidField: a handle was never assigned, or the streams run under different models.
+            InvalidField: as `by_version`, or the streams run under several versions.
 
         """
+        if len(self.by_version(handles)) > 1:
+            raise InvalidField("handles", "got streams of several versions, expected one model in a block")
+        return Selection(self, handles, self._models[int(self._model[handles[0]])], *_execution_order(handles))
+
+    def by_version(self, handles: Ints) -> list[Ints]:
+        """The rows of a block by the version that runs their streams: one part, unless streams move to another version now.
+
+        Raises:
+            InvalidField: a handle was never assigned, or the streams run under different models, not versions of one.
+
+        """
+        self._check_assigned(handles)
+        models = self._model[handles]
+        if (models == models[0]).all():
+            return [np.arange(len(handles))]
+        indices = np.unique(models).tolist()
+        specs = [self._models[index].spec for index in indices]
+        if any(difference(specs[0], spec) for spec in specs[1:]):
+            titles = " and ".join(sorted(spec.title for spec in specs))
+            raise InvalidField("handles", f"got streams of {titles}, expected one model in a block")
+        return [np.flatnonzero(models == index) for index in indices]
+
+    def _check_assigned(self, handles: Ints) -> None:
+        """Raises InvalidField when a handle was never assigned, or when there is none."""
         if not handles.size:
             raise InvalidField("handles", "got none, expected at least one")
         if handles.min() < 1 or handles.max() >= len(self._leases):
@@ -145,11 +183,10 @@ class HandleTable:
             raise InvalidField(
                 "handles", f"got {wrong}, expected 1 to {len(self._leases) - 1}, as assigned in `opened`"
             )
-        models = self._model[handles]
-        if (models != models[0]).any():
-            titles = " and ".join(sorted(self._models[index].spec.title for index in np.unique(models).tolist()))
-            raise InvalidField("handles", f"got streams of {titles}, expected one model in a block")
-        return Selection(self, handles, self._models[int(models[0])], *_execution_order(handles))
+
+    def accept_moves(self, handles: Ints) -> bool:
+        """Whether one of these streams may move to another version."""
+        return bool(self._accept_move[handles].any())
 
     def slots_of(self, handles: Ints) -> Ints:
         """The slots that the streams had when they were last refreshed."""
@@ -161,9 +198,10 @@ class HandleTable:
         return is_live
 
     def refresh(self, handle: int) -> Lease | None:
-        """Updates the slot of a stream. Returns its lease, None when the handle was removed."""
+        """Updates the slot of a stream, and its version. Returns its lease, None when the handle was removed."""
         lease = self[handle]
         if lease is not None:
+            self._model[handle] = self._index_of(lease.stream.slots)
             self._slot[handle] = lease.stream.slot if lease.ended is None else NO_SLOT
         return lease
 

@@ -34,7 +34,7 @@ def check_import(checkpoint: Checkpoint, slots: Slots) -> None:
     if not 0 < checkpoint.answers <= ANSWERS_MAX:
         raise InvalidField(FIELD, f"it remembers {checkpoint.answers} answers, expected 1 to {ANSWERS_MAX}")
     got, expected = len(checkpoint.payload), slots.row_bytes(checkpoint.answers)
-    if got != expected:
+    if not slots.fits(checkpoint.payload, checkpoint.answers):
         raise InvalidField(
             FIELD,
             f"its state has {got} bytes, expected {expected} under {slots.spec.title} with {checkpoint.answers} answers",

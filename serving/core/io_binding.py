@@ -26,10 +26,10 @@ class _Memory:
     `next_state` one for each state tensor; `outputs` one for each output.
     """
 
-    def __init__(self, session: Any, spec: Spec, size: int) -> None:
+    def __init__(self, session: Any, spec: Spec, size: int, run_options: Any) -> None:
         self._binding = session.io_binding()
         # The public `run_with_iobinding` also prepares for WebGPU, which takes half as long as a small graph.
-        self.run = partial(session._sess.run_with_iobinding, self._binding._iobinding, None)  # noqa: SLF001
+        self.run = partial(session._sess.run_with_iobinding, self._binding._iobinding, run_options)  # noqa: SLF001
         self._kept: list[Array] = []  # the binding has only addresses, so this must live as long as it runs
         now: list[Array] = []
         given: list[Array] = []
@@ -86,8 +86,8 @@ class RowBinding:
     values of `set_inputs`; it writes `next_state` and `outputs`.
     """
 
-    def __init__(self, session: Any, spec: Spec) -> None:
-        self._memory = memory = _Memory(session, spec, 1)
+    def __init__(self, session: Any, spec: Spec, run_options: Any = None) -> None:
+        self._memory = memory = _Memory(session, spec, 1, run_options)
         self._moved_in: list[tuple[Array, Array]] = []
         self._moved_out: list[tuple[Array, Array]] = []
         self._now = [_contiguous(part, self._moved_in) for part in memory.now]
@@ -151,10 +151,10 @@ class MixedRowBinding(RowBinding):
         return super().run() and all(bool(np.isfinite(part).all()) for part in self._checked_one_by_one)
 
 
-def row_binding(session: Any, spec: Spec) -> RowBinding:
-    """The memory of one row of a model."""
+def row_binding(session: Any, spec: Spec, run_options: Any = None) -> RowBinding:
+    """The memory of one row of a model. `run_options` are onnxruntime's."""
     mixed = not InputLayout(spec.inputs).plain or any(part.dtype == np.float16 for part in spec.state)
-    return (MixedRowBinding if mixed else RowBinding)(session, spec)
+    return (MixedRowBinding if mixed else RowBinding)(session, spec, run_options)
 
 
 class BatchBinding:
@@ -164,8 +164,8 @@ class BatchBinding:
     each state tensor; `outputs` one for each output. Their content is valid until the next run.
     """
 
-    def __init__(self, session: Any, spec: Spec, size: int) -> None:
-        self._memory = memory = _Memory(session, spec, size)
+    def __init__(self, session: Any, spec: Spec, size: int, run_options: Any = None) -> None:
+        self._memory = memory = _Memory(session, spec, size, run_options)
         self.size = size
         self.state, self.next_state, self.outputs = memory.state, memory.next_state, memory.outputs
         self._run = memory.run

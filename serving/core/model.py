@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tidegate.core.description import read_description
-from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.device import DeviceMissing, check_used, providers_of
+from tidegate.core.errors import ContractBroken, ModelFailed, RunEnded
 from tidegate.core.external_data import external_files
 from tidegate.core.feeds import Feeds
 from tidegate.core.io_binding import BatchBinding, row_binding
@@ -39,6 +40,7 @@ class Model:
         name, version: what it is served as.
         graph: the path of the ONNX file, or its bytes. Weights beside the graph need the path.
         sidecar: the text of `model.toml`, for graphs that carry no description.
+        device: "cpu" or "cuda"; see `core.device`.
         digest: the SHA-256 of the graph and of the weights beside it; None for that of the bytes.
 
     Raises:
@@ -48,19 +50,27 @@ class Model:
     """
 
     def __init__(
-        self, name: str, version: str, graph: bytes | str, sidecar: str | None = None, digest: str | None = None
+        self,
+        name: str,
+        version: str,
+        graph: bytes | str,
+        sidecar: str | None = None,
+        digest: str | None = None,
+        device: str = "cpu",
     ) -> None:
         where = f"{name}/{version}"
         if isinstance(graph, bytes):
             digest = digest or hashlib.sha256(graph).hexdigest()
         assert digest is not None
-        self._session = _load(where, graph)
+        self._session = _load(where, graph, device)
         metadata = self._session.get_modelmeta().custom_metadata_map
         described = read_description(where, metadata, sidecar, graph_shapes(self._session))
         self.spec = read_spec(name, version, digest, self._session, described)
         # The batch sizes that may run; empty for all.
         self._sizes: tuple[int, ...] = () if self.spec.batches else (1,)
-        self.row_binding = row_binding(self._session, self.spec)
+        # The same object for every run: without one, onnxruntime creates one for each.
+        self._run_options = onnxruntime.RunOptions()
+        self.row_binding = row_binding(self._session, self.spec, self._run_options)
         self._batch_bindings: dict[int, BatchBinding] = {}  # by batch size, the oldest first
         self._last_size = 0
         self._feeds = Feeds(self.spec)
@@ -90,8 +100,18 @@ class Model:
                 return None
             if len(self._batch_bindings) == BOUND_SIZES_MAX:
                 del self._batch_bindings[next(iter(self._batch_bindings))]
-            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch)
+            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch, self._run_options)
         return rows.state
+
+    def end_run(self) -> None:
+        """Makes the run that is under way in another thread fail at its next operator."""
+        self._run_options.terminate = True
+
+    def resume(self) -> bool:
+        """Lets runs go on after `end_run`. Returns whether it was called."""
+        ended: bool = self._run_options.terminate
+        self._run_options.terminate = False
+        return ended
 
     def step(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
         """Computes one timestep of a batch.
@@ -108,6 +128,7 @@ class Model:
 
         Raises:
             ModelFailed: the graph could not be run.
+            RunEnded: `end_run` was called meanwhile.
 
         """
         try:
@@ -119,10 +140,25 @@ class Model:
                 return self.row_binding.step(x, state)
             return self._step(x, state) if self._may_run(len(x)) else self._step_in_parts(x, state)
         except Exception as error:  # onnxruntime has no public base class for its errors
+            if self.resume():
+                raise RunEnded(f"model {self.spec.title}: its run took too long and was ended") from error
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
+    def step_apart(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Does what `step` does without the bound memory, so that another thread may run it beside `step`."""
+        try:
+            if self._may_run(len(x)):
+                return self._step(x, state)
+            rows = [
+                self._step(x[row : row + 1], tuple([part[row : row + 1] for part in state])) for row in range(len(x))
+            ]
+        except Exception as error:  # onnxruntime has no public base class for its errors
+            raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
+        outputs, next_state = zip(*rows, strict=True)
+        return _join(outputs), _join(next_state)
+
     def _step(self, x: Array, state: Arrays) -> tuple[Arrays, Arrays]:
-        results = self._session.run(self._feeds.fetch, self._feeds.feed(x, state))
+        results = self._session.run(self._feeds.fetch, self._feeds.feed(x, state), self._run_options)
         return self._feeds.read(results, x, state)
 
     def _may_run(self, batch: int) -> bool:
@@ -155,7 +191,7 @@ class Model:
         return (*rows.outputs, *rows.next_state)
 
 
-def _load(where: str, graph: bytes | str) -> Any:
+def _load(where: str, graph: bytes | str, device: str) -> Any:
     """An onnxruntime session of a graph, from its path or its bytes."""
     options = onnxruntime.SessionOptions()
     # One thread: for a graph this small a thread pool costs more than it gains, and the number of threads may change
@@ -173,9 +209,14 @@ def _load(where: str, graph: bytes | str) -> Any:
     if beside:
         raise ContractBroken(where, "the graph has weights in other files, so it must be loaded from its path")
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        providers = providers_of(device, onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        check_used(device, session.get_providers())
+    except DeviceMissing as error:
+        raise ContractBroken(where, str(error)) from error
     except Exception as error:  # onnxruntime has no public base class for its errors
         raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+    return session
 
 
 def _join(rows: Sequence[Arrays]) -> Arrays:

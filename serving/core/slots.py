@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.core.input_layout import InputLayout, StreamInputs
-from tidegate.core.spec import Arrays, Ints, Key, Spec
+from tidegate.core.raw_ring import RawRing, is_ring
+from tidegate.core.spec import Array, Arrays, Ints, Key, Spec
 from tidegate.core.value_hash import UNKNOWN, Hashes
 
 # The step of a free row. No timestep has it, so a row that is acquired again is seen to have changed.
@@ -24,9 +25,13 @@ NO_ROWS: Ints = np.empty(0, np.int64)
 
 
 class Slots:
-    """Rows for up to `capacity` live streams of one model. Each remembers its last `answers` answers."""
+    """Rows for up to `capacity` live streams of one model. Each remembers its last `answers` answers.
 
-    def __init__(self, spec: Spec, capacity: int, answers: int) -> None:
+    With `raw_steps` it also keeps the values of the last timesteps, from which a stream can be replayed into another
+    version.
+    """
+
+    def __init__(self, spec: Spec, capacity: int, answers: int, raw_steps: int = 0) -> None:
         assert capacity > 0
         assert answers > 0
         self.spec = spec
@@ -53,6 +58,7 @@ class Slots:
         # here: streams that step together then write adjacent memory. With the row first, each write would touch its
         # own cache line. UNKNOWN is 0.
         self._hashes: Hashes = np.zeros((answers, capacity), np.uint64)
+        self.raw = RawRing(self.layout.row_bytes, capacity, raw_steps) if raw_steps else None
         # The same arrays as bytes, and the bytes of one row. To copy one row this way is faster than numpy's dispatch.
         self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
         self._gathered_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self._gathered]
@@ -61,6 +67,7 @@ class Slots:
         self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
         self._all: Ints = np.arange(capacity)
         self._checked = tuple(tensor.is_checked for tensor in spec.state)
+        self.draining = False  # streams that may are to move to another version before their next timestep
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
         self._used = 0
@@ -72,6 +79,15 @@ class Slots:
     def __len__(self) -> int:
         """The number of used slots."""
         return self._used
+
+    def free(self) -> None:
+        """Frees the states and answers. A call may keep this object long after its last stream has ended."""
+        assert not self._used
+        self.state, self._answers = (), ()
+        self._state_bytes, self._answer_bytes = [], []
+        self._hashes = np.zeros((self.answers, 0), np.uint64)
+        self._hash_numbers = self._hashes.reshape(-1).data
+        self.raw = None
 
     @property
     def full(self) -> bool:
@@ -86,6 +102,8 @@ class Slots:
             for slab in self._answers:
                 slab[slot] = 0  # a checkpoint of this stream must not contain the answers of another
             self._hashes[:, slot] = UNKNOWN
+            if self.raw is not None:
+                self.raw.clear(slot)
         else:
             slot = self._untouched
             self._untouched += 1
@@ -140,7 +158,7 @@ class Slots:
 
         A row consists of the number of the first timestep whose answer it remembers, the state tensors, the inputs that
         the stream began with, then the answers by ring index (that to timestep s at index s % answers), then the hashes
-        of their values in the same order.
+        of their values in the same order, then the ring of values where there is one.
         """
         # Writes into one array. To concatenate a thousand rows of 1 KB takes four times as long, most of it for new
         # pages.
@@ -150,11 +168,15 @@ class Slots:
             part = np.ascontiguousarray(slab[slots]).reshape(len(slots), -1).view(np.uint8)
             packed[:, offset : offset + part.shape[1]] = part
             offset += part.shape[1]
+        if self.raw is not None:
+            packed[:, offset:] = self.raw.pack(slots)
         return packed
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
         """Fills a row from the result of `pack`, for a row at `step` in slots that remember `answers` answers."""
-        assert len(payload) == self.row_bytes(answers)
+        assert self.fits(payload, answers)
+        if self.raw is not None:
+            self.raw.unpack(slot, step, payload[self.core_bytes(answers) :])
         self.step[slot] = self.durable_step[slot] = step
         (first,) = np.frombuffer(payload, np.int64, 1).tolist()
         since = self._since[slot] = max(first, step - min(answers, self.answers) + 1)
@@ -186,6 +208,15 @@ class Slots:
 
     def row_bytes(self, answers: int) -> int:
         """The size of a row's content when it remembers so many answers."""
+        return self.core_bytes(answers) + (self.raw.row_bytes if self.raw is not None else 0)
+
+    def fits(self, payload: bytes, answers: int) -> bool:
+        """Whether a row's content has the right size: with a ring of values of any length behind it, or without."""
+        rest = len(payload) - self.core_bytes(answers)
+        return rest >= 0 and is_ring(payload[len(payload) - rest :], self.layout.row_bytes)
+
+    def core_bytes(self, answers: int) -> int:
+        """The size of a row's content without the ring of values."""
         state = sum(slab[:1].nbytes for slab in self._gathered)
         ring = self._hashes.itemsize + sum(slab[:1, :1].nbytes for slab in self._answers)
         return self._since.itemsize + state + answers * ring
@@ -203,8 +234,10 @@ class Slots:
             )  # the default mode checks the indices in a copy of `out`; there is nothing to clip
         return out
 
-    def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays, hashes: Hashes) -> Ints:
-        """Writes the result of one timestep of many rows, each once: state, number, answer and hash together.
+    def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays, hashes: Hashes, x: Array | None = None) -> Ints:
+        """Writes the result of one timestep x of many rows, each once: state, number, answer and hash together.
+
+        Slots without a ring of values need no x.
 
         A row whose next state is not finite keeps its old state. Returns the indices of these rows in the batch;
         usually there are none.
@@ -215,7 +248,7 @@ class Slots:
             slots = slots[finite]
             next_state = tuple(rows[finite] for rows in next_state)
             outputs = tuple(rows[finite] for rows in outputs)
-            hashes = hashes[finite]
+            hashes, x = hashes[finite], None if x is None else x[finite]
         where = self._as_slice(slots)
         for slab, rows in zip(self.state, next_state, strict=True):
             slab[where] = rows
@@ -228,6 +261,9 @@ class Slots:
         for slab, rows in zip(self._answers, outputs, strict=True):
             slab[where, index] = rows
         self._hashes[index, where] = hashes
+        if self.raw is not None:
+            assert x is not None
+            self.raw.record(slots, step, x)
         self.step[where] = step
         return non_finite
 
@@ -248,9 +284,14 @@ class Slots:
         return self._steps[slot]
 
     def scatter_row(
-        self, slot: int, next_state: Sequence[memoryview], outputs: Sequence[memoryview], value_hash: int
+        self,
+        slot: int,
+        next_state: Sequence[memoryview],
+        outputs: Sequence[memoryview],
+        value_hash: int,
+        values: bytes = b"",
     ) -> None:
-        """Writes the result of one timestep of one row, whose state must be finite.
+        """Writes the result of one timestep of one row, whose state must be finite. `values` are packed.
 
         State, number, answer and hash are written together.
         """
@@ -262,6 +303,8 @@ class Slots:
         for (slab, size), part in zip(self._answer_bytes, outputs, strict=True):
             slab[index * size : (index + 1) * size] = part
         self._hash_numbers[ring_index * self.capacity + slot] = value_hash
+        if self.raw is not None:
+            self.raw.record_row(slot, step, values)
         self._steps[slot] = step
 
     def find_answer(self, slot: int, step: int) -> tuple[bytes, ...]:

@@ -8,9 +8,10 @@ import numpy as np
 from tidegate.core.errors import InvalidField, join_names
 from tidegate.core.input_layout import InputLayout, StreamInputs
 from tidegate.core.named_inputs import FIELD, Named, check_named, describe
+from tidegate.core.payload import check_payload_size
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Key
-from tidegate.core.streams import Phase, Stream, check_payload_size
+from tidegate.core.streams import Phase, Stream
 
 
 def decide_inputs(

@@ -8,8 +8,7 @@
 Rule 1: `TRANSITIONS` lists what may happen when. A pair that is not in it is a bug of the server.
 Rule 2: a live stream owns a slot. Nobody else owns that slot. A parked stream owns nothing.
 Rule 3: a call acts through a `Lease`. When another call takes the stream over, the old lease ends, and work that is
-still under way
-        for it must not touch the stream. The epoch enforces the same between processes, through the store.
+still under way for it must not touch the stream. The epoch enforces the same between processes, through the store.
 Rule 4: what releases or copies a slot happens between batches. The owner of the engine ensures this.
 """
 
@@ -21,7 +20,6 @@ from itertools import count
 import numpy as np
 
 from tidegate.core.errors import (
-    CheckpointBroken,
     ModelMismatch,
     StateLost,
     StreamExists,
@@ -32,6 +30,7 @@ from tidegate.core.errors import (
 )
 from tidegate.core.input_layout import StreamInputs
 from tidegate.core.named_inputs import Named
+from tidegate.core.payload import unpack_checkpoint
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId, Spec
 
@@ -95,13 +94,18 @@ class OpenOptions:
 
     `owner` is the token of the client; empty when it has none. `resume_from` is 0 when the client opens the stream for
     the first time, else the number of the first timestep that it can still send. `inputs` are those that the model takes
-    once for each stream, not checked yet.
+    once for each stream, not checked yet. `accept_move` tells that the stream may move to another version also later,
+    while the client has it open. `answered` is the last timestep whose answer the client has. `move_now` tells that the
+    stream may move at this open.
     """
 
     existence: Existence = Existence.ANY
     owner: str = ""
     resume_from: int = 0
     inputs: Named = ()
+    move_now: bool = False
+    accept_move: bool = False
+    answered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +180,17 @@ class Stream:
     `slot` is its row while it is live, -1 while it is parked. `lease` belongs to the call that has the stream open;
     None when that call has ended and the stream waits to be stored. `owner` is the token of the client that opened it
     last. `inputs` are those that it began with, while it is parked before its first timestep: nothing of it is stored.
+    `needs_wake` tells that its call must wake it before its next timestep: it is parked, or it is to move to another
+    version.
     """
 
-    __slots__ = ("epoch", "inputs", "key", "lease", "owner", "phase", "slot", "slots")
+    __slots__ = ("epoch", "inputs", "key", "lease", "needs_wake", "owner", "phase", "slot", "slots")
 
     def __init__(self, key: Key, slots: Slots, epoch: int, owner: str) -> None:
         self.key = key
         self.slots = slots
         self.slot = -1
+        self.needs_wake = True
         self.epoch = epoch
         self.owner = owner
         self.phase = Phase.NEW
@@ -215,15 +222,20 @@ class Lease:
 
     `number` is unique in the process. While the stream is live its slot carries the number, so that many leases are
     checked at once. `handle` is the stream's handle on a call with many streams. `on_end` is called once, when the
-    lease has ended, so that the call can leave. `on_durable` is called whenever `durable_step` has risen.
+    lease has ended, so that the call can leave. `on_durable` is called whenever `durable_step` has risen. `accept_move`
+    and `answered` are those of `OpenOptions`.
     """
 
-    __slots__ = ("_durable_step", "ended", "handle", "number", "on_durable", "on_end", "stream")
+    __slots__ = (
+        "_durable_step", "accept_move", "answered", "ended", "handle", "number", "on_durable", "on_end", "stream",
+    )  # fmt: skip
 
     def __init__(self, stream: Stream, number: int, durable_step: int) -> None:
         self.stream = stream
         self.number = number
         self.handle = 0
+        self.accept_move = False
+        self.answered = 0
         self._durable_step = durable_step
         self.ended: TidegateError | None = None
         self.on_end: Callable[[Lease], None] | None = None
@@ -299,7 +311,7 @@ class StreamTable:
         stays acquired.
         """
         assert checkpoint.model.fingerprint == slots.spec.fingerprint
-        _unpack(checkpoint, slots, slot)
+        unpack_checkpoint(checkpoint, slots, slot)
         stream = self._add(checkpoint.key, slots, epoch, owner)
         self._assign_slot(stream, slot)
         stream.phase = Phase.PARKED
@@ -353,13 +365,27 @@ class StreamTable:
         """
         assert stream.phase is Phase.PARKED
         if checkpoint is not None:
-            _unpack(checkpoint, stream.slots, slot)
+            unpack_checkpoint(checkpoint, stream.slots, slot)
         else:
             stream.slots.set_stream_inputs(slot, stream.inputs)
         self._assign_slot(stream, slot)
         if stream.lease is not None:
             stream.slots.lease_number[slot] = stream.lease.number
         stream.transition(Event.STEP)
+
+    def change_version(self, stream: Stream, checkpoint: Checkpoint, slots: Slots, slot: int) -> None:
+        """Moves a live stream into a slot of another version, which continues from its stored checkpoint.
+
+        Raises CheckpointBroken, and changes nothing, when the checkpoint does not fit that version.
+        """
+        assert stream.phase is Phase.LIVE
+        assert checkpoint.model.fingerprint == slots.spec.fingerprint
+        unpack_checkpoint(checkpoint, slots, slot)
+        self._free_slot(stream)
+        stream.slots, stream.epoch = slots, checkpoint.epoch
+        self._assign_slot(stream, slot)
+        if stream.lease is not None:
+            slots.lease_number[slot] = stream.lease.number
 
     def drop(self, stream: Stream, reason: TidegateError) -> None:
         """Removes a stream from this process, even if it is not stored. `reason` ends its lease.
@@ -375,6 +401,10 @@ class StreamTable:
         del self._streams[stream.key]
         if stream.lease is not None:
             stream.lease.end(reason)
+
+    def forget(self, slots: Slots) -> None:
+        """Frees what is kept for a model that has no streams here."""
+        self._rows.pop(slots, None)
 
     def _add(self, key: Key, slots: Slots, epoch: int, owner: str) -> Stream:
         assert key not in self._streams
@@ -395,6 +425,7 @@ class StreamTable:
     def _assign_slot(self, stream: Stream, slot: int) -> None:
         self._slot_table(stream.slots)[slot] = stream
         stream.slot = slot
+        stream.needs_wake = False
 
     def _free_slot(self, stream: Stream) -> None:
         if stream.lease is not None:
@@ -402,6 +433,7 @@ class StreamTable:
         self._slot_table(stream.slots)[stream.slot] = None
         stream.slots.release(stream.slot)
         stream.slot = -1
+        stream.needs_wake = True
 
 
 def checkpoint_rows(streams: Sequence[Stream]) -> Checkpoints:
@@ -416,16 +448,3 @@ def checkpoint_rows(streams: Sequence[Stream]) -> Checkpoints:
         slots.answers,
         slots.pack(rows),
     )
-
-
-def check_payload_size(checkpoint: Checkpoint, slots: Slots) -> None:
-    """Raises CheckpointBroken when the size of a checkpoint is not that of this model's rows."""
-    got, expected = len(checkpoint.payload), slots.row_bytes(checkpoint.answers)
-    if got != expected:
-        where = f"stream '{checkpoint.key.stream_id}'"
-        raise CheckpointBroken(where, f"its state has {got} bytes, expected {expected} under {slots.spec.title}")
-
-
-def _unpack(checkpoint: Checkpoint, slots: Slots, slot: int) -> None:
-    check_payload_size(checkpoint, slots)
-    slots.unpack(slot, checkpoint.step, checkpoint.answers, checkpoint.payload)

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from tidegate.core.access import Caller
+from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.core.spec import Key, ModelId, Prediction, Spec, Timestep
 from tidegate.core.streams import Lease, OpenKind, OpenOptions, Phase
+from tidegate.core.swap_policy import Moved
 
 if TYPE_CHECKING:
     from tidegate.core.block import (
@@ -27,6 +29,7 @@ class OpenResult:
     next_step: int
     answers_remembered: int
     owner_changed: bool
+    moved: Moved = Moved.NOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,28 @@ class StreamInfo:
     created_unix_nano: int
     updated_unix_nano: int
     state_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """A version as an operator sees it. `shadow_share` is 0 when it is no shadow, `rewarm_steps` when none are kept."""
+
+    model: ModelId
+    is_default: bool
+    is_promoted: bool
+    policy: str
+    rewarm_steps: int
+    shadow_share: float
+    live_streams: int
+    parked_streams: int
+
+
+class DefaultChange(NamedTuple):
+    """The default version of a model, and the one that was it before."""
+
+    name: str
+    version: str
+    previous_version: str
 
 
 class StepQueue(Protocol):
@@ -100,8 +125,11 @@ class StreamBackend(Protocol):
         `opened` tells that the lease came from `open`: then the stream is counted as closed.
         """
 
-    async def wake(self, lease: Lease) -> None:
-        """Makes a parked stream that a call has open live again."""
+    async def wake(self, lease: Lease) -> Moved:
+        """Makes a stream that a call has open ready for its next timestep.
+
+        It is live then, and has moved to another version if it was to.
+        """
 
     def queue(self, lease: Lease) -> "StepQueue":
         """The queue for the timesteps of a stream; the same for as long as the stream is open."""
@@ -140,6 +168,9 @@ class AdminBackend(Protocol):
     def model(self, name: str, version: str) -> ModelInfo:
         """One model. An empty name means the only model, an empty version the newest one."""
 
+    async def change_models(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
+        """Loads, unloads or looks for versions, in every process. Without a version, all versions of a name."""
+
     async def list(self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None) -> list[StreamInfo]:
         """Streams in the order of their ids: at most `limit` after `after`, only those in `phase` if it is given."""
 
@@ -157,3 +188,16 @@ class AdminBackend(Protocol):
 
     async def fork(self, source: Key, stream_id: str) -> StreamInfo:
         """Creates a stream that starts with the state of another one. An empty id is replaced by a random one."""
+
+
+class VersionBackend(Protocol):
+    """Answers operators about versions. Every method raises TidegateError when it refuses."""
+
+    async def versions(self, name: str, tenant: str) -> list[VersionInfo]:
+        """The versions of a model, or of all, with a tenant's streams on each."""
+
+    async def promote(self, name: str, version: str) -> DefaultChange:
+        """Makes a version the default; an empty one means the newest, also in future."""
+
+    async def rollback(self, name: str) -> DefaultChange:
+        """Makes the version the default again that was it before."""

@@ -78,7 +78,7 @@ class BackgroundQueue(Generic[T]):
             self._on_error(error)
 
 
-async def wait_for_end(task: asyncio.Task[Any]) -> None:
+async def wait_for_end(task: asyncio.Future[Any]) -> None:
     """Waits until a task has ended, with any result. A caller that is cancelled meanwhile waits all the same."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

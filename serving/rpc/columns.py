@@ -14,6 +14,7 @@ from tidegate.core.input_layout import InputLayout
 from tidegate.core.named_inputs import Named, check_named, pack_rows
 from tidegate.core.spec import STEP_MAX, Array, Ints, Timestep
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
 from tidegate.rpc.status import wire_status
 from tidegate.rpc.varint import varint
@@ -108,12 +109,12 @@ class InputColumns:
 def decode_single_row(message: pb.Block, table: HandleTable) -> tuple[Lease, Timestep] | None:
     """The stream and the timestep of a block with a single row that is ready to run.
 
-    Its stream is live and expects this number. None for any other block, also for a malformed one.
+    Its stream is awake and expects this number. None for any other block, also for a malformed one.
     """
     if len(message.handles) != HANDLE.itemsize or len(message.steps) not in (0, STEP.itemsize):
         return None
     lease = table[int.from_bytes(message.handles, "little")]
-    if lease is None or lease.ended is not None or lease.stream.slot < 0:
+    if lease is None or lease.ended is not None or lease.stream.needs_wake:
         return None
     step = int.from_bytes(message.steps, "little")
     if step > STEP_MAX or step not in (0, lease.stream.step + 1):
@@ -191,6 +192,12 @@ def encode_ended(handles: Sequence[int], why: TidegateError) -> bytes:
     """A notification that the call no longer holds some streams."""
     ended = pb.EndedStreams(handles=handles, error=wire.encode_error(why, of_timestep=False))
     return pb.PredictBlocksResponse(ended=ended).SerializeToString()
+
+
+def encode_moved(handles: Sequence[int], model: pb.Model, moved: Moved) -> bytes:
+    """A notification that streams have moved to another version."""
+    message = pb.MovedStreams(handles=handles, model=model, new_state=wire.NEW_STATES[moved])
+    return pb.PredictBlocksResponse(moved=message).SerializeToString()
 
 
 def by_reason(

@@ -3,7 +3,9 @@
 from typing import Any
 
 from tidegate.core.access import Caller
+from tidegate.core.errors import TidegateError
 from tidegate.rpc.backend import Access
+from tidegate.rpc.status import abort
 
 HEADER = "authorization"
 
@@ -14,3 +16,11 @@ def identify(access: Access, context: Any) -> Caller:
         if name == HEADER:
             return access.identify(value)
     return access.identify("")
+
+
+async def identify_or_abort(access: Access, context: Any) -> Caller:
+    """The caller of a call. Ends the call when nobody knows."""
+    try:
+        return identify(access, context)
+    except TidegateError as error:
+        await abort(context, error)

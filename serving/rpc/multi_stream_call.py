@@ -16,11 +16,12 @@ import numpy as np
 from tidegate.core.access import Caller
 from tidegate.core.errors import InvalidField, TidegateError, TooManyStreams
 from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT, HANDLES_MAX, HandleTable
-from tidegate.core.spec import Ints, Key
+from tidegate.core.spec import Ints, Key, ModelId
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import columns, wire
-from tidegate.rpc.backend import Access, CloseReason, ModelInfo, StreamBackend
+from tidegate.rpc.backend import Access, CloseReason, ModelInfo, OpenResult, StreamBackend
 from tidegate.rpc.background_queue import wait_for_end
 from tidegate.rpc.call import Call, Context, log_failure
 from tidegate.rpc.stream_quota import StreamQuota
@@ -62,6 +63,7 @@ class MultiStreamCall(Call):
         self._write_task: asyncio.Task[None] | None = None  # the last write that nobody has waited for
         self._answering = asyncio.Lock()
         self._endings: list[tuple[int, TidegateError]] = []  # not sent yet
+        self._moves: list[tuple[int, Moved]] = []  # not sent yet
         # The same objects for all leases: a bound method for each lease would cost 64 bytes.
         self._end_callback = self._on_end
         self._stored_callback = self._on_stored
@@ -93,7 +95,7 @@ class MultiStreamCall(Call):
         Returns the answer and the errors of refused rows.
         """
         count = len(message.stream_ids)
-        resume_from = message.resume_from or [0] * count
+        resume_from, answered = message.resume_from or [0] * count, message.answered or [0] * count
         inputs = columns.InputColumns(message.inputs, count)
         opened = pb.OpenedStreams(
             stream_ids=message.stream_ids,
@@ -104,8 +106,10 @@ class MultiStreamCall(Call):
             durable_steps=[0] * count,
             model=wire.encode_model(served.spec, batch_invariant=served.batch_invariant),
             message_bytes_max=self._message_bytes_max,
+            may_move=message.accept_move and not message.version,
         )
         errors = wire.RowErrors(pb.OpenedStreams.ERRORS_FIELD_NUMBER, of_timesteps=False)
+        others: dict[str, list[int]] = {}  # rows whose streams run under another version, by version
 
         async def open_(row: int) -> None:
             key = Key(self.caller.tenant.name, message.stream_ids[row])
@@ -115,9 +119,11 @@ class MultiStreamCall(Call):
                 if self._handles.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
                 self._access.take_opens(self.caller, 1)
-                options = wire.make_open_options(message.existence, message.owner, resume_from[row], inputs.row(row))
+                options = wire.make_open_options(message, resume_from[row], answered[row], inputs.row(row))
+                # A client that knows of one version for all rows gets no other.
+                version = message.version if options.accept_move else served.spec.version
                 with self._quota.reserve(served.spec):
-                    result = await self._backend.open(key, served.spec.name, served.spec.version, options)
+                    result = await self._backend.open(key, served.spec.name, version, options)
             except TidegateError as error:
                 errors.add(row, error, 0, 0)
                 return
@@ -129,18 +135,18 @@ class MultiStreamCall(Call):
                 self._unreported.add(handle)
             if sync:
                 self._sync.add(handle)
-            opened.stream_ids[row] = lease.stream.key.stream_id
-            opened.handles[row] = handle
-            opened.kinds[row] = wire.OPEN_KINDS[result.kind]
-            opened.next_steps[row] = result.next_step
-            opened.epochs[row] = lease.stream.epoch
-            opened.durable_steps[row] = lease.durable_step
-            opened.answers_remembered = result.answers_remembered
-            if result.owner_changed:
-                opened.owner_changed_rows.append(row)
+            _fill_row(opened, row, handle, result)
+            if (spec := lease.stream.slots.spec) is not served.spec:
+                others.setdefault(spec.version, []).append(row)
 
         await run_concurrently(open_, range(count))
+        for version, rows in others.items():
+            opened.versions.add(model=self._describe(served.spec.name, version), rows=sorted(rows))
         return opened, errors
+
+    def _describe(self, name: str, version: str) -> pb.Model:
+        model = self._backend.model(name, version)
+        return wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
 
     async def _report_missed(self, opened: pb.OpenedStreams) -> None:
         """Sends what has happened to streams before the client had their handles."""
@@ -226,6 +232,17 @@ class MultiStreamCall(Call):
             self._endings.append((lease.handle, lease.ended))
             self._notify_soon()
 
+    async def _report_moves(self) -> None:
+        """Sends which streams have moved to another version, before the answer that comes from there."""
+        moves, self._moves = self._moves, []
+        groups: dict[tuple[ModelId, Moved], list[int]] = {}
+        for handle, moved in moves:
+            lease = self._handles[handle]
+            if lease is not None and handle not in self._unreported:
+                groups.setdefault((lease.stream.slots.spec.id, moved), []).append(handle)
+        for (model, moved), handles in groups.items():
+            await self._write(columns.encode_moved(handles, self._describe(model.name, model.version), moved))
+
     def _on_stored(self) -> None:
         self._stored = True
         self._notify_soon()
@@ -302,13 +319,30 @@ class MultiStreamCall(Call):
             raise
 
 
+def _fill_row(opened: pb.OpenedStreams, row: int, handle: int, result: OpenResult) -> None:
+    """Writes how a stream was opened into its row of the answer."""
+    lease = result.lease
+    opened.stream_ids[row] = lease.stream.key.stream_id
+    opened.handles[row] = handle
+    opened.kinds[row] = wire.OPEN_KINDS[result.kind]
+    opened.next_steps[row] = result.next_step
+    opened.epochs[row] = lease.stream.epoch
+    opened.durable_steps[row] = lease.durable_step
+    opened.answers_remembered = result.answers_remembered
+    if result.owner_changed:
+        opened.owner_changed_rows.append(row)
+    if result.moved is not Moved.NOT:
+        (opened.rewarmed_rows if result.moved is Moved.REWARMED else opened.reset_rows).append(row)
+
+
 def check_open(message: pb.OpenStreams) -> None:
     """Raises InvalidField when a client may not send such a message."""
     count = len(message.stream_ids)
     if count > STREAMS_MAX:
         raise InvalidField("stream_ids", f"got {count}, expected at most {STREAMS_MAX}; send several messages")
-    if message.resume_from and len(message.resume_from) != count:
-        raise InvalidField("resume_from", f"got {len(message.resume_from)}, expected none or {count}")
+    for field, column in {"resume_from": message.resume_from, "answered": message.answered}.items():
+        if column and len(column) != count:
+            raise InvalidField(field, f"got {len(column)}, expected none or {count}")
     for part in message.inputs:
         if len(part.values) % max(1, count):
             got = f"'{part.name}' has {len(part.values)} bytes"

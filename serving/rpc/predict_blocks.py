@@ -32,8 +32,10 @@ from tidegate.core.errors import (
     TimestepRefused,
 )
 from tidegate.core.handle_table import Selection
-from tidegate.core.spec import Timestep
+from tidegate.core.mixed_block import MixedBlock
+from tidegate.core.spec import Ints, Timestep
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import columns
 from tidegate.rpc.backend import Access, CloseReason, StreamBackend
 from tidegate.rpc.background_queue import BackgroundQueue
@@ -47,6 +49,9 @@ from tidegate.v1 import tidegate_pb2 as pb
 # Streams of a block are woken concurrently, and none is parked again before `--park-after`: one try is nearly always
 # enough.
 WAKE_TRIES = 3
+# How many live streams move to another version before a block runs; the others move before the next blocks. Each takes two
+# writes to the store, and the block waits for all of them.
+MOVED_AT_ONCE_MAX = 32
 # A refused block is answered after this delay. A client that retried at once would keep the event loop busy with
 # reading blocks, and delay small calls. A full queue is worked off in about the same time.
 REFUSAL_DELAY_SECONDS = 0.25
@@ -74,7 +79,7 @@ class PredictBlocksCall(MultiStreamCall):
         self._began = False  # whether there was a message
         # the handles of the last block; its selection is reused when they come again
         self._last_handles: bytes | None = None
-        self._selection: Selection
+        self._selections: list[tuple[Ints, Selection]]  # one for each version, with its rows
         self._empty_read_aheads = 0  # consecutive blocks behind which no message was waiting
         self._blocks_to_write_behind = 0
 
@@ -185,6 +190,8 @@ class PredictBlocksCall(MultiStreamCall):
             self.read_ahead()
         async with self._answering:
             answer = await self._predict(block)
+        if self._moves:
+            await self._report_moves()
         # The answer to a short block is ready before the next message is looked for, so one that was found counts for more.
         if self.has_next:
             self._blocks_to_write_behind = READ_AHEAD_TRIES
@@ -211,9 +218,12 @@ class PredictBlocksCall(MultiStreamCall):
             return await self._predict_single_row(message, *single_row, started)
         try:
             block = self._decode(message)
-            if not block.streams.live_mask().all():
+            if not block.all_live or block.draining:
                 failed = await self._wake(block)
-            await self._backend.submit_block(block)
+                if self._moves:
+                    self._last_handles = None
+                    block = self._decode(message)
+            await self._submit(block)
         except (TimestepRefused, InvalidField) as error:
             return await self._refuse(message, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
@@ -222,7 +232,7 @@ class PredictBlocksCall(MultiStreamCall):
     async def _answer_block(
         self,
         message: pb.Block,
-        block: Block,
+        block: "Block | MixedBlock",
         failed: dict[int, TidegateError],
         unsaved: dict[int, TidegateError],
         started: float,
@@ -236,7 +246,7 @@ class PredictBlocksCall(MultiStreamCall):
             if block.all_applied and not unsaved
             else await collect_row_errors(self._handles, message, block, failed, unsaved)
         )
-        durable_steps = self._handles.report_durable(block.handles, block.slots)
+        durable_steps = block.report_durable()
         half_full = self._handles.half_full_buffers(block.handles, block.steps, durable_steps)
         if half_full.size:
             await self._save_at_once(half_full.tolist())
@@ -248,7 +258,8 @@ class PredictBlocksCall(MultiStreamCall):
             response = columns.encode_predicted(
                 message.block, block.steps, block.outputs, durable_steps, duplicates, block.forgotten, errors
             )
-        self._backend.observe_block(block, perf_counter() - started)
+        for part in block.pieces:
+            self._backend.observe_block(part, perf_counter() - started)
         return response
 
     async def _refuse(self, message: pb.Block, error: TidegateError) -> bytes:
@@ -283,50 +294,81 @@ class PredictBlocksCall(MultiStreamCall):
         queue.observe_step(perf_counter() - started)
         return response
 
-    def _decode(self, message: pb.Block) -> Block:
-        handles = message.handles
-        if handles != self._last_handles:  # a client usually sends the same streams again
-            self._selection = self._handles.select(columns.decode_handles(message))
-            self._last_handles = handles
-        rows = len(self._selection.handles)
-        steps = columns.decode_steps(message, rows)
-        return Block(self._selection, steps, columns.decode_rows(message, rows, self._selection.slots.layout))
+    def _decode(self, message: pb.Block) -> "Block | MixedBlock":
+        if message.handles != self._last_handles:  # a client usually sends the same streams again
+            handles = columns.decode_handles(message)
+            self._selections = [
+                (rows, self._handles.select(handles[rows])) for rows in self._handles.by_version(handles)
+            ]
+            self._last_handles = message.handles
+        count = sum(len(rows) for rows, _ in self._selections)
+        steps = columns.decode_steps(message, count)
+        (_, selection), *others = self._selections
+        values = columns.decode_rows(message, count, selection.slots.layout)
+        if not others:
+            return Block(selection, steps, values)
+        parts = [(rows, Block(selection, steps[rows], values[rows])) for rows, selection in self._selections]
+        return MixedBlock(parts)
 
-    async def _wake(self, block: Block) -> dict[int, TidegateError]:
-        """Wakes the parked streams of a block. Returns the errors of those that could not be woken, by handle."""
+    async def _submit(self, block: "Block | MixedBlock") -> None:
+        """Runs a block. Raises TimestepRefused when the queue has no room for it."""
+        if isinstance(block, Block):
+            await self._backend.submit_block(block)
+            return
+        running: list[asyncio.Future[Block]] = []
+        try:
+            for _, part in block.parts:
+                running.append(self._backend.submit_block(part))
+            for future in running:
+                await future
+        finally:
+            for future in running:
+                future.cancel()
+        block.merge()
+
+    async def _wake(self, block: "Block | MixedBlock") -> dict[int, TidegateError]:
+        """Wakes the parked streams of a block, and moves those that are to move to another version.
+
+        Returns the errors of those that could not be woken, by handle.
+        """
         failed: dict[int, TidegateError] = {}
 
         async def wake(handle: int) -> None:
             lease = self._handles[handle]
             assert lease is not None
             try:
-                with self._quota.reserve(lease.stream.slots.spec):
-                    await self._backend.wake(lease)
+                with self._quota.reserve_wake(lease):
+                    moved = await self._backend.wake(lease)
+                if moved is not Moved.NOT:
+                    self._moves.append((handle, moved))
             except TidegateError as error:
                 failed[handle] = error
             self._handles.refresh(handle)
 
-        for _ in range(WAKE_TRIES):
-            not_live = block.handles[~self._handles.live_mask(block.handles, block.slots)]
-            parked = []
-            if not_live.size:
-                time_slice = TimeSlice()
-                for handle in np.unique(not_live).tolist():
-                    if handle not in failed and self._is_parked(handle):
-                        parked.append(handle)
-                    await time_slice.maybe_yield()
+        for try_ in range(WAKE_TRIES):
+            # A stream that cannot move now stays awake where it is, and needs no other try.
+            not_live = block.handles if block.draining and not try_ else block.not_live
+            parked = [handle for handle in await self._to_wake(not_live) if handle not in failed]
             if not parked:
                 break
             # The first ones may be parked again before the last is awake.
             await run_concurrently(wake, parked)
         return failed
 
-    def _is_parked(self, handle: int) -> bool:
-        """Whether a stream is parked and the call still holds it."""
-        lease = self._handles.refresh(handle)
-        return lease is not None and lease.ended is None and lease.stream.slot < 0
+    async def _to_wake(self, handles: Ints) -> list[int]:
+        """Those streams that are parked, and some of those that are live and to move, which the call still holds."""
+        found, moving = [], 0
+        time_slice = TimeSlice()
+        for handle in np.unique(handles).tolist():
+            lease = self._handles.refresh(handle)
+            if lease is not None and lease.ended is None and lease.stream.needs_wake:
+                moving += lease.stream.slot >= 0
+                if lease.stream.slot < 0 or moving <= MOVED_AT_ONCE_MAX:
+                    found.append(handle)
+            await time_slice.maybe_yield()
+        return found
 
-    async def _wait_for_sync(self, block: Block) -> dict[int, TidegateError]:
+    async def _wait_for_sync(self, block: "Block | MixedBlock") -> dict[int, TidegateError]:
         """Waits until the applied timesteps of SYNC streams are stored.
 
         Returns the errors of those that are not, by row.

@@ -14,8 +14,9 @@ from tidegate.core.errors import InvalidField, LeaseEnded, StepGap, StreamNotFou
 from tidegate.core.spec import Key, Prediction
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Existence, Lease, OpenOptions
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
-from tidegate.rpc.backend import Access, StreamBackend
+from tidegate.rpc.backend import Access, OpenResult, StreamBackend
 from tidegate.rpc.stream_quota import StreamQuota
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -42,7 +43,7 @@ class PredictOneHandler:
         # A client that times out sends its timestep again, perhaps while the first one is still being stored.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            prediction, lease = await self._answer(key, request, caller, quota, sync=sync)
+            prediction, lease, moved = await self._answer(key, request, caller, quota, sync=sync)
         spec = lease.stream.slots.spec
         self._backend.queue(lease).observe_step(perf_counter() - started)
         return pb.PredictOneResponse(
@@ -51,21 +52,24 @@ class PredictOneHandler:
             ),
             model=spec.name,
             version=spec.version,
+            new_state=wire.NEW_STATES[moved],
         )
 
     async def _answer(
         self, key: Key, request: pb.PredictOneRequest, caller: Caller, quota: StreamQuota, *, sync: bool
-    ) -> tuple[Prediction, Lease]:
-        """The answer, durable if the client wants that, and the lease under which it was computed.
+    ) -> tuple[Prediction, Lease, Moved]:
+        """The answer, durable if the client wants that; the lease under which it was computed; whether the stream has moved.
 
         The lease is over.
         """
+        moved = Moved.NOT
         # An open compares the inputs of a stream with those that it has.
         lease = None if request.stream_inputs else self._backend.acquire_idle(key, request.model, request.version)
         for tries_left in range(TRIES, 0, -1):
             reused = lease is not None  # and the store was not asked whether it is still valid
             if lease is None:
-                lease = await self._open(key, request, caller, quota)
+                opened = await self._open(key, request, caller, quota)
+                lease, moved = opened.lease, moved if opened.moved is Moved.NOT else opened.moved
             quota.leases.add(lease)
             try:
                 timestep = wire.decode_timestep(request, lease.stream.slots.layout)
@@ -79,19 +83,20 @@ class PredictOneHandler:
                 if not reused:
                     raise
             else:
-                return prediction, lease
+                return prediction, lease, moved
             finally:
                 quota.leases.discard(lease)
                 self._backend.release_to_idle(lease, opened=not reused)
             lease = None
         raise AssertionError("the last try returns or raises")
 
-    async def _open(self, key: Key, request: pb.PredictOneRequest, caller: Caller, quota: StreamQuota) -> Lease:
+    async def _open(self, key: Key, request: pb.PredictOneRequest, caller: Caller, quota: StreamQuota) -> OpenResult:
         self._access.take_opens(caller, 1)
         existence = Existence.MUST_EXIST if request.step > 1 else Existence.ANY
-        options = OpenOptions(existence, inputs=wire.decode_named(request.stream_inputs))
+        inputs = wire.decode_named(request.stream_inputs)
+        options = OpenOptions(existence, inputs=inputs, move_now=not request.version)
         try:
             with quota.reserve():
-                return (await self._backend.open(key, request.model, request.version, options)).lease
+                return await self._backend.open(key, request.model, request.version, options)
         except StreamNotFound:
             raise StreamNotFound(key.stream_id, hint="a stream begins with step 1") from None

@@ -5,7 +5,7 @@ The two differ only in the name of their package: services, messages, fields and
 answers both.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -17,34 +17,52 @@ SERVICE_NAMES = (V1_SERVICE_NAME, reflection.SERVICE_NAME)
 
 
 class Pool:
-    """The default descriptor pool, which can also find the file of a method: grpcurl asks for it to describe one."""
+    """Descriptor pools as one. Unlike those of protobuf, it can also find the file of a method: grpcurl asks for it.
 
-    def __init__(self) -> None:
-        self._pool = descriptor_pool.Default()
+    What an earlier pool has hides what a later one has under the same name.
+    """
+
+    def __init__(self, pools: Sequence[Any]) -> None:
+        self._pools = pools
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else comes from the default pool."""
-        return getattr(self._pool, name)
+        """Everything else asks one pool after the other."""
+
+        def find(*arguments: Any) -> Any:
+            for pool in self._pools[:-1]:
+                try:
+                    return getattr(pool, name)(*arguments)
+                except KeyError:
+                    continue
+            return getattr(self._pools[-1], name)(*arguments)
+
+        return find
 
     def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802  # protobuf's name
         """The file that defines a message, a field, an enum, a service or a method.
 
         Raises KeyError when there is none.
         """
-        try:
-            return self._pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            return self._pool.FindMethodByName(symbol).containing_service.file
+        for pool in self._pools:
+            try:
+                return pool.FindFileContainingSymbol(symbol)
+            except KeyError:
+                pass
+            try:
+                return pool.FindMethodByName(symbol).containing_service.file
+            except KeyError:
+                pass
+        raise KeyError(symbol)
 
 
-def add_to_server(services: Iterable[str], server: grpc.aio.Server) -> None:
+def add_to_server(services: Iterable[str], server: grpc.aio.Server, pools: Sequence[Any] = ()) -> None:
     """Makes the server describe these services, and the two of reflection itself.
 
     `services` are full names, such as "grpc.health.v1.Health". Their generated code must be imported: descriptions come
-    from the default descriptor pool.
+    from these descriptor pools, and from the default one.
     """
     _describe_v1()
-    servicer = reflection.aio.ReflectionServicer((*services, *SERVICE_NAMES), Pool())
+    servicer = reflection.aio.ReflectionServicer((*services, *SERVICE_NAMES), Pool((*pools, descriptor_pool.Default())))
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         reflection_pb2.ServerReflectionRequest.FromString,

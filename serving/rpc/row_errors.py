@@ -6,6 +6,7 @@ from tidegate.core.block import Block
 from tidegate.core.engine import RowStatus
 from tidegate.core.errors import InvalidField, ParkedAgain, TidegateError
 from tidegate.core.handle_table import HandleTable
+from tidegate.core.mixed_block import MixedBlock
 from tidegate.rpc import columns, wire
 from tidegate.rpc.time_slice import TimeSlice
 from tidegate.v1 import tidegate_pb2 as pb
@@ -17,7 +18,7 @@ RETRY_AFTER_MS = 1
 async def collect_row_errors(
     table: HandleTable,
     message: pb.Block,
-    block: Block,
+    block: Block | MixedBlock,
     failed: dict[int, TidegateError],
     unsaved: dict[int, TidegateError],
 ) -> wire.RowErrors:

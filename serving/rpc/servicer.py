@@ -7,11 +7,9 @@ needs no bookkeeping. A client that reads slowly or floods is throttled by flow 
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any
-from weakref import WeakValueDictionary
 
 import grpc
 
@@ -24,18 +22,19 @@ from tidegate.core.errors import (
     TidegateError,
     TimestepRefused,
     TooManyStreams,
-    Unauthenticated,
     WrongOrder,
 )
 from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT
 from tidegate.core.spec import Key, Timestep
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
 from tidegate.rpc.admin import AdminServicer
-from tidegate.rpc.backend import Access, AdminBackend, CloseReason, StepQueue, StreamBackend
+from tidegate.rpc.backend import Access, AdminBackend, CloseReason, StepQueue, StreamBackend, VersionBackend
 from tidegate.rpc.call import OPEN_SECONDS, Call, Context
-from tidegate.rpc.identify import identify
+from tidegate.rpc.identify import identify_or_abort
+from tidegate.rpc.open_calls import OpenCalls
 from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.predict_one import PredictOneHandler
 from tidegate.rpc.status import abort
@@ -44,11 +43,6 @@ from tidegate.rpc.timestep_reader import read_with
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
-log = logging.getLogger("tidegate.service")
-
-# How many calls are asked to end in one turn of the event loop. Each then takes some hundred microseconds of the next
-# turn.
-ENDED_AT_ONCE_MAX = 16
 # A client half-closes with its close, or a round trip later. After this time the call ends without waiting for it.
 HALF_CLOSE_SECONDS = 1.0
 
@@ -61,6 +55,7 @@ class PredictCall(Call):
         self.quota = quota
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         self.lease: Lease | None = None
+        self.queue: StepQueue
         self.client_buffer_max = CLIENT_BUFFER_DEFAULT
         self.reported_step = 0
         self.sync = False
@@ -94,55 +89,32 @@ class PredictCall(Call):
 
 
 class TidegateServicer(AdminServicer):
-    """Serves `tidegate.v1`.
-
-    A connection holds at most `live_max` live streams of a model. A request has at most `message_bytes_max` bytes.
-    """
+    """Serves `tidegate.v1`. A request has at most `message_bytes_max` bytes."""
 
     def __init__(
-        self, backend: StreamBackend, admin: AdminBackend, access: Access, *, live_max: int, message_bytes_max: int
+        self,
+        backend: StreamBackend,
+        admin: AdminBackend,
+        access: Access,
+        versions: VersionBackend,
+        calls: OpenCalls,
+        *,
+        message_bytes_max: int,
     ) -> None:
-        super().__init__(admin, access)
+        super().__init__(admin, access, versions)
         self._backend = backend
         self._predict_one = PredictOneHandler(backend, access)
-        self._live_max = live_max
         self._message_bytes_max = message_bytes_max
-        self._quotas: WeakValueDictionary[str, StreamQuota] = (
-            WeakValueDictionary()
-        )  # by peer, for as long as the peer has calls
-        self._calls: set[Call] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._stopping = False
-        self._left_unsaved = 0
-
-    async def drain(self) -> None:
-        """Asks every call to end and waits until all have ended. Later calls are refused.
-
-        A call answers its pending request, waits until its streams are stored, and then sends `move`: at the next
-        server its client finds the streams as they were. A store that is too slow does not delay the call for longer
-        than the backend allows.
-        """
-        self._stopping = True
-        for count, call in enumerate(list(self._calls), 1):
-            call.end(Stopping())
-            if count % ENDED_AT_ONCE_MAX == 0:
-                await asyncio.sleep(0)
-        await self._idle.wait()
-        if self._left_unsaved:
-            log.warning("%d streams were not stored before their clients were told to move", self._left_unsaved)
-            self._left_unsaved = 0
+        self._calls = calls
 
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the proto file."""
-        caller = await self._identify(context)
-        call = PredictCall(context, caller, self._quota(context))
+        caller = await identify_or_abort(self.access, context)
+        call = PredictCall(context, caller, self._calls.quota(context))
         self._calls.add(call)
-        self._idle.clear()
         reason: CloseReason = "disconnected"
         try:
-            if self._stopping:
-                raise Stopping  # noqa: TRY301 - all refusals take one path
+            self._calls.check_accepting()
             lease = await self._open(call)
             try:
                 reason = await self._serve(call, lease)
@@ -164,68 +136,36 @@ class TidegateServicer(AdminServicer):
                 call.lease.on_end = call.lease.on_durable = (
                     None  # break the reference cycle, so that no collection is needed
                 )
-            self._remove(call)
+            self._calls.remove(call)
 
     async def PredictOne(self, request: pb.PredictOneRequest, context: Context) -> pb.PredictOneResponse:  # noqa: N802 - as above
         """Runs one timestep of one stream; see the proto file."""
-        caller = await self._identify(context)
+        caller = await identify_or_abort(self.access, context)
         call = Call(context, caller)  # so that `drain` waits for it
         self._calls.add(call)
-        self._idle.clear()
         try:
-            if self._stopping:
-                raise Stopping
-            return await self._predict_one.predict(request, caller, self._quota(context))
+            self._calls.check_accepting()
+            return await self._predict_one.predict(request, caller, self._calls.quota(context))
         except TidegateError as error:
             await abort(context, error)
         finally:
-            self._remove(call)
+            self._calls.remove(call)
 
     async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs many streams; see the proto file."""
-        caller = await self._identify(context)
-        call = PredictBlocksCall(
-            self._backend, self.access, context, caller, self._quota(context), self._message_bytes_max
-        )
+        caller = await identify_or_abort(self.access, context)
+        quota = self._calls.quota(context)
+        call = PredictBlocksCall(self._backend, self.access, context, caller, quota, self._message_bytes_max)
         self._calls.add(call)
-        self._idle.clear()
         try:
-            if self._stopping:
-                raise Stopping
+            self._calls.check_accepting()
             await call.serve()
         except TidegateError as error:
             await abort(context, error)
         except grpc.aio.InternalError:
             pass  # as above
         finally:
-            self._remove(call)
-
-    async def end_withdrawn(self) -> None:
-        """Ends the calls of callers whose token no longer gets in."""
-        for call in list(self._calls):
-            if not self.access.is_valid(call.caller):
-                call.end(Unauthenticated("the token was withdrawn, or allows something else now"))
-
-    async def _identify(self, context: Context) -> Caller:
-        """Who makes a call. Ends the call when nobody knows."""
-        try:
-            return identify(self.access, context)
-        except TidegateError as error:
-            await abort(context, error)
-
-    def _remove(self, call: Call) -> None:
-        """Removes a call that has released its streams."""
-        self._left_unsaved += call.left_unsaved
-        self._calls.discard(call)
-        if not self._calls:
-            self._idle.set()
-
-    def _quota(self, context: Context) -> StreamQuota:
-        """The quota of a connection, shared by its calls."""
-        quota = self._quotas.get(context.peer())
-        if quota is None:
-            quota = self._quotas[context.peer()] = StreamQuota(self._live_max)
-        return quota
+            self._calls.remove(call)
 
     async def _open(self, call: PredictCall) -> Lease:
         """Reads the first message and opens the stream."""
@@ -256,6 +196,7 @@ class TidegateServicer(AdminServicer):
         lease.on_end = call.on_lease_end
         lease.on_durable = call.on_durable
         call.reported_step = lease.durable_step
+        call.queue = self._backend.queue(lease)
         stream = lease.stream
         model = self._backend.model(stream.slots.spec.name, stream.slots.spec.version)
         await call.respond(
@@ -269,21 +210,21 @@ class TidegateServicer(AdminServicer):
                 owner_changed=result.owner_changed,
                 message_bytes_max=self._message_bytes_max,
                 model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
+                new_state=wire.NEW_STATES[result.moved],
             )
         )
         return lease
 
     async def _serve(self, call: PredictCall, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client half-closes. Returns the reason."""
-        queue = self._backend.queue(lease)
         read_timestep = read_with(lease.stream.slots.layout)
         while (message := await call.read()) is not None:
             started = perf_counter()
             timestep = read_timestep(message)
             request = wire.decode_request(message) if timestep is None else None
             if request is None or request.HasField("timestep"):
-                await call.write(await self._answer(call, lease, queue, timestep, request))
-                queue.observe_step(perf_counter() - started)
+                await call.write(await self._answer(call, lease, timestep, request))
+                call.queue.observe_step(perf_counter() - started)
                 if call.durable_is_due:  # it became durable while the answer was being sent
                     await call.send_durable()
             elif request.HasField("close"):
@@ -315,7 +256,6 @@ class TidegateServicer(AdminServicer):
         self,
         call: PredictCall,
         lease: Lease,
-        queue: StepQueue,
         timestep: Timestep | None,
         request: pb.PredictRequest | None,
     ) -> bytes:
@@ -331,10 +271,9 @@ class TidegateServicer(AdminServicer):
                 timestep = wire.decode_timestep(request.timestep, stream.slots.layout)
             if call.caller.tenant.limits_steps:
                 self.access.take_steps(call.caller, 1)
-            if stream.slot < 0:
-                with call.quota.reserve(stream.slots.spec):
-                    await self._backend.wake(lease)
-            prediction = await queue.submit(lease, timestep)
+            if stream.needs_wake:
+                await self._wake(call, lease)
+            prediction = await call.queue.submit(lease, timestep)
             if call.sync:
                 await self._backend.wait_durable(lease, prediction.step)
         except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:
@@ -352,6 +291,16 @@ class TidegateServicer(AdminServicer):
             message = wire.make_prediction(prediction, durable_step, stream.slots.spec, numbers=True)
             return pb.PredictResponse(prediction=message).SerializeToString()
         return wire.encode_prediction(prediction, durable_step)
+
+    async def _wake(self, call: PredictCall, lease: Lease) -> None:
+        """Makes the stream ready for a timestep. Tells the client when it has moved to another version."""
+        with call.quota.reserve_wake(lease):
+            moved = await self._backend.wake(lease)
+        if moved is not Moved.NOT:
+            call.queue = self._backend.queue(lease)
+            spec = lease.stream.slots.spec
+            model = self._backend.model(spec.name, spec.version)
+            await call.write(wire.encode_moved(spec, moved, batch_invariant=model.batch_invariant))
 
     async def _wait_for_half_close(self, call: PredictCall) -> None:
         """Waits briefly until the client half-closes.

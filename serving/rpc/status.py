@@ -50,6 +50,9 @@ TABLE: Mapping[type[errors.TidegateError], WireStatus] = {
     errors.ModelNotNamed: WireStatus(
         code_pb2.FAILED_PRECONDITION, pb.Error.REASON_MODEL_NOT_FOUND, pb.Error.ACTION_STREAM_LOST
     ),
+    errors.DefaultNotChanged: WireStatus(
+        code_pb2.FAILED_PRECONDITION, pb.Error.REASON_MODEL_NOT_FOUND, pb.Error.ACTION_STREAM_LOST
+    ),
     errors.StreamNotFound: WireStatus(
         code_pb2.NOT_FOUND, pb.Error.REASON_STREAM_NOT_FOUND, pb.Error.ACTION_STREAM_LOST
     ),

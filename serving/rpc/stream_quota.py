@@ -1,7 +1,7 @@
 """Limits how many live streams one connection may hold, over all its calls, so that other clients find room."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 
 from tidegate.core.errors import TooManyStreams
@@ -36,6 +36,10 @@ class StreamQuota:
 
     def __repr__(self) -> str:
         return f"<StreamQuota of {self._live_max}: {len(self.tables)} block calls, {len(self.leases)} single streams>"
+
+    def reserve_wake(self, lease: Lease) -> AbstractContextManager[None]:
+        """Reserves room for the stream of a lease to be woken. One that is live already and is to move needs none."""
+        return self.reserve(lease.stream.slots.spec) if lease.stream.slot < 0 else nullcontext()
 
     @contextmanager
     def reserve(self, spec: Spec | None = None) -> Iterator[None]:

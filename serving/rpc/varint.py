@@ -10,3 +10,8 @@ def varint(number: int) -> bytes:
     if number < 0x4000:
         return bytes((number & 0x7F | 0x80, number >> 7))
     return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + varint(number >> 14)
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of bytes, of text or of a message, with its tag and length."""
+    return varint(number << 3 | 2) + varint(len(content)) + content

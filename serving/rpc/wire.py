@@ -23,9 +23,10 @@ from tidegate.core.errors import (
 )
 from tidegate.core.input_layout import InputLayout
 from tidegate.core.named_inputs import Named, check_named, pack_rows
-from tidegate.core.spec import Array, Feature, Input, Output, Prediction, Spec, Timestep
+from tidegate.core.spec import STEP_MAX, Array, Feature, Input, Output, Prediction, Spec, Timestep
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Existence, OpenKind, OpenOptions, Phase
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc.backend import StreamInfo
 from tidegate.rpc.status import RETRYABLE, error_message, wire_status
 from tidegate.rpc.varint import varint
@@ -60,6 +61,11 @@ OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
     OpenKind.RESUMED: pb.Opened.KIND_RESUMED,
     OpenKind.TAKEN_OVER: pb.Opened.KIND_TAKEN_OVER,
 }
+NEW_STATES: Mapping[Moved, pb.NewState] = {
+    Moved.NOT: pb.NEW_STATE_UNSPECIFIED,
+    Moved.REWARMED: pb.NEW_STATE_REWARMED,
+    Moved.RESET: pb.NEW_STATE_RESET,
+}
 # How many row errors of one answer have a message: more than anybody reads.
 ROW_MESSAGES_MAX = 256
 
@@ -78,12 +84,27 @@ def decode_open_options(message: pb.Open) -> OpenOptions:
         InvalidField: `existence` is unknown, `owner` is invalid, or a client that continues requires a new stream.
 
     """
-    return make_open_options(message.existence, message.owner, message.resume_from, decode_named(message.inputs))
+    return make_open_options(message, message.resume_from, message.answered, decode_named(message.inputs))
 
 
-def make_open_options(existence: int, owner: str, resume_from: int, inputs: Named = ()) -> OpenOptions:
-    """The options of an open, from its fields. Raises as `decode_open_options`."""
-    options = OpenOptions(decode_existence(existence), owner, resume_from, inputs)
+def make_open_options(
+    message: pb.Open | pb.OpenStreams, resume_from: int, answered: int, inputs: Named = ()
+) -> OpenOptions:
+    """The options of the open of one stream. Raises as `decode_open_options`.
+
+    A client that does not know of moves keeps to the version that it has seen.
+    """
+    accept_move = message.accept_move and not message.version
+    owner = message.owner
+    options = OpenOptions(
+        decode_existence(message.existence),
+        owner,
+        resume_from,
+        inputs,
+        move_now=not message.version and (accept_move or not resume_from),
+        accept_move=accept_move,
+        answered=min(answered, STEP_MAX),
+    )
     if owner:
         check_stream_id(owner, "owner")
     if resume_from and options.existence is Existence.MUST_BE_NEW:
@@ -293,6 +314,12 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
         handles_missing=spec.handles_missing,
         inputs=_encode_inputs(InputLayout(spec.inputs)),
     )
+
+
+def encode_moved(spec: Spec, moved: Moved, *, batch_invariant: bool) -> bytes:
+    """The bytes of a PredictResponse that tells of a move."""
+    model = encode_model(spec, batch_invariant=batch_invariant)
+    return pb.PredictResponse(moved=pb.Moved(model=model, new_state=NEW_STATES[moved])).SerializeToString()
 
 
 def _encode_inputs(layout: InputLayout) -> list[pb.Input]:

@@ -9,14 +9,19 @@ from tidegate.core.errors import (
     CheckpointBroken,
     InvalidField,
     ModelNotFound,
+    Stopping,
     StreamExists,
     StreamNotFound,
 )
 from tidegate.core.import_check import check_import
+from tidegate.core.model_change import ModelAction, ModelChange
+from tidegate.core.payload import check_payload_size
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Checkpoint, Key
-from tidegate.core.streams import Phase, check_payload_size, checkpoint_rows
+from tidegate.core.streams import Phase, checkpoint_rows
 from tidegate.rpc.backend import ModelInfo, StreamInfo
+from tidegate.runtime.channel import ChannelClosed
+from tidegate.runtime.model_messages import ModelControl
 from tidegate.runtime.peers import PeerUnresponsive
 from tidegate.runtime.repository import Repository
 from tidegate.runtime.stream_log import log_event
@@ -35,10 +40,12 @@ class AdminService:
         repository: the models.
         store: where checkpoints are kept.
         registry: the streams of this process.
+        control: decides what is served.
 
     """
 
-    def __init__(self, repository: Repository, store: Store, registry: StreamRegistry) -> None:
+    def __init__(self, repository: Repository, store: Store, registry: StreamRegistry, control: ModelControl) -> None:
+        self._control = control
         self._repository = repository
         self._store = store
         self._registry = registry
@@ -48,11 +55,27 @@ class AdminService:
 
     def models(self) -> list[ModelInfo]:
         """The models being served."""
-        return [served.info for served in self._repository]
+        return [served.info for served in self._repository.shown]
 
     def model(self, name: str, version: str) -> ModelInfo:
         """One model; ModelNotFound when it is not served."""
-        return self._repository.find(name, version).info
+        return self._repository.find(name, version, begun=True).info
+
+    async def change_models(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
+        """Loads, unloads or looks for versions, in every process.
+
+        Raises:
+            ModelNotFound: there is none to load or to unload.
+            Stopping: the process that decides has ended.
+
+        """
+        try:
+            changes = await self._control.change(action, name, version)
+        except ChannelClosed as error:
+            raise Stopping from error
+        if not changes and action != "reload":
+            raise ModelNotFound(name, version, [served.spec.title for served in self._repository.shown])
+        return changes
 
     async def list(self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None) -> list[StreamInfo]:
         """Streams in the order of their ids: at most `limit` after `after`, only those in `phase` if it is given.
@@ -151,9 +174,11 @@ class AdminService:
         self, checkpoint: Checkpoint, key: Key, check: Callable[[Checkpoint, Slots], None] = check_payload_size
     ) -> StreamInfo:
         """Stores a state as a new stream, in one write: either all of it is stored, or nothing."""
-        served = [served for served in self._repository if served.spec.fingerprint == checkpoint.model.fingerprint]
+        served = [
+            served for served in self._repository.shown if served.spec.fingerprint == checkpoint.model.fingerprint
+        ]
         if not served:
-            titles = [f"{served.spec.title} ({served.spec.fingerprint[:12]})" for served in self._repository]
+            titles = [f"{served.spec.title} ({served.spec.fingerprint[:12]})" for served in self._repository.shown]
             raise ModelNotFound(checkpoint.model.title, f"with fingerprint {checkpoint.model.fingerprint[:12]}", titles)
         check(checkpoint, served[0].slots)
         await self._registry.tenants.add(key.tenant)

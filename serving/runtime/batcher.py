@@ -35,14 +35,7 @@ import numpy as np
 
 from tidegate.core.block import Block, RowStatuses, run_blocks
 from tidegate.core.engine import BatchResult, Engine
-from tidegate.core.errors import (
-    InvalidField,
-    Overloaded,
-    Stopping,
-    TidegateError,
-    TimestepRefused,
-    WrongWidth,
-)
+from tidegate.core.errors import InvalidField, Overloaded, Stopping, TidegateError, TimestepRefused, WrongWidth
 from tidegate.core.handle_table import HandleTable
 from tidegate.core.spec import STEP_MAX, Array, Prediction, Timestep
 from tidegate.core.streams import Lease, Stream
@@ -103,7 +96,8 @@ class Batcher:
         self._last_queued = 0  # the length of the queue in the last turn
         self._turn_scheduled = True  # whether a turn is scheduled; at first `run` schedules one
         self._handover: asyncio.Future[None]  # set by a turn for `run`: the next batch is for the thread, or an error
-        self._running = False  # whether a batch runs in the thread
+        self.runs_in_thread = False  # whether a batch runs in the thread
+        self.running_since = 0.0  # when the batch began that runs now, by `perf_counter`; 0 when none does
         self._deferred: deque[Callable[[], None]] = deque()
         self._clock = clock
         self._measure_cpu = False  # the last single timestep took long, or had to wait for the processor
@@ -202,7 +196,7 @@ class Batcher:
 
         Once called it happens, whether or not the caller waits for it.
         """
-        if not self._running:
+        if not self.runs_in_thread:
             return act()
         done: asyncio.Future[T] = self._loop.create_future()
 
@@ -257,7 +251,7 @@ class Batcher:
                 rows_max = self._rows_max
                 if blocks := self._take_blocks(rows_max):
                     taken = blocks
-                    started = perf_counter()
+                    started = self.running_since = perf_counter()
                     self._settle_blocks(blocks, self._run_blocks(blocks, rows_max), started)
             elif entries := self._take_steps():
                 taken = entries
@@ -266,6 +260,7 @@ class Batcher:
             fail_all(taken, unexpected_error())
             self._handover.set_exception(error)
             return
+        self.running_since = 0.0
         # Between two batches the loop serves the network: answers leave, timesteps arrive.
         self._last_queued = len(self._queue)
         self._turn_scheduled = bool(self._queue or self._blocks)
@@ -310,7 +305,7 @@ class Batcher:
 
     def _run_in_loop(self, entries: Sequence[QueuedStep]) -> None:
         """Runs one batch in the event loop."""
-        started = perf_counter()
+        started = self.running_since = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
             cpu_started = self._clock() if self._measure_cpu else 0.0
@@ -351,17 +346,19 @@ class Batcher:
 
     async def _in_thread(self, run: Callable[[], T]) -> T:
         """Runs the engine in its thread. What must not happen meanwhile waits in `_deferred`."""
-        self._running = True
+        self.runs_in_thread = True
+        self.running_since = perf_counter()
         running = self._loop.run_in_executor(self._thread, run)
         try:
             return await asyncio.shield(running)
         finally:
             if not running.done():  # cancelled: the thread still changes state, so nobody else may touch it yet
                 await asyncio.wait([running])
+            self.running_since = 0.0
 
     def _run_deferred(self) -> None:
         """Does what had to wait for the end of a batch in the thread."""
-        self._running = False
+        self.runs_in_thread = False
         while self._deferred:
             self._deferred.popleft()()
 

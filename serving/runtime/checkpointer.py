@@ -33,7 +33,7 @@ from tidegate.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_
 from tidegate.rpc.time_slice import SLICE_SECONDS, TimeSlice
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule, CpuMeter
 from tidegate.runtime.crash_points import crash_point
-from tidegate.runtime.idle_times import IdleTimes
+from tidegate.runtime.idle_times import IdleTimesByModel
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.repository import Repository, ServedModel
 from tidegate.store import Store
@@ -99,7 +99,7 @@ class Checkpointer:
         self._failing = False
         self.store_gone = False  # only a restart of the server helps
         self.listeners: list[Callable[[], None]] = []  # called after each checkpoint
-        self._idle_times = {served.spec.id: IdleTimes(served.slots.capacity) for served in repository}
+        self.idle_times = IdleTimesByModel()
         metrics.unsaved_seconds = self.unsaved_seconds
 
     def __repr__(self) -> str:
@@ -132,7 +132,7 @@ class Checkpointer:
         """Keeps a stream that was opened or woken in its slot. Its idle time starts again."""
         self._parking.discard(stream)
         if stream.slot >= 0:
-            self._idle_times[stream.slots.spec.id].end(stream.slot)
+            self.idle_times[stream.slots].end(stream.slot)
 
     def request_save(self, lease: Lease) -> None:
         """Has a stream stored at once, for a caller that will wait for it with `wait_durable`."""
@@ -272,6 +272,8 @@ class Checkpointer:
                 rows.setdefault(stream.slots, []).append(stream.slot)
             await time_slice.maybe_yield()
         for slots, slot_rows in rows.items():
+            if slots not in self._repository:  # the last of its streams has ended meanwhile
+                continue
             at_once = _rows_a_commit(slots)
             for first in range(0, len(slot_rows), at_once):
                 if not await self._commit(self._repository.of(slots), np.array(slot_rows[first : first + at_once])):
@@ -365,7 +367,7 @@ class Checkpointer:
         silent = []
         time_slice = TimeSlice()
         streams_by_slot = self._streams.by_slot(served.slots)
-        for row in self._idle_times[served.spec.id].rows(served.slots.step, self._clock(), self._schedule.park_after_s):
+        for row in self.idle_times[served.slots].rows(served.slots.step, self._clock(), self._schedule.park_after_s):
             stream = streams_by_slot[row]
             if stream is not None and stream not in self._parking:
                 silent.append(stream)

@@ -3,10 +3,13 @@
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from tidegate.core.device import DEVICES
+from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.host import checked, is_local, is_unix
+from tidegate.runtime.model_checker import TrialLimits
 from tidegate.runtime.tls_files import TlsFiles
 
 # A store in the memory of one process.
@@ -70,6 +73,15 @@ class ServerConfig:
     """
 
     models: Path = setting(Path("models"), "Folder of <name>/<version>/model.onnx.")  # noqa: RUF009 - a field
+    load: tuple[str, ...] = setting((), "Serve only this model, NAME or NAME/VERSION; may be repeated. None: all.")
+    models_poll: float = duration("5s", "How often --models is looked at for new and removed versions; 0 for never.")
+    # A graph of 2 GiB cannot be read at all. Weights beside it may be larger.
+    model_bytes_max: int = setting(1 << 30, "Largest size of the files of a version.", at_least=1)
+    model_memory_max: int = setting(
+        0, "Most memory that trying a model may take, in bytes; 0: 1 GiB and four times its files.", at_least=0
+    )
+    load_timeout: float = duration("60s", "Longest time that loading a model may take, and checking it.", at_least=0.1)
+    step_timeout: float = duration("10s", "Longest time that one run of a model may take.", at_least=0.1)
     # Without TLS, whoever reaches the port may do everything. So other machines reach it only when that was asked for.
     host: str = setting(
         "", "Name or address to listen on, or unix:PATH. Empty: all addresses with TLS, without it only this machine."
@@ -92,6 +104,7 @@ class ServerConfig:
     streams_max: int = setting(1_000_000, "Most streams, live and parked.", at_least=1)
     # Also the number of timesteps that a client may have in flight.
     answers_remembered: int = setting(32, "Answers kept of each stream for repeats.", at_least=1, at_most=4096)
+    device: str = setting("cpu", "Where models run: cpu, or cuda with onnxruntime-gpu.")
     tls_cert: str = setting("", "PEM file with the certificate chain of the server; with --tls-key.")
     tls_key: str = setting("", "PEM file with the private key of --tls-cert.")
     tls_client_ca: str = setting("", "PEM file with a CA; every client then needs a certificate that it signed.")
@@ -105,6 +118,11 @@ class ServerConfig:
         "", "Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB or memory:. Empty: SQLite in --data-dir."
     )
     data_dir: Path = setting(Path("data"), "Folder for what the server writes.")  # noqa: RUF009 - a field
+    # Nobody's stream changes its version unless the operator wants it.
+    swap_policy: str = setting(
+        "pin", "Streams on an old version: pin, rewarm or reset; serving.toml of a model overrules it."
+    )
+    rewarm_steps: int = setting(64, "Timesteps kept of each stream for rewarm.", at_least=1, at_most=REWARM_STEPS_MAX)
     # What a client sends again after a crash.
     checkpoint_every: float = duration("200ms", "How often state is stored.", at_least=1e-6)
     park_after: float = duration("60s", "Silence after which an open stream leaves memory.")
@@ -119,14 +137,18 @@ class ServerConfig:
         for each in fields(self):
             value = getattr(self, each.name)
             try:
-                object.__setattr__(self, each.name, _validated(value, each.type, each.metadata["setting"]))
+                object.__setattr__(self, each.name, validated(value, each.type, each.metadata["setting"]))
             except ValueError as error:
                 raise InvalidSetting(each.name, value, str(error)) from None
+        if self.device not in DEVICES:
+            raise InvalidSetting("device", self.device, f"expected one of {', '.join(DEVICES)}")
         self._validate_tls()
         if not self.host:
             object.__setattr__(self, "host", ALL_ADDRESSES if self.tls_cert else THIS_MACHINE)
         self._validate_hosts()
         self._validate_workers()
+        if self.swap_policy not in get_args(PolicyName):
+            raise InvalidSetting("swap_policy", self.swap_policy, f"expected one of {', '.join(get_args(PolicyName))}")
 
     @property
     def state_address(self) -> str:
@@ -147,6 +169,11 @@ class ServerConfig:
     def worker_count(self) -> int:
         """The number of processes that serve. Memory and a unix socket belong to one process."""
         return self.workers or (1 if self.state == MEMORY or is_unix(self.host) else usable_cores())
+
+    @property
+    def trial_limits(self) -> TrialLimits:
+        """What a model may take when it is tried."""
+        return TrialLimits(self.batch_max, self.model_memory_max, self.load_timeout, self.step_timeout, self.device)
 
     @property
     def tls_files(self) -> TlsFiles | None:
@@ -202,12 +229,14 @@ class ServerConfig:
             )
 
 
-def _validated(value: Any, kind: Any, about: Setting) -> Any:
+def validated(value: Any, kind: Any, about: Setting) -> Any:
     """Returns the value with its type and within its bounds. Raises ValueError."""
     if about.duration and isinstance(value, str):
         value = seconds(value)
     if kind in (str, Path):
         return kind(value)
+    if kind == tuple[str, ...]:
+        return tuple(value)
     if not value >= about.at_least:  # also NaN
         raise ValueError(f"expected at least {about.at_least:g}")
     if value > about.at_most:

@@ -9,7 +9,10 @@ import os
 import signal
 from typing import Literal, get_args
 
-Point = Literal["before-commit", "after-commit", "before-answer", "during-park", "during-take-over"]
+Point = Literal[
+    "before-commit", "after-commit", "before-answer", "during-park", "during-take-over",
+    "before-move", "during-move", "after-move", "before-promote", "during-promote", "after-promote",
+]  # fmt: skip
 
 VARIABLE = "TIDEGATE_CRASH"
 

@@ -31,7 +31,7 @@ class WorkerMetrics:
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
-        self.counters: SharedCounters | None = None
+        self.counters: Sequence[SharedCounters] = ()
         self.up = False
         self.restarts = 0
         self.pid = 0
@@ -47,6 +47,20 @@ class WorkerMetrics:
         return values | {CPU_SECONDS: used}
 
 
+class Events:
+    """Counts of rare events, by the values of some labels. Only the event loop changes them."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self.name = name
+        self.help = text
+        self.labels = labels
+        self.counts: dict[tuple[str, ...], int] = {}
+
+    def add(self, *values: str) -> None:
+        """Counts one event."""
+        self.counts[values] = self.counts.get(values, 0) + 1
+
+
 class Exposition(Collector):
     """Collects the metrics of some workers. Register it with a Prometheus registry.
 
@@ -54,11 +68,20 @@ class Exposition(Collector):
         sources: the workers, lowest first.
         refresh: called before anything is read.
         supervised: whether this process is the supervisor of the workers, not the only worker itself.
+        events: counts of what this process decides, by metric: see `Events`.
 
     """
 
-    def __init__(self, sources: Sequence[WorkerMetrics], refresh: Callable[[], None], *, supervised: bool) -> None:
+    def __init__(
+        self,
+        sources: Sequence[WorkerMetrics],
+        refresh: Callable[[], None],
+        *,
+        supervised: bool,
+        events: Sequence["Events"] = (),
+    ) -> None:
         self._sources = sources
+        self._event_counts = events
         self._refresh = refresh
         self._supervisor = WorkerMetrics(SUPERVISOR) if supervised else None
         if self._supervisor is not None:
@@ -74,16 +97,18 @@ class Exposition(Collector):
         """Whether a worker serves, does not drain, and has a store that keeps up."""
         self._refresh()
         return any(
-            source.up and source.counters is not None and source.counters.numbers(f"tidegate_{READY}", ())[0] == 1.0
+            counters.numbers(f"tidegate_{READY}", ()).tolist() == [1.0]
             for source in self._sources
+            if source.up
+            for counters in [*source.counters]
         )
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
         self._refresh()
         yield from self._workers()
-        # One snapshot of which workers are up and of their counters: meanwhile workers start and end.
-        seen = [(source.worker, source.counters, source.up) for source in self._sources if source.counters is not None]
+        # One snapshot of which workers are up and of their counters: meanwhile workers and models start and end.
+        seen = [(source.worker, each, source.up) for source in self._sources for each in [*source.counters]]
         metrics: dict[str, Metric] = {}
         for worker, counters, up in seen:
             for family in counters.families:
@@ -99,7 +124,17 @@ class Exposition(Collector):
                             family.name, labels, _remainder(family, [counters for _, counters, up in seen if up])
                         )
         yield from metrics.values()
+        yield from self._events()
         yield from self._processes()
+
+    def _events(self) -> Iterator[Metric]:
+        worker = SUPERVISOR if self._supervisor is not None else self._sources[0].worker
+        for events in self._event_counts:
+            metric = Metric(events.name, events.help, "counter")
+            for values, number in [*events.counts.items()]:
+                labels = dict(zip(events.labels, values, strict=True), worker=worker)
+                metric.add_sample(f"{events.name}_total", labels, float(number))
+            yield metric
 
     def _workers(self) -> Iterator[Metric]:
         up = Metric("tidegate_worker_up", "1 when the worker is serving.", "gauge")
@@ -142,5 +177,6 @@ def buckets(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[str,
 
 def _remainder(family: MetricFamily, all_counters: Sequence[SharedCounters]) -> float:
     """The remainder: the total that the first worker reports, less the parts of all workers."""
-    total: float = all_counters[0].numbers(family.name, family.total)[0]
-    return max(0.0, total - sum(counters.numbers(family.name, family.part)[0] for counters in all_counters))
+    having = [counters for counters in all_counters if counters.numbers(family.name, family.total)]
+    total: float = having[0].numbers(family.name, family.total)[0]
+    return max(0.0, total - sum(counters.numbers(family.name, family.part)[0] for counters in having))

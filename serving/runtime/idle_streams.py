@@ -45,8 +45,12 @@ class IdleStreams:
         """Removes a stream, if it is there: a call has opened it, or it has left this process."""
         self._streams.get(stream.slots, {}).pop(stream, None)
 
-    def clear(self) -> None:
-        """Makes all of them leave their slots."""
-        for streams in self._streams.values():
+    def clear(self, slots: Slots | None = None) -> None:
+        """Makes all of them leave their slots, or all of one model."""
+        for streams in self._streams.values() if slots is None else [self._streams.get(slots, {})]:
             while streams:
                 self._evict(streams.popitem()[0])
+
+    def forget(self, slots: Slots) -> None:
+        """Frees what is kept for a model that has no streams here."""
+        self._streams.pop(slots, None)

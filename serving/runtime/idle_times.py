@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tidegate.core.slots import FREE_SLOT_STEP
+from tidegate.core.slots import FREE_SLOT_STEP, Slots
 from tidegate.core.spec import Ints
 
 # The step of a row whose idle time starts again: no row has it, used or free.
@@ -27,3 +27,11 @@ class IdleTimes:
         self._since[moved] = now
         silent: list[int] = np.flatnonzero((now - self._since > longer_than) & (step != FREE_SLOT_STEP)).tolist()
         return silent
+
+
+class IdleTimesByModel(dict[Slots, IdleTimes]):
+    """The idle times of each model, made when they are first needed."""
+
+    def __missing__(self, slots: Slots) -> IdleTimes:
+        times = self[slots] = IdleTimes(slots.capacity)
+        return times

@@ -36,6 +36,13 @@ def print_ready(line: str) -> None:
         log.warning("stdout cannot be written: %s; %s", error.strerror or error, line)
 
 
+def end_at_once(reason: str) -> None:
+    """Ends the process without waiting for anything: something in it does not end."""
+    log.critical("%s; the process ends", reason)
+    logging.shutdown()
+    os._exit(1)
+
+
 def open_standard_files() -> None:
     """Opens descriptors 0, 1 and 2 on /dev/null if they are closed.
 

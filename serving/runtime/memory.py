@@ -29,7 +29,9 @@ class MemoryEstimate:
     base: int
 
     def warning(self, limit: int, whose: str) -> str:
-        """The warning when it exceeds the limit; empty when it does not."""
+        """The warning when it exceeds the limit; empty when it does not, and when there is no model."""
+        if not self.rows:
+            return ""
         stream = sum(self.rows) // len(self.rows) + STREAM_BYTES
         total = self.workers * (self.base + self.live_max * len(self.rows) * stream)
         if total <= limit:

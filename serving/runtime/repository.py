@@ -1,26 +1,24 @@
-"""The models on disk, `<name>/<version>/model.onnx`: loads, checks, warms up and looks up."""
+"""The loaded models of a process: looks them up. `runtime.model_host` adds and removes them."""
 
-import logging
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from pathlib import Path
 
 from tidegate.core.engine import Engine
-from tidegate.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
-from tidegate.core.model import Model
-from tidegate.core.self_check import SelfCheck, check_model, describe_check, describe_sizes
+from tidegate.core.errors import ModelNotFound, ModelNotNamed
+from tidegate.core.self_check import SelfCheck
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Spec
 from tidegate.rpc.backend import ModelInfo
 from tidegate.runtime.batcher import Batcher
-from tidegate.runtime.cores import usable_cores
-from tidegate.runtime.metrics import Metrics, ModelMetrics
-from tidegate.runtime.model_digest import digest_model
+from tidegate.runtime.drift_watch import DriftSampler
+from tidegate.runtime.metrics import ModelMetrics
+from tidegate.runtime.model_load import LoadedModel
+from tidegate.runtime.model_settings import ModelSettings
 
-log = logging.getLogger("tidegate.repository")
+DEFAULT_SETTINGS = ModelSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,118 +29,175 @@ class Limits:
     answers: int
     batch_max: int
     queue_max: int
+    settings_of: Callable[[str], ModelSettings] = lambda _: DEFAULT_SETTINGS
+    """The settings of a model, by its name."""
 
 
-@dataclass(frozen=True, slots=True)
+class ModelPhase(Enum):
+    """Where a version is in its life in this process."""
+
+    LOADED = "loaded"  # not served yet: other workers may still be loading it
+    SERVING = "serving"
+    RETIRING = "retiring"  # begins no streams; those that there are go on, and may be opened again
+    DROPPED = "dropped"  # is looked up no more; its memory goes with its last stream here
+
+
+@dataclass(slots=True, eq=False)
 class ServedModel:
-    """A served model: its description, its slots, its batcher, its metrics and its card."""
+    """A loaded model: its description, its slots, its batcher, its metrics, its card and its phase.
+
+    `opening` is how many calls are about to open a stream of it.
+    """
 
     spec: Spec
     slots: Slots
     batcher: Batcher
     metrics: ModelMetrics
     card_json: str
+    phase: ModelPhase = ModelPhase.LOADED
+    opening: int = 0
+    drift: DriftSampler | None = None
 
     @property
     def info(self) -> ModelInfo:
         """The model as callers see it."""
         return ModelInfo(self.spec, self.metrics.batch_invariant, self.card_json)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the model in memory while a stream of it is opened."""
+        self.opening += 1
+        try:
+            yield
+        finally:
+            self.opening -= 1
+
 
 class Repository:
-    """The served models, in the order of their names, newest version first."""
+    """The loaded models, in the order of their names, newest version first.
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
-        self._models = sorted(models, key=lambda served: (served.spec.name, -int(served.spec.version)))
-        self._by_slots = {id(served.slots): served for served in models}
+    An iteration sees the models of its start: `add` and `remove` replace the list.
+    """
+
+    def __init__(self, models: Sequence[ServedModel] = ()) -> None:
+        self._settings: dict[str, ModelSettings] = {}
+        self._promoted: dict[str, str] = {}  # the promoted version of each name that has one
+        self._models: list[ServedModel] = []
+        self._by_slots: dict[int, ServedModel] = {}
+        for served in models:
+            self.add(served)
 
     def __repr__(self) -> str:
         return f"<Repository: {', '.join(served.spec.title for served in self._models)}>"
 
     def __iter__(self) -> Iterator[ServedModel]:
+        """All that have streams here, or may get some."""
         return iter(self._models)
+
+    def __contains__(self, slots: Slots) -> bool:
+        """Whether the model with these slots is loaded."""
+        return id(slots) in self._by_slots
+
+    @property
+    def shown(self) -> list[ServedModel]:
+        """Those that callers may name."""
+        return [served for served in self._models if served.phase in (ModelPhase.SERVING, ModelPhase.RETIRING)]
+
+    def add(self, served: ServedModel) -> None:
+        """Adds a model."""
+        self._models = sorted([*self._models, served], key=lambda each: (each.spec.name, -int(each.spec.version)))
+        self._by_slots[id(served.slots)] = served
+
+    def remove(self, served: ServedModel) -> None:
+        """Removes a model that has no streams here."""
+        self._models = [each for each in self._models if each is not served]
+        del self._by_slots[id(served.slots)]
 
     def of(self, slots: Slots) -> ServedModel:
         """The model with these slots."""
         return self._by_slots[id(slots)]
 
-    def find(self, name: str, version: str) -> ServedModel:
-        """One model. An empty name means the only model, an empty version the newest one.
+    def loaded(self, title: str) -> ServedModel | None:
+        """A version, whatever its phase."""
+        return next((each for each in self._models if each.spec.title == title), None)
+
+    def find(self, name: str, version: str, *, begun: bool = False) -> ServedModel:
+        """One model. An empty name means the only model, an empty version the one that `default` says.
+
+        `begun` tells that a stream has begun under it, or that none will: then it need not be the newest, nor serving.
 
         Raises:
             ModelNotFound: it is not served.
             ModelNotNamed: no name was given and several models are served.
 
         """
-        titles = [served.spec.title for served in self._models]
-        if not name and len({served.spec.name for served in self._models}) != 1:
-            raise ModelNotNamed(titles)
-        for served in self._models:
-            if name in ("", served.spec.name) and version in ("", served.spec.version):
+        serving = [served for served in self._models if served.phase is ModelPhase.SERVING]
+        if not name:
+            names = {served.spec.name for served in serving}
+            if len(names) != 1:
+                raise ModelNotNamed([served.spec.title for served in serving])
+            (name,) = names
+        if not version and (newest := self.default(name)) is not None:
+            return newest
+        for served in self._models if begun else serving:
+            if served.spec.name == name and served.spec.version == version:
                 return served
-        raise ModelNotFound(name or self._models[0].spec.name, version, titles)
+        raise ModelNotFound(name, version, [served.spec.title for served in serving])
+
+    def default(self, name: str) -> ServedModel | None:
+        """The version of a model that a stream gets when it names none: the promoted one, else the newest that is served.
+
+        Also the newest when the promoted one is not served any more.
+        """
+        versions = [served for served in self.versions(name) if served.phase is ModelPhase.SERVING]
+        promoted = self._promoted.get(name)
+        return next(
+            (served for served in versions if served.spec.version == promoted), versions[0] if versions else None
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models, each once."""
+        return list(dict.fromkeys(served.spec.name for served in self._models))
+
+    def versions(self, name: str) -> list[ServedModel]:
+        """The loaded versions of a model, newest first, in whatever phase."""
+        return [served for served in self._models if served.spec.name == name]
+
+    def shadow(self, name: str) -> ServedModel | None:
+        """The version of a model that is its shadow: the one of the settings, else the newest that is not the default."""
+        settings, default = self.settings(name).shadow, self.default(name)
+        if not settings.share:
+            return None
+        others = [each for each in self.versions(name) if each.phase is ModelPhase.SERVING and each is not default]
+        return next((each for each in others if settings.version in ("", each.spec.version)), None)
+
+    def promoted(self, name: str) -> str:
+        """The promoted version of a model; empty when the newest is the default."""
+        return self._promoted.get(name, "")
+
+    def set_promoted(self, name: str, version: str) -> None:
+        """Sets the default version of a model; empty for the newest."""
+        self._promoted[name] = version
+
+    def settings(self, name: str) -> ModelSettings:
+        """The settings of a model."""
+        return self._settings.get(name, DEFAULT_SETTINGS)
+
+    def set_settings(self, name: str, settings: ModelSettings) -> None:
+        """Sets the settings of a model. Whether its slots keep timesteps was decided when they were made."""
+        self._settings[name] = settings
 
 
-def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
-    """Loads, checks and warms up every model under `root`, as many at a time as there are cores.
-
-    Raises:
-        ContractBroken: there is no model, or one cannot be served; the first in the order of paths. One bad model stops
-            the start: if the server left it out, its clients would fail later and farther from the cause.
-
-    """
-    paths = sorted(root.glob("*/*/model.onnx"))
-    if not paths:
-        raise ContractBroken(str(root), "no model found, expected <name>/<version>/model.onnx below it")
-    # onnxruntime releases the GIL while it runs, and takes nearly all of the time.
-    with ThreadPoolExecutor(min(len(paths), usable_cores()), thread_name_prefix="load") as threads:
-        loaded = threads.map(partial(_load, limits.batch_max), paths)
-        return Repository([_serve(one, limits, metrics) for one in loaded])
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A checked model."""
-
-    model: Model
-    check: SelfCheck
-    card_json: str
-
-
-def _load(batch_max: int, path: Path) -> _Loaded:
-    """Loads a model and checks it. Uses no shared state."""
-    name, version = path.parent.parent.name, path.parent.name
-    if not version.isdecimal():
-        raise ContractBroken(str(path), f"version '{version}' is not a decimal number, expected for example {name}/1")
-    if version != str(int(version)):
-        raise ContractBroken(str(path), f"version '{version}' begins with a zero, expected {name}/{int(version)}")
-    sidecar, card = path.with_name("model.toml"), path.with_name("card.json")
-    try:
-        digest = digest_model(f"{name}/{version}", path)
-        sidecar_text = sidecar.read_text("utf-8") if sidecar.exists() else None
-        card_json = card.read_text("utf-8") if card.exists() else ""
-    except OSError as error:
-        raise ContractBroken(str(path), f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
-    model = Model(name, version, str(path), sidecar_text, digest)
-    return _Loaded(model, check_model(model, batch_max, time.perf_counter), card_json)
-
-
-def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> ServedModel:
-    """Creates the slots and the batcher of a model, and logs the result of the check."""
-    model, check = loaded.model, loaded.check
+def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits) -> ServedModel:
+    """Creates the slots and the batcher of a model, which also warms it up. `check` is what was found when it was tried."""
+    model = loaded.model
     model.limit_batches(check.sizes, limits.batch_max)
-    measured = metrics.add_model(model.spec.name, model.spec.version, model.spec.fingerprint)
+    measured = ModelMetrics(model.spec.name, model.spec.version, model.spec.fingerprint)
     measured.batch_invariant = check.batch_invariant
-    for sentence in describe_check(check):
-        log.warning("model %s: %s", model.spec.title, sentence)
-    slots = Slots(model.spec, limits.live_max, limits.answers)
-    batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
-    log.info(
-        "model %s loaded, fingerprint %s, %s",
-        model.spec.title,
-        model.spec.fingerprint[:12],
-        describe_sizes(check, limits.batch_max),
-    )
-    return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)
+    slots = Slots(model.spec, limits.live_max, limits.answers, limits.settings_of(model.spec.name).raw_steps)
+    engine = Engine(model, slots)
+    batcher = Batcher(engine, measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
+    drift = DriftSampler(engine)
+    measured.more = partial(drift.gauges, measured.labels)
+    return ServedModel(model.spec, slots, batcher, measured, loaded.card_json, drift=drift)

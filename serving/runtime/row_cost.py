@@ -42,12 +42,14 @@ class RowCost:
         single_row_seconds: the measured time of a single row; 0 when unknown.
 
     Attributes:
+        hung: whether a run took so long that it was ended: the next may block the loop as long.
         single_row_seconds: the cost of a batch with one row.
         row_seconds: the cost of a row in a batch of about `rows_max` rows.
 
     """
 
     def __init__(self, alone_seconds: float = 0.0) -> None:
+        self.hung = False
         self.single_row_seconds = alone_seconds
         self.row_seconds = alone_seconds * FIRST_GUESS or LOOP_SECONDS_MAX / ROWS_FIRST
 
@@ -57,7 +59,7 @@ class RowCost:
     @property
     def needs_thread(self) -> bool:
         """Whether a single row blocks the event loop for too long, so that batches of any size run in the thread."""
-        return self.single_row_seconds >= LOOP_SECONDS_MAX
+        return self.hung or self.single_row_seconds >= LOOP_SECONDS_MAX
 
     @property
     def batch_seconds_max(self) -> float:

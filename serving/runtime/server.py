@@ -5,35 +5,48 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
-from tidegate.core.errors import StoreUnavailable
+from tidegate.core.errors import ContractBroken, StoreUnavailable
 from tidegate.rpc import reflection, servicer
+from tidegate.rpc.kserve import messages as kserve_messages
+from tidegate.rpc.kserve import servicer as kserve
+from tidegate.rpc.kserve.backend import ServingLimits
 from tidegate.rpc.malformed_requests import MalformedRequestInterceptor
+from tidegate.rpc.open_calls import OpenCalls
 from tidegate.runtime.access import Access
 from tidegate.runtime.admin_service import AdminService
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.connection_limit import ConnectionLimiter
+from tidegate.runtime.drift_watch import watch_drift
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
-from tidegate.runtime.host import is_unix, why_not_unix, with_port
-from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
+from tidegate.runtime.grpc_server import listen, make_grpc_server
+from tidegate.runtime.health_status import HealthStatus
+from tidegate.runtime.host import with_port
+from tidegate.runtime.inference_status import InferenceStatus
+from tidegate.runtime.lifecycle import StartFailed, StopFailed, end_at_once, ready_line
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
-from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics import Metrics, refresh_regularly
 from tidegate.runtime.metrics_server import MetricsServer
+from tidegate.runtime.model_catalog import ModelCatalog, ModelRefused, Target
+from tidegate.runtime.model_checker import ModelChecker
+from tidegate.runtime.model_host import ModelHost
+from tidegate.runtime.model_messages import ModelControl
+from tidegate.runtime.permanent_tasks import PermanentTasks
 from tidegate.runtime.process import measure
-from tidegate.runtime.repository import Limits, Repository, load_repository
-from tidegate.runtime.shared_counters import SharedCounters
-from tidegate.runtime.signals import hang_up
+from tidegate.runtime.repository import Limits, Repository, ServedModel
+from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
-from tidegate.runtime.tls import TlsCredentials
+from tidegate.runtime.version_service import VersionService
+from tidegate.runtime.version_watch import VersionWatch
+from tidegate.runtime.worker_context import WorkerContext
 from tidegate.store import Store, make_store
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -56,23 +69,6 @@ SECONDS_TO_STORE = 2.0
 SERVICE = pb.DESCRIPTOR.services_by_name["TidegateService"].full_name
 
 
-# How often a worker looks up its gauges for the supervisor, in seconds. Counters are always up to date.
-REFRESH_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """The context of a worker with a supervisor: it shares the port, and the supervisor reads its metrics.
-
-    `counters_fd` is the descriptor of an empty file for its metrics, `previous_counters_fd` that of the worker before
-    it with this number. Only the worker with `is_first` logs what concerns all.
-    """
-
-    counters_fd: int
-    previous_counters_fd: int | None
-    is_first: bool
-
-
 class Server:
     """One serving process.
 
@@ -80,33 +76,51 @@ class Server:
 
     Args:
         config: the settings.
-        context: None without a supervisor: then the server owns its port and serves its metrics itself.
+        context: None without a supervisor: then the server owns its port, serves its metrics and decides what is served
+            itself.
+        make_checker: starts a process that tries models.
 
     """
 
-    def __init__(self, config: ServerConfig, context: WorkerContext | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        context: WorkerContext | None = None,
+        make_checker: Callable[[], ModelChecker] = ModelChecker,
+    ) -> None:
         self.config = config
         self.context = context
         self.grpc_port = 0
         self.metrics_port = 0
+        self.hangs = ""
         self.repository: Repository
+        self.host: ModelHost
         self.registry: StreamRegistry
         self.stream_service: StreamService
         self.admin_service: AdminService
-        self._health = health.aio.HealthServicer()
+        self.metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
+        self.on_models: Callable[[], None] = lambda: None  # called when the models or their metrics have changed
+        self._make_checker = make_checker
+        self._health = HealthStatus(SERVICE)
         self._connection_limiter = ConnectionLimiter()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._calls = OpenCalls(config.live_max_of_a_peer)
+        self._tasks = PermanentTasks()
         self._serving = False
+        self._on_stuck: Callable[[str], None] = log.critical  # set by `run`: tests must not end with a server
+
+    @property
+    def titles(self) -> list[str]:
+        """The models that are served."""
+        return [served.spec.title for served in self.repository.shown]
 
     @property
     def ready_line(self) -> str:
         """The line that is printed when the server is ready. Other programs wait for it and read the ports from it."""
-        models = [served.spec.title for served in self.repository]
         grpc = with_port(self.config.host, self.grpc_port)
-        return ready_line(grpc, with_port(self.config.metrics_address, self.metrics_port), models)
+        return ready_line(grpc, with_port(self.config.metrics_address, self.metrics_port), self.titles)
 
     async def start(self) -> None:
-        """Takes the ports, opens the store, loads the models and warms them up. Afterwards health is SERVING.
+        """Takes the ports, tries the models, opens the store, loads the models and warms them up. Afterwards health is SERVING.
 
         Raises:
             ContractBroken: a model cannot be served.
@@ -122,65 +136,147 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(NEW_OBJECTS)
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._health.tell(serving=True)
         self._serving = True
         log.info("serving %r", self.repository)
 
     async def _start(self, resources: AsyncExitStack) -> None:
-        config = self.config
-        metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
+        config, metrics = self.config, self.metrics
         self._access = Access(config.tokens_path, metrics.count_refusal)
         # This servicer's overall status starts as SERVING. Nothing is served before the end of `start`.
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._server = self._make_server()
+        await self._health.tell(serving=False)
+        self._server = make_grpc_server(
+            [self._connection_limiter, MalformedRequestInterceptor()],
+            connections_max=self._connection_limiter.connections_max,
+            message_bytes_max=config.message_bytes_max,
+            shares_port=self.context is not None,
+        )
         resources.push_async_callback(self._server.stop, None)
         source = WorkerMetrics("0")
         source.pid = os.getpid()
+        catalog: ModelCatalog | None = None
         if self.context is None:
+            catalog = self._make_catalog()
+            resources.push_async_callback(catalog.close)
             # Ports first: an error with a port is reported at once, not after the models are loaded.
-            metrics_port = self._start_metrics(metrics, source)
+            metrics_port = self._start_metrics(metrics, source, catalog)
             resources.callback(metrics_port.close)
             self.metrics_port = metrics_port.port
             self._listen()
+        if self.context is None:
+            metrics.create_counters()
+        else:
+            metrics.create_counters(self.context.counters_fd, self.context.previous_counters)
+        self.control: ModelControl
+        if catalog is not None:
+            await catalog.start()
+            self.control, targets = catalog, catalog.targets
+        else:
+            assert self.context is not None
+            self.control = self.context.control
+            targets = [*await self.control.targets()]
+        # Not before the models are found: a start in the wrong folder leaves no file there.
         store = await self._open_store()
         resources.push_async_callback(store.close)
-        limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
-        self.repository = load_repository(config.models, limits, metrics)
+        await self._load_models(resources, targets)
         self._warn_of_memory()
-        self.registry = self._make_registry(store, metrics)
-        metrics.ready = lambda: self._serving and self.registry.checkpointer.ready
-        self.stream_service = StreamService(self.repository, store, metrics, self.registry)
-        self.admin_service = AdminService(self.repository, store, self.registry)
-        self._servicer = servicer.TidegateServicer(
-            self.stream_service,
-            self.admin_service,
-            self._access,
-            live_max=config.live_max_of_a_peer,
-            message_bytes_max=config.message_bytes_max,
-        )
-        servicer.add_to_server(self._servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.add_to_server((SERVICE, health.SERVICE_NAME), self._server)
+        self._make_services(store)
+        await self.version_watch.start(self.stream_service.mover)
         if self.context is None:
-            source.counters, source.up = metrics.create_counters(), True
+            source.counters, source.up = metrics.counters, True
         else:
-            last = self.context.previous_counters_fd
-            metrics.create_counters(self.context.counters_fd, None if last is None else SharedCounters.read(last))
             # Ports last: a connection to this worker would wait until its models are loaded, while other workers are
             # ready.
             self._listen()
         await self._server.start()
         self._connection_limiter.set_baseline()
-        self._tasks = [
-            *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
-            asyncio.create_task(self.registry.checkpointer.run(), name="checkpointer"),
-            asyncio.create_task(self.registry.sweeper.run(), name="sweeper"),
-            asyncio.create_task(self.registry.peers.run(), name="peers"),
-            asyncio.create_task(self._watch_lag(), name="lag watch"),
-            asyncio.create_task(self._watch_tokens(), name="token watch"),
-            asyncio.create_task(self._connection_limiter.run(), name="descriptor watch"),
-            *([] if self.context is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
-        ]
+        self._start_tasks()
+        if catalog is not None:
+            await catalog.join(self.host)
+            self._tasks.start(catalog.run(), "model catalog")
+
+    def _make_catalog(self) -> ModelCatalog:
+        config = self.config
+        return ModelCatalog(
+            config.models,
+            config.load,
+            self._make_checker,
+            config.trial_limits,
+            bytes_max=config.model_bytes_max,
+            poll_s=config.models_poll,
+            spare=config.data_dir,
+        )
+
+    async def _load_models(self, resources: AsyncExitStack, targets: Sequence[Target]) -> None:
+        """Loads what is served, as many at a time as there are cores."""
+        config = self.config
+        self.repository = Repository()
+        self.version_watch = VersionWatch(config.models, self.repository, config.swap_policy, config.rewarm_steps)
+        bounds = config.live_max, config.answers_remembered, config.batch_max, config.queue_max
+        limits = Limits(*bounds, self.version_watch.settings_of)
+        self.host = ModelHost(self.repository, self.metrics, limits, self._start_batcher, lambda: self.on_models())  # noqa: PLW0108 - it is set later
+        # If the start fails, nothing is left behind.
+        resources.push_async_callback(self._tasks.cancel, STUCK_SECONDS)
+        try:
+            await self.host.apply(targets)
+        except ModelRefused as error:
+            raise ContractBroken("a model that was tried cannot be loaded", str(error)) from error
+        self._watch = RunWatch(
+            lambda: [served.batcher for served in self.repository], config.step_timeout, self._on_stuck
+        )
+        self._watch.start()
+        resources.callback(self._watch.stop)
+
+    def _make_services(self, store: Store) -> None:
+        """Creates what answers calls."""
+        config = self.config
+        self.registry = StreamRegistry(
+            self.repository,
+            store,
+            self.metrics,
+            limits_of=self._access.limits_of,
+            streams_max=config.streams_max,
+            forget_after_s=config.forget_after,
+            schedule=CheckpointSchedule(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
+        )
+        self.host.registry = self.registry
+        self.metrics.ready = lambda: self._serving and self.registry.checkpointer.ready
+        self.stream_service = StreamService(self.repository, store, self.metrics, self.registry)
+        self.admin_service = AdminService(self.repository, store, self.registry, self.control)
+        self._servicer = servicer.TidegateServicer(
+            self.stream_service,
+            self.admin_service,
+            self._access,
+            VersionService(config.models, self.repository, store, self.version_watch),
+            self._calls,
+            message_bytes_max=config.message_bytes_max,
+        )
+        servicer.add_to_server(self._servicer, self._server)
+        kserve.add_to_server(self._make_kserve_servicer(), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        services = (SERVICE, kserve_messages.SERVICE_NAME, health.SERVICE_NAME)
+        reflection.add_to_server(services, self._server, [kserve_messages.POOL])
+
+    def _start_tasks(self) -> None:
+        """Starts what runs for as long as the server serves, beside the batchers."""
+        tasks = self._tasks
+        tasks.start(self.registry.checkpointer.run(), "checkpointer")
+        tasks.start(self.registry.sweeper.run(), "sweeper")
+        tasks.start(self.registry.peers.run(), "peers")
+        tasks.start(self._watch_lag(), "lag watch")
+        tasks.start(self._watch_tokens(), "token watch")
+        tasks.start(self._health.watch_models(self._models_health), "model watch")
+        tasks.start(self.host.run(), "model host")
+        tasks.start(watch_drift(self.repository), "drift watch")
+        tasks.start(self.version_watch.run(), "version watch")
+        tasks.start(self._connection_limiter.run(), "descriptor watch")
+        if self.context is not None:
+            tasks.start(refresh_regularly(self.metrics), "refresher")
+
+    def _start_batcher(self, served: ServedModel) -> Callable[[], None]:
+        """Runs the batcher of a model. Returns what ends it."""
+        task = self._tasks.start(served.batcher.run(), repr(served.batcher))
+        return partial(self._tasks.end, task)
 
     async def stop(self) -> None:
         """Drains: answers pending requests, stores all state, and ends all calls UNAVAILABLE. Health is NOT_SERVING.
@@ -193,40 +289,44 @@ class Server:
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
         time_to_store = self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2)
         # A task that has failed stores nothing: then there is nothing to wait for.
-        self.registry.checkpointer.set_deadline(0.0 if any(task.done() for task in self._tasks) else time_to_store)
+        self.registry.checkpointer.set_deadline(0.0 if self._tasks.failed else time_to_store)
         try:
             async with asyncio.timeout_at(deadline):
-                await self._servicer.drain()
+                await self._calls.drain()
         except TimeoutError:
             log.warning("calls did not end within %g s and are cancelled", self.config.drain_after)
         # The calls have ended, but their last messages may still be in transit. Calls that have not ended are
         # cancelled.
         await self._server.stop(grace=1.0)
+        self._watch.end_all()
         storing = asyncio.create_task(self._store_all())
+        failed = asyncio.create_task(self._tasks.first_failed())
         time_left = max(deadline - asyncio.get_running_loop().time(), SECONDS_TO_STORE)
-        await asyncio.wait([storing, *self._tasks], timeout=time_left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([storing, failed], timeout=time_left, return_when=asyncio.FIRST_COMPLETED)
         unsaved = "" if storing.done() else f"the store did not save all state in time: {self.registry.checkpointer!r}"
-        storing.cancel()
-        for task in self._tasks:
+        for task in (storing, failed):
             task.cancel()
-        await asyncio.gather(storing, *self._tasks, return_exceptions=True)
+        await asyncio.gather(storing, failed, return_exceptions=True)
+        hanging = await self._tasks.cancel(STUCK_SECONDS)
         await self._resources.aclose()
+        if hanging:
+            self.hangs = f"a run does not end: {', '.join(task.get_name() for task in hanging)}"
+            raise StopFailed(self.hangs)
         if unsaved:
             raise StopFailed(unsaved)
         log.info("stopped")
 
     async def _store_all(self) -> None:
         """Waits until there are no calls and every stream is stored."""
-        await self._servicer.drain()
+        await self._calls.drain()
         await self.stream_service.close()
 
     async def wait(self) -> None:
         """Waits until one of the permanent tasks has ended, and raises its error. Never returns."""
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        task = done.pop()
+        task = await self._tasks.first_failed()
         # Log it now: while the server stops, other errors may follow and hide the cause.
         log.critical("%s ended, and so does the server", task.get_name(), exc_info=task.exception())
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._health.tell(serving=False)
         raise RuntimeError(f"{task.get_name()} ended") from task.exception()
 
     async def run(self, on_ready: Callable[[], None], stop_requested: asyncio.Event) -> None:
@@ -248,7 +348,8 @@ class Server:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._on_stuck = end_at_once
         await self.start()
         on_ready()
         watch = asyncio.create_task(self.wait())
@@ -260,61 +361,35 @@ class Server:
         finally:
             watch.cancel()
             asking.cancel()
-            await self.stop()
+            try:
+                await self.stop()
+            finally:
+                if self.hangs:  # Python would wait for the thread
+                    end_at_once(self.hangs)
 
-    def _make_registry(self, store: Store, metrics: Metrics) -> StreamRegistry:
+    def _reload(self) -> None:
+        """Looks at the models on SIGHUP. Before the start, that is about to happen."""
+        if not hasattr(self, "control"):
+            return
+        log.info("SIGHUP: looking at the models; settings are not read again")
+        self._reloading = asyncio.create_task(self.control.change("reload", "", ""))
+
+    def _make_kserve_servicer(self) -> kserve.InferenceServicer:
         config = self.config
-        return StreamRegistry(
-            self.repository,
-            store,
-            metrics,
-            limits_of=self._access.limits_of,
-            streams_max=config.streams_max,
-            forget_after_s=config.forget_after,
-            schedule=CheckpointSchedule(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
-        )
-
-    def _make_server(self) -> grpc.aio.Server:
-        return grpc.aio.server(
-            interceptors=[self._connection_limiter, MalformedRequestInterceptor()],
-            options=[
-                # Further connections are closed at once. Without a descriptor they would hang, and their clients with
-                # them.
-                ("grpc.max_allowed_incoming_connections", self._connection_limiter.connections_max),
-                # A second server on a taken port must fail, not share it silently. Workers must share the port; their
-                # supervisor has checked that it was free, and holds it.
-                ("grpc.so_reuseport", int(self.context is not None)),
-                ("grpc.max_receive_message_length", self.config.message_bytes_max),
-                # A call whose client does not read buffers 64 KB, about a thousand timesteps. With the BDP probe that
-                # would grow to megabytes.
-                ("grpc.http2.bdp_probe", 0),
-                # Find dead connections within a minute. gRPC's default is two hours.
-                ("grpc.keepalive_time_ms", 40_000),
-                ("grpc.keepalive_timeout_ms", 20_000),
-                # Clients may send keepalive pings without data, at most one every 10 s.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
+        limits = ServingLimits(config.batch_max, config.live_max, config.forget_after, self.context is None)
+        status = InferenceStatus(self.repository, self.registry)
+        return kserve.InferenceServicer(
+            self.stream_service, self.admin_service, status, self._access, self._calls, limits
         )
 
     def _listen(self) -> None:
         address = with_port(self.config.host, self.config.port)
         if self.config.exposed and (self.context is None or self.context.is_first):
             log.warning("%s has no TLS: whoever reaches it can read and change every stream; see --tls-cert", address)
-        if is_unix(address) and (why := why_not_unix(address)):
-            raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
-        try:
-            if (files := self.config.tls_files) is None:
-                self.grpc_port = self._server.add_insecure_port(address)
-            else:
-                self.grpc_port = self._server.add_secure_port(address, TlsCredentials(files).credentials)
-        except RuntimeError as error:
-            raise StartFailed(
-                f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
-            ) from error
+        self.grpc_port = listen(self._server, address, self.config.tls_files)
 
-    def _start_metrics(self, metrics: Metrics, source: WorkerMetrics) -> MetricsServer:
-        exposition = Exposition([source], metrics.refresh, supervised=False)
+    def _start_metrics(self, metrics: Metrics, source: WorkerMetrics, catalog: ModelCatalog) -> MetricsServer:
+        exposition = Exposition([source], metrics.refresh, supervised=False, events=[catalog.events])
         return MetricsServer(self.config.metrics_address, self.config.metrics_port, exposition)
 
     def _warn_of_memory(self) -> None:
@@ -352,27 +427,19 @@ class Server:
             if self.registry.checkpointer.store_gone and not gone_reported:
                 gone_reported = True
                 log.error("the process is not healthy: only a restart helps")
-                await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+                await self._health.tell_gone()
             if ready != self.registry.checkpointer.ready:
                 ready = not ready
                 log.warning("%s: %r", "ready again" if ready else "not ready", self.registry.checkpointer)
-                status = health_pb2.HealthCheckResponse
-                await self._health.set(SERVICE, status.SERVING if ready else status.NOT_SERVING)
+                await self._health.tell_ready(ready=ready)
 
     async def _watch_tokens(self) -> None:
         """Reads the token file again when it has changed, and ends the calls whose token no longer gets in."""
         while True:
             await asyncio.sleep(TOKEN_WATCH_SECONDS)
             if self._access.reload():
-                await self._servicer.end_withdrawn()
+                self._calls.end_withdrawn(self._access.is_valid)
 
-    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
-
-
-async def _refresh(metrics: Metrics) -> None:
-    """Looks up the gauges at intervals, until cancelled."""
-    while True:
-        await asyncio.sleep(REFRESH_SECONDS)
-        metrics.refresh()
+    def _models_health(self) -> dict[str, bool]:
+        """Whether each model serves: not while a run of it takes too long."""
+        return {served.spec.title: not self._watch.is_late(served.batcher) for served in self.repository.shown}

@@ -5,7 +5,10 @@ The rules of this file:
    reader is at most one update behind. What was counted stays there even if the writer is killed with the next
    instruction.
 2. The description is written before the first number, and never changes. A writer tells its readers when that is done.
-3. A new writer creates new counters. It continues from the previous counts with the same names and labels: models may
+3. A file holds several counters, one behind the other: those of the process, and those of each model that was loaded.
+   The writer tells its readers which of them count. Those of a model that was unloaded stay where they are, some
+   kilobytes, until the writer ends.
+4. A new writer creates new counters. It continues from the previous counts with the same names and labels: models may
    have changed meanwhile, and no count falls.
 """
 
@@ -22,9 +25,10 @@ from typing import Literal, TypeAlias
 Kind = Literal["counter", "gauge", "histogram"]
 Numbers: TypeAlias = "memoryview[float]"  # doubles, which count exactly up to 2**53
 
-# The header: a magic number, and the length of the description. Then come the description and the numbers.
-HEADER = struct.Struct("<8sQ")
-MAGIC = b"tdgblk01"
+# The header: a magic number, the length of the description, and that of all. Then come the description and the numbers.
+# Counters begin at a page of memory, as `mmap` demands.
+HEADER = struct.Struct("<8sQQ")
+MAGIC = b"tdgblk02"
 NUMBER_BYTES = 8
 
 
@@ -56,10 +60,11 @@ class MetricFamily:
 
 
 class SharedCounters:
-    """The numbers of some metrics. Made by `create` or `read`."""
+    """The numbers of some metrics. Made by `create` or `read`. `offset` is where they begin in their file."""
 
-    def __init__(self, families: Sequence[MetricFamily], numbers: Numbers) -> None:
+    def __init__(self, families: Sequence[MetricFamily], numbers: Numbers, offset: int = 0) -> None:
         self.families = families
+        self.offset = offset
         self._numbers = numbers
         self._ranges: dict[tuple[str, ...], tuple[int, int]] = {}
         offset = 0
@@ -73,27 +78,31 @@ class SharedCounters:
 
     @classmethod
     def create(cls, families: Sequence[MetricFamily], file: int | None = None) -> "SharedCounters":
-        """New counters, all 0: in an empty file that processes share, or in private memory."""
+        """New counters, all 0: behind those that a file has, which processes share, or in private memory."""
         description = json.dumps([_as_json(family) for family in families]).encode()
         size = _start(len(description)) + NUMBER_BYTES * sum(family.width * len(family.series) for family in families)
         if file is None:
+            offset = 0
             memory = mmap.mmap(-1, size)
         else:
-            os.ftruncate(file, size)
-            memory = mmap.mmap(file, size)
-        memory[: HEADER.size] = HEADER.pack(MAGIC, len(description))
+            offset = -(-os.fstat(file).st_size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            os.ftruncate(file, offset + size)
+            memory = mmap.mmap(file, size, offset=offset)
         memory[HEADER.size : HEADER.size + len(description)] = description
-        return cls(families, memoryview(memory)[_start(len(description)) :].cast("d"))
+        memory[: HEADER.size] = HEADER.pack(MAGIC, len(description), size)
+        return cls(families, memoryview(memory)[_start(len(description)) :].cast("d"), offset)
 
     @classmethod
-    def read(cls, file: int) -> "SharedCounters":
-        """The counters that another process has created in a file. Raises ValueError when there are none."""
-        memory = memoryview(mmap.mmap(file, 0, prot=mmap.PROT_READ))
-        magic, length = HEADER.unpack_from(memory)
+    def read(cls, file: int, offset: int = 0) -> "SharedCounters":
+        """The counters that another process has created in a file. Raises ValueError when there are none there."""
+        header = os.pread(file, HEADER.size, offset)
+        magic, length, size = HEADER.unpack(header) if len(header) == HEADER.size else (header, 0, 0)
         if magic != MAGIC:
             raise ValueError(f"got counters that begin with {magic!r}, expected {MAGIC!r}")
+        memory = memoryview(mmap.mmap(file, size, prot=mmap.PROT_READ, offset=offset))
         description = json.loads(bytes(memory[HEADER.size : HEADER.size + length]))
-        return cls([MetricFamily(**family) for family in description], memory[_start(length) :].cast("d"))
+        numbers = memory[_start(length) :].cast("d")
+        return cls([MetricFamily(**family) for family in description], numbers, offset)
 
     def numbers(self, name: str, series: Sequence[str]) -> Numbers:
         """A view of the numbers of a series. Readers see what is written to it.

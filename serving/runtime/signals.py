@@ -1,4 +1,4 @@
-"""Signal handling before the event loop takes over, and of SIGHUP at all times."""
+"""Signal handling before the event loop takes over."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ FIRST_PROCESS = 1
 def take_signals(*, serves: bool) -> None:
     """Makes SIGTERM end this process, also as the first process of a container, and makes a server ignore SIGHUP.
 
-    The handlers of an event loop replace these.
+    The handlers of an event loop replace these; then SIGHUP looks at the models.
     """
     if os.getpid() == FIRST_PROCESS:
         signal.signal(signal.SIGTERM, _end)
@@ -25,8 +25,8 @@ def take_signals(*, serves: bool) -> None:
 
 
 def hang_up(*_: object) -> None:
-    """Logs the signal and continues: a closed terminal or a log rotation must not end a server."""
-    log.warning("SIGHUP is ignored: no settings are reloaded; SIGTERM drains and stops")
+    """Logs the signal and continues: the models are about to be read anyway."""
+    log.warning("SIGHUP is ignored: the server has not started yet; SIGTERM drains and stops")
 
 
 def leave_no_zombies() -> None:

@@ -24,6 +24,7 @@ from tidegate.core.errors import (
     TooManyStreams,
 )
 from tidegate.core.high_water_marks import HighWaterMarks
+from tidegate.core.slots import Slots
 from tidegate.core.spec import Key
 from tidegate.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
@@ -31,7 +32,7 @@ from tidegate.runtime.checkpointer import Checkpointer
 from tidegate.runtime.idle_streams import IdleStreams
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.peers import Peers
-from tidegate.runtime.repository import Repository
+from tidegate.runtime.repository import ModelPhase, Repository
 from tidegate.runtime.sweeper import Sweeper
 from tidegate.runtime.tenant_streams import TenantStreams
 from tidegate.store import Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
@@ -143,7 +144,8 @@ class StreamRegistry:
     def release_to_idle(self, lease: Lease) -> None:
         """Releases the stream of a call and keeps it live for the next one. Does nothing when the lease has ended."""
         stream = lease.stream
-        if lease.ended is None and stream.phase is Phase.LIVE:
+        serving = self._repository.of(stream.slots).phase is ModelPhase.SERVING
+        if lease.ended is None and stream.phase is Phase.LIVE and serving:
             self.streams.release(lease)
             self.idle_streams.add(stream)
         else:
@@ -158,8 +160,21 @@ class StreamRegistry:
         spec = stream.slots.spec
         if model not in ("", spec.name) or version not in ("", spec.version):
             return None
+        if not version and stream.slots.draining:
+            return None  # it is to move, which `open` does
         self.mark_in_use(stream)
         return self.streams.reacquire(stream)
+
+    def park_unopened(self, slots: Slots) -> None:
+        """Parks the streams of a model that no call has open: it is about to be unloaded."""
+        self.idle_streams.clear(slots)
+
+    def forget_model(self, slots: Slots) -> None:
+        """Frees what is kept for a model that has no streams here."""
+        self.streams.forget(slots)
+        self.idle_streams.forget(slots)
+        self.checkpointer.idle_times.pop(slots, None)
+        slots.free()
 
     def mark_in_use(self, stream: Stream) -> None:
         """Marks a stream as opened by a call: it is neither idle nor about to be parked."""

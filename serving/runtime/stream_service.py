@@ -19,6 +19,7 @@ from functools import partial
 
 from tidegate.core.block import Block
 from tidegate.core.errors import (
+    ModelMismatch,
     StateLost,
     Stopping,
     StreamNotFound,
@@ -29,12 +30,14 @@ from tidegate.core.errors import (
 from tidegate.core.spec import Key
 from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Lease, OpenOptions, Phase, Stream, StreamStatus, decide_open
+from tidegate.core.swap_policy import Moved, MoveRequest, may_move
 from tidegate.rpc.backend import CloseReason, ModelInfo, OpenResult
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.repository import Repository, ServedModel
 from tidegate.runtime.stream_log import log_event
+from tidegate.runtime.stream_mover import StreamMover
 from tidegate.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
 from tidegate.store import Record, Residency, ResidencyUpdate, Store, Tombstone
 
@@ -69,6 +72,7 @@ class StreamService:
         self._stopping = False
         self.checkpointer = registry.checkpointer
         self.peers = registry.peers
+        self.mover = StreamMover(repository, store, registry)
 
     def __repr__(self) -> str:
         return f"<StreamService {self._streams!r} {self._store!r}>"
@@ -110,8 +114,8 @@ class StreamService:
             self._metrics.closed["closed"] += 1
         self._registry.release_to_idle(lease)
 
-    async def wake(self, lease: Lease) -> None:
-        """Puts a parked stream that a call has open back into a slot.
+    async def wake(self, lease: Lease) -> Moved:
+        """Puts a parked stream that a call has open back into a slot, and moves it to another version if it is to move.
 
         Raises what ended the lease; or TooManyStreams, CheckpointBroken or StoreUnavailable, and then the stream stays
         parked.
@@ -121,7 +125,7 @@ class StreamService:
             if lease.ended is not None:
                 raise lease.ended
             if stream.phase is Phase.LIVE:
-                return
+                return await self.mover.move(lease, allowed=lease.accept_move)
             record = await self._store.load(stream.key)
             if is_ours(record, stream) and self._registry.may_expire(record.metadata):
                 # Announced before the load: another server could let the stream expire before it learns that it is
@@ -140,10 +144,11 @@ class StreamService:
                 stream.slots.release(slot)
                 raise
             self.peers.announce(stream)
+            return await self.mover.move(lease, allowed=lease.accept_move)
 
     def model(self, name: str, version: str) -> ModelInfo:
         """One model; ModelNotFound when it is not served."""
-        return self._repository.find(name, version).info
+        return self._repository.find(name, version, begun=True).info
 
     def queue(self, lease: Lease) -> Batcher:
         """The queue for the timesteps of a stream."""
@@ -151,6 +156,10 @@ class StreamService:
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
         """Queues timesteps of many streams; see `Batcher.submit_block`."""
+        if block.slots not in self._repository:  # unloaded: the call holds none of these streams any more
+            done: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
+            done.set_result(block.refuse_all())
+            return done
         return self._repository.of(block.slots).batcher.submit_block(block)
 
     def request_save(self, lease: Lease) -> None:
@@ -163,7 +172,8 @@ class StreamService:
 
     def observe_block(self, block: Block, seconds: float) -> None:
         """Counts the timesteps of an answered block."""
-        self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
+        if block.slots in self._repository:
+            self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
 
     def add_listener(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls `callback` whenever something was stored. Returns a function that ends this."""
@@ -200,6 +210,7 @@ class StreamService:
         self._registry.idle_streams.clear()
         await self.checkpointer.flush()
         await self.peers.flush()
+        self.mover.close()
         log.info("all streams stored")
 
     async def _open(self, key: Key, model: str, version: str, options: OpenOptions) -> OpenResult:
@@ -207,25 +218,49 @@ class StreamService:
             if self._stopping:
                 raise Stopping
             stream, record, status = await self._find(key)
-            if status is not None and status.phase is not Phase.NEW and model in ("", status.model.name):
-                served = self._repository.find(status.model.name, version or status.model.version)
-            else:
-                served = self._repository.find(model, version)
+            served = self._choose(status, model, version, options)
             kind = decide_open(key, status, served.spec, options)
             exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
             stored = record.checkpoint if record is not None and exists else None
             decide_inputs(key, served.slots, options.inputs, stream, stored)  # before anything changes
-            if not exists:
-                await self._registry.tenants.add(key.tenant)
-            with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
-                lease = await self._finish_claim(self._claim(key, served, stream, record, options))
-                if lease is not None and confirm is not None:
-                    confirm()
+            with served.held():
+                if not exists:
+                    await self._registry.tenants.add(key.tenant)
+                with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
+                    lease = await self._finish_claim(self._claim(key, served, stream, record, options))
+                    if lease is not None and confirm is not None:
+                        confirm()
             if lease is not None:
                 self._registry.mark_in_use(lease.stream)
                 changed = exists and status is not None and status.owner != options.owner
-                return OpenResult(lease, kind, lease.stream.step + 1, served.slots.answers, changed)
+                moved = await self._move_opened(lease, version, options)
+                return OpenResult(lease, kind, lease.stream.step + 1, served.slots.answers, changed, moved)
         raise contention_error(key)
+
+    def _choose(self, status: StreamStatus | None, model: str, version: str, options: OpenOptions) -> ServedModel:
+        """The version under which a stream is opened. It may move to the default one right after that."""
+        if status is None or status.phase is Phase.NEW or model not in ("", status.model.name):
+            return self._repository.find(model, version)
+        find = partial(self._repository.find, begun=True)
+        name = status.model.name
+        if version and options.move_now and version != status.model.version:
+            own, wanted = self._repository.loaded(status.model.title), find(name, version)
+            request = MoveRequest(self._repository.settings(name).swap_policy, allowed=True, step=status.step)
+            is_default = wanted is self._repository.default(name)
+            if own is not None and is_default and may_move(own.spec, wanted.spec, request):
+                return own
+        return find(name, version or status.model.version)
+
+    async def _move_opened(self, lease: Lease, version: str, options: OpenOptions) -> Moved:
+        """Moves a stream that was opened just now, if it is to move. Its lease is released when this raises."""
+        lease.accept_move, lease.answered = options.accept_move, options.answered
+        try:
+            moved = await self.mover.move(lease, allowed=options.move_now)
+            _check_version(lease, version)
+        except BaseException:
+            self._registry.release(lease)
+            raise
+        return moved
 
     async def _find(self, key: Key) -> tuple[Stream | None, Record | None, StreamStatus | None]:
         """What this process and the store have of a stream. Drops the stream here if another server owns it."""
@@ -240,7 +275,7 @@ class StreamService:
             raise lost
         if record is None:
             return None, None, None
-        head = record.metadata
+        head, model = record.metadata, record.model
         if stream is not None and stream.phase is Phase.LIVE:
             phase = Phase.LIVE if stream.lease is not None else Phase.PARKED
             return stream, record, StreamStatus(phase, stream.step, stream.slots.spec.id, head.owner, head.epoch)
@@ -250,11 +285,11 @@ class StreamService:
                 lost = StateLost(key.stream_id, head.step, stream.lease.durable_step)
                 self._streams.drop(stream, lost)
                 raise lost
-            return stream, record, StreamStatus(Phase.LIVE, head.step, head.model, head.owner, head.epoch)
+            return stream, record, StreamStatus(Phase.LIVE, head.step, model, head.owner, head.epoch)
         return (
             None,
             record,
-            StreamStatus(PHASE_BY_TOMBSTONE[head.tombstone], head.step, head.model, head.owner, head.epoch),
+            StreamStatus(PHASE_BY_TOMBSTONE[head.tombstone], head.step, model, head.owner, head.epoch),
         )
 
     async def _finish_claim(self, claim: Coroutine[None, None, Lease | None]) -> Lease | None:
@@ -347,6 +382,13 @@ class StreamService:
         live = sum(each.slots.used_by_tenant.get(key.tenant, 0) for each in self._repository)
         self._registry.tenants.check_live(key.tenant, live)
         return served.slots.acquire(key)
+
+
+def _check_version(lease: Lease, version: str) -> None:
+    """Raises ModelMismatch when a stream that was to move to a version could not do so now."""
+    runs = lease.stream.slots.spec
+    if version not in ("", runs.version):
+        raise ModelMismatch(lease.stream.key.stream_id, f"{runs.name}/{version}", runs.title)
 
 
 def _check_not_older(record: Record, seen: Record | None) -> None:

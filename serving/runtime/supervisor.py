@@ -1,8 +1,8 @@
 """Runs the workers: serving processes that share one port and one store.
 
 The rules of this file:
-1. The supervisor holds the port, serves one /metrics for all, and touches neither streams nor models. So little can
-   make it fail.
+1. The supervisor holds the port, serves one /metrics for all, and decides which models all workers serve. It touches
+   no stream, and no graph: those are tried in another process. So little can make it fail.
 2. A worker that ends is restarted, after a pause that grows while it keeps ending soon. Its streams are in the store,
    and clients open them again at any worker.
 3. At the start, one worker that reports why it cannot start fails the whole start. So does a worker that ends
@@ -16,15 +16,17 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
+from tidegate.runtime.channel import Channel, Message
 from tidegate.runtime.exposition import Exposition
 from tidegate.runtime.host import with_port
 from tidegate.runtime.lifecycle import StartFailed, StopFailed, print_ready, ready_line
 from tidegate.runtime.metrics_server import MetricsServer
+from tidegate.runtime.model_catalog import ModelCatalog
+from tidegate.runtime.model_messages import RemoteHost, answer_worker
 from tidegate.runtime.reserved_port import ReservedPort
-from tidegate.runtime.signals import hang_up
 from tidegate.runtime.worker_process import WorkerProcess
 
 log = logging.getLogger("tidegate.supervisor")
@@ -53,10 +55,11 @@ class Supervisor:
         metrics_host: the address of /metrics.
         metrics_port: the port of /metrics; 0 picks a free one.
         drain_after_s: how long a worker may drain, in seconds.
+        catalog: decides which models are served; None for workers that ask for none.
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a server needs to know, each by its name
         self,
         command: Sequence[str],
         settings: Mapping[str, Any],
@@ -67,6 +70,7 @@ class Supervisor:
         metrics_host: str,
         metrics_port: int,
         drain_after_s: float,
+        catalog: ModelCatalog | None = None,
     ) -> None:
         self._command = command
         self._settings = settings
@@ -80,6 +84,9 @@ class Supervisor:
         self._ready = False
         self._stop_requested = asyncio.Event()
         self._failures: list[str] = []
+        self._catalog = catalog
+        self._models_known = asyncio.Event()
+        self._background: set[asyncio.Task[object]] = set()
 
     def __repr__(self) -> str:
         return f"<Supervisor: {sum(worker.metrics.up for worker in self._workers)} of {self._worker_count} workers up>"
@@ -88,6 +95,7 @@ class Supervisor:
         """Serves until SIGTERM or SIGINT, then drains all workers. A second signal ends everything at once.
 
         Raises:
+            ContractBroken: a model cannot be served.
             StartFailed: a port is taken, or a worker could not start.
             StopFailed: a worker failed while it stopped.
 
@@ -97,9 +105,12 @@ class Supervisor:
         try:
             settings = {**self._settings, "config": {**self._settings["config"], "port": port.number}}
             self._workers = [
-                WorkerProcess(number, self._command, settings, self._on_ready) for number in range(self._worker_count)
+                WorkerProcess(number, self._command, settings, self._on_ready, self._answer)
+                for number in range(self._worker_count)
             ]
-            exposition = Exposition([worker.metrics for worker in self._workers], _nothing, supervised=True)
+            events = [] if self._catalog is None else [self._catalog.events]
+            sources = [worker.metrics for worker in self._workers]
+            exposition = Exposition(sources, _nothing, supervised=True, events=events)
             metrics_port = MetricsServer(self._metrics_host, self._metrics_port, exposition)
             self._port, self._metrics_port = port.number, metrics_port.port
             try:
@@ -110,6 +121,8 @@ class Supervisor:
                     worker.close()
         finally:
             port.close()
+            if self._catalog is not None:
+                await self._catalog.close()
         if self._failures:
             raise StopFailed("; ".join(self._failures))
         log.info("stopped")
@@ -120,15 +133,50 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             async with asyncio.TaskGroup() as group:
+                models = group.create_task(self._run_catalog(), name="models")
                 running = [group.create_task(self._keep_running(worker), name=repr(worker)) for worker in self._workers]
                 stopping = group.create_task(self._stop(running), name="stopping")
                 await asyncio.wait(running)
                 stopping.cancel()
+                models.cancel()
         except ExceptionGroup as failures:  # the first failure has cancelled the others
             raise failures.exceptions[0] from None
+
+    async def _run_catalog(self) -> None:
+        """Decides what is served, until cancelled."""
+        if self._catalog is not None:
+            await self._catalog.start()
+            self._models_known.set()
+            await self._catalog.run()
+
+    async def _answer(self, request: Message) -> object:
+        """The answer to a request of a worker."""
+        assert self._catalog is not None
+        await self._models_known.wait()
+        return await answer_worker(request, self._catalog)
+
+    async def _join(self, worker: WorkerProcess, channel: Channel) -> None:
+        """Has a worker that has just started follow the catalog until it ends."""
+        assert self._catalog is not None
+        host = RemoteHost(channel, worker.number, self._catalog.load_s)
+        await self._catalog.join(host)
+        await channel.closed.wait()
+        self._catalog.leave(host)
+
+    def _reload(self) -> None:
+        """Looks at the models on SIGHUP. Before the start, that is about to happen."""
+        if self._catalog is not None and self._models_known.is_set():
+            log.info("SIGHUP: looking at the models; settings are not read again")
+            self._start(self._catalog.change("reload"))
+
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+        """Starts a task that ends soon, or with a worker."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _keep_running(self, worker: WorkerProcess) -> None:
         """Runs a worker and restarts it, until told to stop."""
@@ -180,8 +228,10 @@ class Supervisor:
                 log.error("worker %d has not ended after %g s and is killed", worker.number, seconds)
                 worker.kill()
 
-    def _on_ready(self) -> None:
-        """Prints the ready line when all workers are ready for the first time."""
+    def _on_ready(self, worker: WorkerProcess) -> None:
+        """A worker is ready and follows the catalog. Prints the ready line when all are ready for the first time."""
+        if self._catalog is not None and worker.channel is not None:
+            self._start(self._join(worker, worker.channel))
         if not self._ready and not self._stop_requested.is_set() and all(worker.metrics.up for worker in self._workers):
             self._ready = True
             grpc = with_port(self._host, self._port)

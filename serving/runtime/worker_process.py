@@ -1,8 +1,9 @@
 """One worker as its supervisor sees it: starts its process, exchanges messages with it, and waits for its end.
 
-Both hold one end of a socket pair. The supervisor sends the settings, and later perhaps `drain`. The worker sends one
-line: what it serves, or why it cannot start. When one of them dies, the other reads the end of the stream. A worker
-without a supervisor drains, so no process is left that nobody controls.
+Both hold one end of a socket pair. The supervisor sends the settings, and later perhaps `drain`. The worker says what it
+serves and where its counters are, or why it cannot start. In between, both ask each other about models: see
+`runtime.model_messages`. When one of them dies, the other reads the end of the stream. A worker without a supervisor
+drains, so no process is left that nobody controls.
 """
 
 import asyncio
@@ -11,9 +12,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
+from tidegate.runtime.channel import LINE_BYTES_MAX, Channel, Message
 from tidegate.runtime.exposition import WorkerMetrics
 from tidegate.runtime.shared_counters import SharedCounters, make_shared_file
 
@@ -31,12 +33,21 @@ class WorkerProcess:
         number: its number, from 0.
         command: the command that starts it; its number and the descriptor of its socket are appended.
         settings: its settings; the descriptors of its counters are added.
-        on_ready: called when it serves.
+        on_ready: called with this object when it serves.
+        on_request: answers its requests.
+
+    Attributes:
+        channel: the channel to its process; None while there is none.
 
     """
 
     def __init__(
-        self, number: int, command: Sequence[str], settings: Mapping[str, object], on_ready: Callable[[], None]
+        self,
+        number: int,
+        command: Sequence[str],
+        settings: Mapping[str, object],
+        on_ready: Callable[["WorkerProcess"], None],
+        on_request: Callable[[Message], Awaitable[object]],
     ) -> None:
         self.number = number
         self.metrics = WorkerMetrics(str(number))
@@ -45,6 +56,8 @@ class WorkerProcess:
         self._command = command
         self._settings = settings
         self._on_ready = on_ready
+        self._on_request = on_request
+        self.channel: Channel | None = None
         self._counters_fd: int | None = None  # descriptor of the counters of its last process that served
         self._writer: asyncio.StreamWriter | None = None
         self._draining = False
@@ -111,7 +124,7 @@ class WorkerProcess:
             # No other thread of the supervisor starts processes, so no other process inherits them meanwhile.
             for file in inherited:
                 os.set_inheritable(file, True)
-            self.metrics.pid = os.posix_spawn(command[0], command, _environment(), setsigmask=BLOCKED_SIGNALS)
+            self.metrics.pid = os.posix_spawn(command[0], command, own_environment(), setsigmask=BLOCKED_SIGNALS)
         except OSError:
             ours.close()
             raise
@@ -126,17 +139,23 @@ class WorkerProcess:
     async def _exchange(self, counters_fd: int) -> None:
         """Sends the settings and reads messages, until the process closes the socket."""
         self.refused = ""
-        settings = {**self._settings, "counters_fd": counters_fd, "previous_counters_fd": self._counters_fd}
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
+        settings = {
+            **self._settings,
+            "counters_fd": counters_fd,
+            "previous_counters_fd": self._counters_fd,
+            "previous_counters": [counters.offset for counters in self.metrics.counters],
+        }
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._socket, limit=LINE_BYTES_MAX)
         self._writer.write(json.dumps(settings).encode() + b"\n")
         if self._draining:  # `drain` was called when there was a process but no connection yet
             self._writer.write(DRAIN)
+        channel = self.channel = Channel(
+            reader, self._writer, self._on_request, lambda line: self._on_message(json.loads(line), counters_fd)
+        )
         try:
-            async for line in reader:
-                if line.endswith(b"\n"):  # else it was killed in the middle of a line
-                    self._on_message(json.loads(line), counters_fd)
-        except ConnectionError:  # it ended before it had read everything
-            pass
+            await channel.read()
+        finally:
+            self.channel = None
 
     async def _close_socket(self) -> None:
         """Closes the socket. It is closed when this returns, even if the event loop ends right after it."""
@@ -153,18 +172,26 @@ class WorkerProcess:
         match message:
             case {"refused": str(reason)}:
                 self.refused = reason
+            case {"counters": [*offsets]}:
+                self._read_counters(counters_fd, [int(str(offset)) for offset in offsets])
             case {"ready": [*models]}:
-                self.metrics.counters = SharedCounters.read(counters_fd)
-                if self._counters_fd is not None:
-                    os.close(self._counters_fd)
-                self._counters_fd = counters_fd
+                if self._counters_fd != counters_fd:
+                    self._read_counters(counters_fd, [0])
                 self.models = [str(model) for model in models]
                 self.metrics.up = True
-                self._on_ready()
+                self._on_ready(self)
             case _:
                 raise AssertionError(f"worker {self.number} sent {message}")
 
+    def _read_counters(self, counters_fd: int, offsets: Sequence[int]) -> None:
+        """Reports these counters of the process from now on."""
+        known = {each.offset: each for each in self.metrics.counters if self._counters_fd == counters_fd}
+        self.metrics.counters = [known.get(offset) or SharedCounters.read(counters_fd, offset) for offset in offsets]
+        if self._counters_fd not in (None, counters_fd):
+            os.close(self._counters_fd)
+        self._counters_fd = counters_fd
 
-def _environment() -> dict[str, str]:
+
+def own_environment() -> dict[str, str]:
     """Our environment with our own search path, so that a worker runs the same code as this process."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}  # noqa: PTH100

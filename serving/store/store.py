@@ -99,6 +99,11 @@ class Record:
     metadata: StreamMetadata
     checkpoint: Checkpoint | None
 
+    @property
+    def model(self) -> ModelId:
+        """The model that made the state. The metadata names that of the last claim, which may not have stored its own yet."""
+        return self.metadata.model if self.checkpoint is None else self.checkpoint.model
+
 
 class ScanFilter(Enum):
     """Which streams a scan returns; deleted ones never."""

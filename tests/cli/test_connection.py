@@ -104,7 +104,10 @@ async def test_a_token_is_sent_with_every_request() -> None:
             await run("models", "--address", address),
         ]
     bearer = [f"Bearer {SECRET}"]
-    assert recorder.seen == [("ListModels", bearer), ("Check", bearer), ("ListModels", [])]
+    assert recorder.seen == [
+        *((method, bearer) for method in ("ListModels", "ListVersions", "Check")),
+        *((method, []) for method in ("ListModels", "ListVersions")),
+    ]
     assert all(SECRET not in one.stdout + one.stderr for one in ended)
 
 

@@ -10,11 +10,14 @@ import typer.main
 from tidegate.cli import app as cli
 from tidegate.runtime.config import InvalidSetting, ServerConfig
 
+# No settings of a server.
+OWN = ("config_file", "log_level", "log_format", "check")
+
 
 def serve_options() -> dict[str, Any]:
-    """The options of `serve` by name, without those that no setting has."""
+    """The options of `serve` by name, without those of the command line itself."""
     group: Any = typer.main.get_command(cli.app)
-    return {option.name: option for option in group.commands["serve"].params if option.name not in ("log_level", "log_format")}
+    return {option.name: option for option in group.commands["serve"].params if option.name not in OWN}
 
 
 def test_every_setting_is_an_option() -> None:

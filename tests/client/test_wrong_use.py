@@ -56,6 +56,11 @@ SETTINGS = [
 QUESTIONS: list[tuple[str, Wrong]] = [
     ("model", lambda client: client.describe(7)),
     ("version", lambda client: client.describe("toy", 9)),
+    ("model", lambda client: client.versions(7)),
+    ("model", lambda client: client.promote(None, "1")),
+    ("version", lambda client: client.promote("toy", 2)),
+    ("action", lambda client: client.change_models("explode")),
+    ("model", lambda client: client.rollback(7)),
     ("prefix", lambda client: client.streams(7)),
     ("prefix", lambda client: client.streams("a" * 257)),
     ("state", lambda client: client.streams("", "asleep")),

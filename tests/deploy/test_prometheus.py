@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fleet import ServerProcess, free_port
-from tests.graphs import running_sum, write_model
+from tests.graphs import with_moments, write_model
 from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
@@ -50,7 +50,7 @@ def metrics_in(text: str) -> set[str]:
 @asynccontextmanager
 async def server_under_load(folder: Path) -> AsyncIterator[ServerProcess]:
     """A server with two workers that answers timesteps."""
-    write_model(folder / "models", running_sum())
+    write_model(folder / "models", with_moments())
     server = ServerProcess(folder / "models", f"sqlite://{folder / 'db'}", "--workers", "2")
     await server.start()
     stop = asyncio.Event()

@@ -14,6 +14,7 @@ from tests.servers import address_of, run_server, scrape
 from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     Client,
+    ClientError,
     StreamNotFound,
     TooManyStreams,
     Unauthenticated,
@@ -60,6 +61,12 @@ async def guarded(root: Path, folder: Path, *tenants: str, extra: str = "", **se
 UNARY = {
     "ListModels": pb.ListModelsRequest(),
     "DescribeModel": pb.DescribeModelRequest(name="toy"),
+    "LoadModel": pb.LoadModelRequest(name="toy"),
+    "UnloadModel": pb.UnloadModelRequest(name="toy"),
+    "ReloadModels": pb.ReloadModelsRequest(),
+    "ListVersions": pb.ListVersionsRequest(),
+    "PromoteModel": pb.PromoteModelRequest(name="toy", version="1"),
+    "RollbackModel": pb.RollbackModelRequest(name="toy"),
     "ListStreams": pb.ListStreamsRequest(),
     "DescribeStream": pb.DescribeStreamRequest(stream_id="a"),
     "DeleteStream": pb.DeleteStreamRequest(stream_id="a"),
@@ -80,6 +87,24 @@ def test_every_unary_method_is_tried() -> None:
     """A new method must not be forgotten here."""
     methods = pb.DESCRIPTOR.services_by_name["TidegateService"].methods
     assert {method.name for method in methods if not method.client_streaming} == set(UNARY)
+
+
+async def test_only_an_admin_changes_models(sum_root: Path, tmp_path: Path) -> None:
+    """A tenant is refused, and nothing happens."""
+    async with guarded(sum_root, tmp_path, "a", "admin") as server:
+        for action in ("load", "unload", "reload"):
+            async with client_of(server, "a") as client:
+                with pytest.raises(ClientError, match="admin"):
+                    await client.change_models(action, "toy")
+        async with client_of(server, "a") as client:
+            with pytest.raises(ClientError, match="admin"):
+                await client.promote("toy", "1")
+            with pytest.raises(ClientError, match="admin"):
+                await client.rollback("toy")
+        assert not (sum_root / "toy" / "promoted.json").exists()
+        async with client_of(server, "admin") as client:
+            assert await client.change_models("reload") == []
+    assert server.titles == ["toy/1"]
 
 
 @pytest.mark.parametrize("metadata", BAD.values(), ids=BAD)

@@ -334,7 +334,7 @@ async def test_a_stopping_server_moves_a_call_whose_open_waits(sum_root: Path) -
         store.hold("claim")
         await call.send(opening("slow"))
         await store.entered("claim")
-        stopping = asyncio.create_task(server._servicer.drain())
+        stopping = asyncio.create_task(server._servicer._calls.drain())
         await read_until(call, "move")
         store.release("claim")
         assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE
@@ -352,7 +352,7 @@ async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
         await store.entered("claim")
         (serving,) = server._servicer._calls
         assert isinstance(serving, PredictBlocksCall)
-        stopping = asyncio.create_task(server._servicer.drain())
+        stopping = asyncio.create_task(server._servicer._calls.drain())
         await store.entered("save")
         store.release("claim")
         task = serving._opens._task

@@ -14,13 +14,15 @@ from tests.engines import key
 from tests.loop_latency import measure_loop
 from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import StoreBehind, StoreUnavailable, TakenOver
+from tidegate.core.self_check import SelfCheck
 from tidegate.core.spec import Checkpoint, Checkpoints
 from tidegate.core.streams import Lease, Stream, StreamTable
 from tidegate.runtime import checkpointer
 from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
 from tidegate.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
 from tidegate.runtime.metrics import Metrics
-from tidegate.runtime.repository import Limits, load_repository
+from tidegate.runtime.model_load import load_model
+from tidegate.runtime.repository import Limits, ModelPhase, Repository, make_served
 from tidegate.store import MemoryStore
 
 # As many as a server holds by default: a few microseconds for each would be a noticeable pause.
@@ -73,8 +75,10 @@ class CheckpointerSetup:
     def __init__(self, root: Path, capacity: int, times_s: CheckpointSchedule) -> None:
         metrics = Metrics({})
         self.now = 1000.0
-        self.repository = load_repository(root, Limits(capacity, 4, 16, 64), metrics)
-        self.served = next(iter(self.repository))
+        loaded = load_model("toy", "1", root / "toy" / "1")
+        self.served = make_served(loaded, SelfCheck(tuple(range(1, 17))), Limits(capacity, 4, 16, 64))
+        self.served.phase = ModelPhase.SERVING
+        self.repository = Repository([self.served])
         self.slots = self.served.slots
         self.streams = StreamTable()
         self.store = PausedStore()

@@ -9,7 +9,9 @@ from tidegate.core.spec import Feature, Output, Spec
 
 def spec(*features: Feature, outputs: tuple[Output, ...] = ()) -> Spec:
     """A model with these features and outputs."""
-    return Spec("toy", "1", "f", "", None, handles_missing=True, features=features, outputs=outputs, state=(), inputs=())
+    return Spec(
+        "toy", "1", "f", "", None, handles_missing=True, features=features, outputs=outputs, state=(), inputs=()
+    )
 
 
 def test_moments_are_those_of_the_rows() -> None:

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tests.servers import Scrape
 from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
-from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics import Metrics, ModelMetrics
 from tidegate.runtime.shared_counters import MetricFamily, SharedCounters, make_shared_file
 
 FAMILIES = [
@@ -23,15 +23,16 @@ FAMILIES = [
 ]
 
 
-def metrics_of(*models: str) -> Metrics:
+def metrics_of(*models: str, last: Sequence[SharedCounters] = ()) -> Metrics:
     """The metrics of a worker that serves these models."""
     metrics = Metrics({"tidegate": "1"})
+    metrics.create_counters(None, last)
     for name in models:
-        metrics.add_model(name, "1", "f" * 64)
+        metrics.add_model(ModelMetrics(name, "1", "f" * 64))
     return metrics
 
 
-def source(worker: int, counters: SharedCounters | None, *, up: bool = True) -> WorkerMetrics:
+def source(worker: int, counters: Sequence[SharedCounters], *, up: bool = True) -> WorkerMetrics:
     """A worker that is up, in this process."""
     made = WorkerMetrics(str(worker))
     made.counters, made.up, made.pid = counters, up, os.getpid()
@@ -105,22 +106,21 @@ def test_buckets_with_other_bounds_begin_anew() -> None:
 def test_a_new_process_continues_the_counts_of_the_last() -> None:
     """Every count and every histogram of every model that is still served."""
     before = metrics_of("lake", "pond")
-    last = before.create_counters()
-    for model in before.models:
+    for model in before._models:
         model.steps["ok"] += 3
         model.missing_values += 2
         model.step_seconds.observe(0.0004)
     before.opened["new"] += 1
     before.state_lost += 1
     before.checkpoint_seconds.observe(0.01)
-    after = metrics_of("pond", "sea")
-    counters = after.create_counters(None, last)
-    after.models[0].steps["ok"] += 4
-    after.models[0].step_seconds.observe(0.0004)
+    after = metrics_of("pond", "sea", last=before.counters)
+    pond, _ = after._models
+    pond.steps["ok"] += 4
+    pond.step_seconds.observe(0.0004)
     after.opened["new"] += 1
-    assert after.models[0].steps["ok"] == 7
-    assert after.models[0].missing_values == 2
-    scrape = collect([source(0, counters)])
+    assert pond.steps["ok"] == 7
+    assert pond.missing_values == 2
+    scrape = collect([source(0, after.counters)])
     assert scrape("tidegate_steps_total", model="pond", outcome="ok") == 7
     assert scrape("tidegate_steps_total", model="sea", outcome="ok") == 0
     assert scrape("tidegate_step_seconds_count", model="pond") == 2
@@ -136,10 +136,7 @@ def test_a_new_process_continues_the_counts_of_the_last() -> None:
 def test_every_series_has_its_name() -> None:
     """For a while, workers may serve different models. Both are reported."""
     one, two = metrics_of("lake"), metrics_of("lake", "pond")
-    scrape = collect([source(0, one.create_counters()), source(1, two.create_counters())])
-    one.models[0].steps["ok"] += 5
-    two.models[0].steps["ok"] += 6
-    scrape = collect([source(0, one.create_counters(None, None)), source(1, two.create_counters(None, None))])
+    scrape = collect([source(0, one.counters), source(1, two.counters)])
     for name, labels in {key: key[1] for key in scrape._samples}:
         assert "worker" in dict(labels) or name == "python_info"
     assert scrape("tidegate_worker_up", worker="0") == scrape("tidegate_worker_up", worker="1") == 1
@@ -148,7 +145,7 @@ def test_every_series_has_its_name() -> None:
 
 def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
     """They are out of date. Its counts are still reported."""
-    all_counters = [metrics_of("lake").create_counters() for _ in range(2)]
+    all_counters = [metrics_of("lake").counters for _ in range(2)]
     scrape = collect([source(0, all_counters[0], up=False), source(1, all_counters[1])])
     assert scrape("tidegate_worker_up", worker="0") == 0
     assert scrape("tidegate_steps_total", worker="0", outcome="ok") == 0
@@ -163,7 +160,8 @@ def test_parked_streams_are_logged_once_for_all(up: tuple[bool, bool], reporter:
     for worker, live in enumerate((10, 20)):
         metrics = metrics_of("lake")
         metrics.live_streams, metrics.known_streams = (lambda live=live: live), lambda: 100
-        sources.append(source(worker, metrics.create_counters(), up=up[worker]))
+        metrics.refresh()
+        sources.append(source(worker, metrics.counters, up=up[worker]))
     scrape = collect(sources)
     assert scrape("tidegate_streams", state="parked") == parked
     assert scrape("tidegate_streams", state="parked", worker=reporter) == parked
@@ -171,14 +169,14 @@ def test_parked_streams_are_logged_once_for_all(up: tuple[bool, bool], reporter:
 
 def test_a_worker_that_has_never_served_is_not_up() -> None:
     """It is up or not; nothing else is known."""
-    scrape = collect([source(0, None, up=False), source(1, metrics_of("lake").create_counters())])
+    scrape = collect([source(0, [], up=False), source(1, metrics_of("lake").counters)])
     assert scrape("tidegate_worker_up", worker="0") == 0
     assert scrape("tidegate_steps_total", outcome="ok") == 0
 
 
 def test_processes_are_reported_one_by_one() -> None:
     """Of each worker and the supervisor, under the names of Prometheus client libraries."""
-    scrape = collect([source(0, None), source(1, None)])
+    scrape = collect([source(0, []), source(1, [])])
     for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):
         for worker in ("0", "1", "supervisor"):
             assert scrape(f"process_{name}", worker=worker) > 0
@@ -186,7 +184,7 @@ def test_processes_are_reported_one_by_one() -> None:
 
 def test_the_time_that_a_worker_has_used_does_not_fall() -> None:
     """Not even between the end of a process and `reaped`."""
-    one = source(0, None)
+    one = source(0, [])
     before = one.process()["process_cpu_seconds"]
     one.pid = 2**22 + 1  # no process can have it
     assert one.process() == {"process_cpu_seconds": before}
@@ -202,8 +200,39 @@ async def test_promtool_accepts_several_workers() -> None:
         if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
             pytest.fail(message)
         pytest.skip(message)
-    text = collect([source(worker, metrics_of("lake").create_counters(), up=worker != 1) for worker in range(3)]).text
+    text = collect([source(worker, metrics_of("lake").counters, up=worker != 1) for worker in range(3)]).text
     checked = await asyncio.to_thread(
         subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_model_that_is_unloaded_is_reported_no_more() -> None:
+    """Nor are its gauges looked up."""
+    metrics = metrics_of("lake", "pond")
+    lake, pond = metrics._models
+    looked = []
+    lake.queue_depth = lambda: looked.append(1) or 0
+    metrics.remove_model(lake)
+    pond.steps["ok"] += 1
+    metrics.refresh()
+    scrape = collect([source(0, metrics.counters)])
+    assert scrape("tidegate_steps_total", outcome="ok") == 1
+    assert scrape("tidegate_model_info", model="pond") == 1
+    assert not looked
+
+
+def test_a_file_holds_the_counters_of_models_that_were_loaded_later() -> None:
+    """Each where the writer says."""
+    file = make_shared_file()
+    metrics = Metrics({})
+    metrics.create_counters(file)
+    for name in ("lake", "pond"):
+        model = ModelMetrics(name, "1", "f" * 64)
+        metrics.add_model(model)
+        model.steps["ok"] += len(metrics.counters)
+    read = [SharedCounters.read(file, counters.offset) for counters in metrics.counters]
+    scrape = collect([source(0, read)])
+    assert scrape("tidegate_steps_total", model="lake", outcome="ok") == 2
+    assert scrape("tidegate_steps_total", model="pond", outcome="ok") == 3
+    os.close(file)

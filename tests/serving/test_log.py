@@ -155,7 +155,7 @@ def test_dropped_lines_are_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     first.refresh()
     assert lines_dropped() == 3
     log.dropped = 2  # the next process
-    counters = Metrics({}).create_counters(None, last)
+    counters = Metrics({}).create_counters(None, [last])
     assert counters.numbers("tidegate_log_lines_dropped", ()).tolist() == [5.0]
 
 

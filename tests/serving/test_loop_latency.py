@@ -7,16 +7,14 @@ from typing import cast
 
 import pytest
 
-from tests.access import ANYBODY_GETS_IN
 from tests.calls import RawBlocks, raw_channel
 from tests.loop_latency import measure_loop
 from tests.servers import live, run_server
 from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import TidegateError
 from tidegate.rpc import predict_blocks
-from tidegate.rpc.backend import AdminBackend, StreamBackend
 from tidegate.rpc.call import Call
-from tidegate.rpc.servicer import ENDED_AT_ONCE_MAX, TidegateServicer
+from tidegate.rpc.open_calls import ENDED_AT_ONCE_MAX, OpenCalls
 from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS = 16_384
@@ -73,11 +71,9 @@ async def test_asking_many_calls_to_end_does_not_block_others() -> None:
             """As in `Call`."""
             asked.append(turn)
 
-    native = TidegateServicer(
-        cast(StreamBackend, None), cast(AdminBackend, None), ANYBODY_GETS_IN, live_max=1, message_bytes_max=1024
-    )
-    native._calls |= {cast(Call, Asked()) for _ in range(1000)}
-    draining = asyncio.create_task(native.drain())
+    calls = OpenCalls(live_max=1)
+    calls._calls |= {cast(Call, Asked()) for _ in range(1000)}
+    draining = asyncio.create_task(calls.drain())
     while not draining.done():
         turn += 1
         await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from tests.servers import Scrape
 from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import metrics_server as metrics_server_module
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
-from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics import Metrics, ModelMetrics
 from tidegate.runtime.metrics_server import MetricsServer
 
 
@@ -18,9 +18,10 @@ from tidegate.runtime.metrics_server import MetricsServer
 def port() -> Iterator[int]:
     """The collector of a worker that is up."""
     metrics = Metrics({"tidegate": "1"})
-    metrics.add_model("lake", "1", "f" * 64)
+    metrics.create_counters()
+    metrics.add_model(ModelMetrics("lake", "1", "f" * 64))
     source = WorkerMetrics("0")
-    source.counters, source.up = metrics.create_counters(), True
+    source.counters, source.up = metrics.counters, True
     made = MetricsServer("127.0.0.1", 0, Exposition([source], lambda: None, supervised=False))
     yield made.port
     made.close()
@@ -36,7 +37,8 @@ def test_health_and_readiness_have_a_path_each(up: bool, ready: bool, healthz: i
     metrics = Metrics({"tidegate": "1"})
     metrics.ready = lambda: ready
     source = WorkerMetrics("0")
-    source.counters, source.up = metrics.create_counters(), up
+    metrics.create_counters()
+    source.counters, source.up = metrics.counters, up
     made = MetricsServer("127.0.0.1", 0, Exposition([source], metrics.refresh, supervised=False))
     try:
         assert (ask(made.port, "/healthz")[0].status, ask(made.port, "/readyz")[0].status) == (healthz, readyz)

@@ -14,6 +14,8 @@ from tidegate.core.errors import ContractBroken
 from tidegate.core.external_data import external_files
 from tidegate.core.model import Model
 from tidegate.runtime.model_digest import digest_model
+from tidegate.runtime.model_files import ModelCopies, check, scan
+from tidegate.runtime.model_load import load_model
 
 WEIGHTS = np.arange(1, 257, dtype=np.float32).reshape(1, 256)
 
@@ -59,26 +61,35 @@ def save(root: Path, location: str = "model.onnx.data") -> Path:
     return folder
 
 
-def serve(root: Path) -> Model:
-    """The model below a folder, as a server loads it."""
-    graph = root / "toy" / "1" / "model.onnx"
-    return Model("toy", "1", str(graph), None, digest_model("toy/1", graph))
+def serve(root: Path) -> list[Model]:
+    """The models below a folder, as a server loads them: from copies."""
+    models = []
+    copies = ModelCopies(root)
+    try:
+        for files in scan(root):
+            check(files, 1 << 20)
+            models.append(load_model(files.name, files.version, copies.add(files)).model)
+    finally:
+        copies.close()
+    return models
 
 
 def test_weights_beside_the_graph_are_served(tmp_path: Path) -> None:
     """The results are those of one file with everything in it."""
-    save(tmp_path)
-    outputs, _ = serve(tmp_path).step(np.array([[3]], np.float32), ())
+    folder = save(tmp_path)
+    model = Model("toy", "1", str(folder / "model.onnx"), None, digest_model("toy/1", folder / "model.onnx"))
+    outputs, _ = model.step(np.array([[3]], np.float32), ())
     assert np.array_equal(outputs[0], 3 * WEIGHTS)
+    assert [served.spec.title for served in serve(tmp_path)] == ["toy/1"]
 
 
 def test_a_changed_weight_changes_the_fingerprint(tmp_path: Path) -> None:
     """Old state must not go into other weights, and the graph's own file is the same."""
     folder = save(tmp_path)
-    before = serve(tmp_path)
+    (before,) = serve(tmp_path)
     content = np.fromfile(folder / "model.onnx.data", np.float32)
     (-content).tofile(folder / "model.onnx.data")
-    after = serve(tmp_path)
+    (after,) = serve(tmp_path)
     assert before.spec.fingerprint != after.spec.fingerprint
 
 
@@ -86,18 +97,17 @@ def test_a_graph_that_describes_itself_keeps_the_hash_of_its_file(tmp_path: Path
     """Streams were stored under it."""
     graph = running_sum()
     write_model(tmp_path, graph)
-    assert serve(tmp_path).spec.fingerprint == hashlib.sha256(graph).hexdigest()
+    (served,) = serve(tmp_path)
+    assert served.spec.fingerprint == hashlib.sha256(graph).hexdigest()
 
 
 @pytest.mark.parametrize(
-    "location",
-    ["/etc/hostname", "../2/weights", "a/../../2/weights", "..", "", "\\\\host\\file", ".", "sub/../model.onnx.data"],
+    "location", ["/etc/hostname", "../2/weights", "a/../../2/weights", "..", "", "\\\\host\\file", "."]
 )
 def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     """Before onnxruntime reads it, with the path."""
     save(tmp_path, location)
     (tmp_path / "toy" / "2").mkdir()
-    (tmp_path / "toy" / "1" / "sub").mkdir()
     (tmp_path / "toy" / "2" / "weights").write_bytes(WEIGHTS.tobytes())
     with pytest.raises(ContractBroken, match="toy/1: the graph has weights in "):
         serve(tmp_path)
@@ -110,8 +120,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     inside.mkdir()
     (folder / "model.onnx.data").rename(inside / "weights")
     (folder / "model.onnx.data").symlink_to(Path("..data", "weights"))
-    outputs, _ = serve(tmp_path).step(np.array([[3]], np.float32), ())
-    assert np.array_equal(outputs[0], 3 * WEIGHTS)
+    digest_model("toy/1", folder / "model.onnx")
     outside = tmp_path / "elsewhere"
     (inside / "weights").rename(outside)
     (inside / "weights").symlink_to(outside)
@@ -133,6 +142,8 @@ def test_a_pipe_is_no_file_with_weights(tmp_path: Path) -> None:
     (folder / "model.onnx.data").unlink()
     os.mkfifo(folder / "model.onnx.data")
     with pytest.raises(ContractBroken, match="which is not a file"):
+        digest_model("toy/1", folder / "model.onnx")
+    with pytest.raises(ContractBroken, match="which cannot be read"):
         serve(tmp_path)
 
 
@@ -170,3 +181,11 @@ def test_a_cut_file_is_refused(cut: int) -> None:
     """What is not there could name a file."""
     with pytest.raises(ValueError, match="it "):
         external_files(running_sum()[:-cut])
+
+
+def test_a_version_that_begins_with_a_zero_is_refused(tmp_path: Path) -> None:
+    """1 and 01 are one version, and two folders."""
+    write_model(tmp_path, running_sum(), version="1")
+    write_model(tmp_path, running_sum(), version="01")
+    with pytest.raises(ContractBroken, match="version '01' begins with a zero, expected toy/1"):
+        serve(tmp_path)

@@ -19,6 +19,7 @@ from tidegate.client import Client
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import STEP_MAX
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc import columns
 from tidegate.rpc import predict_blocks as blocks_module
 from tidegate.rpc.predict_blocks import PredictBlocksCall
@@ -350,11 +351,12 @@ async def test_streams_that_are_parked_while_others_wake_are_woken_again(sum_roo
             keeper._streams.park(stream)
         wake, tired = keeper.wake, [2]
 
-        async def wake_and_doze(lease: Lease) -> None:
-            await wake(lease)
+        async def wake_and_doze(lease: Lease) -> Moved:
+            moved = await wake(lease)
             if lease.stream is streams[0] and tired[0]:
                 tired[0] -= 1
                 keeper._streams.park(lease.stream)
+            return moved
 
         keeper.wake = wake_and_doze  # type: ignore[method-assign]
         assert sums(await call.block(handles, [[1], [1]], [2, 2])) == [2, 2]
@@ -534,7 +536,7 @@ async def test_a_stopping_server_moves_the_call(sum_root: Path) -> None:
         call = RawBlocks(channel)
         (handle,) = (await call.open("a")).handles
         await call.block([handle], [[1]])
-        stopping = asyncio.create_task(server._servicer.drain())
+        stopping = asyncio.create_task(server._servicer._calls.drain())
         kinds = []
         while "move" not in kinds:
             kinds.append((await call.read()).WhichOneof("kind"))
@@ -559,7 +561,7 @@ async def test_single_timesteps_have_their_turn_between_the_chunks_of_a_block(su
         await gate.entered()
         gate.let_one()
         assert np.frombuffer((await answering).prediction.outputs[0], "<f4").item() == 5
-        assert batcher_of(server)._blocks or batcher_of(server)._running
+        assert batcher_of(server)._blocks or batcher_of(server).runs_in_thread
         gate.open()
         assert sums((await call.read()).block) == [1] * 40
 
@@ -757,7 +759,7 @@ async def test_a_call_that_is_moved_while_it_reads_ahead_leaves_no_read_behind(s
         (serving,) = server._servicer._calls
         reading = serving._read_ahead_task
         assert reading is not None
-        stopping = asyncio.create_task(server._servicer.drain())
+        stopping = asyncio.create_task(server._servicer._calls.drain())
         await asyncio.sleep(0)
         gate.open()
         assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE

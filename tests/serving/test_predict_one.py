@@ -310,7 +310,7 @@ async def test_a_server_that_stops_answers_what_is_under_way(sum_root: Path) -> 
         under_way = asyncio.create_task(one.sum(6, 2))
         await saving.wait()
         stopping = asyncio.create_task(server.stop())
-        await eventually(lambda: server._servicer._stopping, "stopping")
+        await eventually(lambda: server._servicer._calls.stopping, "stopping")
         ending = await one.refusal_error(step=3, values=pack(7))
         assert (ending.code.name, ending.action) == ("UNAVAILABLE", "REOPEN")
         may_save.set()

@@ -20,7 +20,11 @@ from tests.tools import find_tool
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 SERVICE = "tidegate.v1.TidegateService"
+KSERVE = "inference.GRPCInferenceService"
 SYMBOLS = [
+    KSERVE,
+    f"{KSERVE}.ModelInfer",
+    "inference.ModelInferRequest.parameters",
     SERVICE,
     f"{SERVICE}.PredictOne",
     "tidegate.v1.Open.resume_from",
@@ -78,7 +82,7 @@ def names_in(file: descriptor_pb2.FileDescriptorProto) -> set[str]:
 async def test_the_services_are_listed(channel: grpc.aio.Channel, protocol: str) -> None:
     """All services, including reflection's own two names."""
     listed = (await ask(channel, protocol, list_services="")).list_services_response.service
-    assert {service.name for service in listed} == {SERVICE, "grpc.health.v1.Health", V1, V1ALPHA}
+    assert {service.name for service in listed} == {SERVICE, KSERVE, "grpc.health.v1.Health", V1, V1ALPHA}
 
 
 @pytest.mark.parametrize("symbol", SYMBOLS)

@@ -251,7 +251,7 @@ async def test_a_call_that_comes_while_stopping_is_refused(sum_root: Path) -> No
         await running.send(timestep(5, step=1))
         await gate.entered()
         stopping = asyncio.create_task(server.stop())
-        await eventually(lambda: server._servicer._stopping, "stopping")
+        await eventually(lambda: server._servicer._calls.stopping, "stopping")
         late = RawCall(channel)
         ending = await late.ending()
         assert (ending.code.name, ending.reason) == ("UNAVAILABLE", "STOPPING")

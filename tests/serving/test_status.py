@@ -24,6 +24,7 @@ MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
     errors.ParkedAgain: lambda: errors.ParkedAgain(LONG, 1),
     errors.StoreBehind: lambda: errors.StoreBehind(1.0, 1),
     errors.ModelNotFound: lambda: errors.ModelNotFound(LONG, LONG, NAMES),
+    errors.DefaultNotChanged: lambda: errors.DefaultNotChanged(LONG, LONG),
     errors.ModelNotNamed: lambda: errors.ModelNotNamed(NAMES),
     errors.StreamNotFound: lambda: errors.StreamNotFound(LONG),
     errors.StreamExists: lambda: errors.StreamExists(LONG),

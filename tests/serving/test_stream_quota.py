@@ -127,5 +127,5 @@ async def test_nothing_is_kept_of_a_connection_that_has_no_calls(sum_root: Path)
     async with run_server(sum_root) as server:
         async with raw_channel(server) as channel:
             await RawCall(channel).open("a")
-            assert len(server._servicer._quotas) == 1
-        await eventually(lambda: not len(server._servicer._quotas), "forgetting")
+            assert len(server._servicer._calls._quotas) == 1
+        await eventually(lambda: not len(server._servicer._calls._quotas), "forgetting")

@@ -18,6 +18,7 @@ from tidegate.core.errors import (
     TakenOver,
     TidegateError,
 )
+from tidegate.core.payload import check_payload_size
 from tidegate.core.spec import Checkpoint, ModelId, Spec
 from tidegate.core.streams import (
     TRANSITIONS,
@@ -30,7 +31,6 @@ from tidegate.core.streams import (
     Stream,
     StreamStatus,
     StreamTable,
-    check_payload_size,
     checkpoint_rows,
     decide_open,
 )

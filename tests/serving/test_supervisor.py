@@ -81,8 +81,11 @@ def open_files() -> int:
 
 def counted(supervisor: Supervisor, worker: int) -> float:
     """What a worker has counted over all its processes."""
-    counters_fd = supervisor._workers[worker].metrics.counters
-    return counters_fd.numbers("toy_lives", ())[0] if counters_fd else 0.0
+    return sum(counters.numbers("toy_lives", ())[0] for counters in supervisor._workers[worker].metrics.counters)
+
+
+async def nothing(_: object) -> None:
+    """No answer."""
 
 
 async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +260,8 @@ def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.so
     theirs.close()
     os.close(counters_fd)
     config = {"models": str(root), "host": "127.0.0.1", "port": 0, "metrics_port": 0, "state": "memory:"}
-    settings = {"log_level": "INFO", "config": config, "counters_fd": counters_fd, "previous_counters_fd": None}
+    settings = {"log_level": "INFO", "log_format": "text", "config": config, "counters_fd": counters_fd}
+    settings |= {"previous_counters_fd": None, "previous_counters": []}
     ours.sendall(json.dumps(settings).encode() + b"\n")
     return popen, ours
 
@@ -267,6 +271,8 @@ def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -
     popen, ours = listen_as_a_worker(sum_root)
     try:
         ours.settimeout(TIMEOUT_S)
+        assert json.loads(ours.recv(1000)) == {"ask": 1, "request": {"do": "targets"}}
+        ours.sendall(json.dumps({"answer": 1, "result": []}).encode() + b"\n")
         assert ours.recv(1, socket.MSG_PEEK)  # it has reported that it is ready, and nobody has read it
         ours.close()
         assert popen.wait(TIMEOUT_S) == 0
@@ -325,7 +331,7 @@ async def test_the_line_is_closed_when_a_life_has_ended() -> None:
     """At once, not in a later turn of the loop: a loop that ends before would leave it to the garbage collector."""
     # It reads its settings, so that the socket ends without an error.
     reads = "import socket, sys; socket.socket(fileno=int(sys.argv[2])).recv(9999)"
-    child = worker_module.WorkerProcess(0, [sys.executable, "-c", reads], {}, lambda: None)
+    child = worker_module.WorkerProcess(0, [sys.executable, "-c", reads], {}, lambda _: None, nothing)
     sockets: list[Any] = []
 
     async def live() -> int:
@@ -344,7 +350,9 @@ async def test_the_line_is_closed_when_a_life_has_ended() -> None:
 
 async def test_the_line_is_closed_however_often_a_life_is_cancelled() -> None:
     """Cancelled again while it waits for the end of a killed process: nothing is left to the garbage collector."""
-    child = worker_module.WorkerProcess(0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda: None)
+    child = worker_module.WorkerProcess(
+        0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda _: None, nothing
+    )
     living = asyncio.create_task(child.run())
     await eventually(lambda: child._writer is not None, "the line")
     assert child._writer is not None

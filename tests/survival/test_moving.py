@@ -156,7 +156,7 @@ async def test_what_is_under_way_is_answered_and_stored_before_the_move(sum_root
         await call.send(timestep(7))
         await gate.entered()
         here.stop()
-        await eventually(lambda: here.server._servicer._stopping, "stopping")
+        await eventually(lambda: here.server._servicer._calls.stopping, "stopping")
         gate.open()
         assert (await call.read()).prediction.step == 1
         assert (await call.read()).HasField("move")

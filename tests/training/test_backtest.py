@@ -77,7 +77,7 @@ def test_nothing_after_the_origin_is_seen(make_series: Callable[..., Series], tm
             out=tmp_path / str(place),
         )
         (tmp_path / str(place)).mkdir()
-        _, network = pipeline._train(
+        _, network, _ = pipeline._train(
             request, prepare(request, each, lambda _: None, split), lambda *_: None, lambda _: None
         )
         weights.append(network.state_dict())

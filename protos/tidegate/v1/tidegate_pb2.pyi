@@ -29,6 +29,12 @@ class OutputFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_FORMAT_PACKED: _ClassVar[OutputFormat]
     OUTPUT_FORMAT_NUMBERS: _ClassVar[OutputFormat]
 
+class NewState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NEW_STATE_UNSPECIFIED: _ClassVar[NewState]
+    NEW_STATE_REWARMED: _ClassVar[NewState]
+    NEW_STATE_RESET: _ClassVar[NewState]
+
 class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
@@ -53,6 +59,9 @@ DURABILITY_ASYNC: Durability
 OUTPUT_FORMAT_UNSPECIFIED: OutputFormat
 OUTPUT_FORMAT_PACKED: OutputFormat
 OUTPUT_FORMAT_NUMBERS: OutputFormat
+NEW_STATE_UNSPECIFIED: NewState
+NEW_STATE_REWARMED: NewState
+NEW_STATE_RESET: NewState
 DATA_TYPE_UNSPECIFIED: DataType
 DATA_TYPE_FLOAT32: DataType
 DATA_TYPE_FLOAT64: DataType
@@ -78,23 +87,25 @@ class PredictRequest(_message.Message):
     def __init__(self, timestep: _Optional[_Union[Timestep, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("prediction", "opened", "error", "durable", "move", "closed")
+    __slots__ = ("prediction", "opened", "error", "durable", "move", "closed", "moved")
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     MOVE_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     prediction: Prediction
     opened: Opened
     error: Error
     durable: Durable
     move: Move
     closed: Closed
-    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
+    moved: Moved
+    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format", "inputs")
+    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format", "inputs", "accept_move", "answered")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +116,8 @@ class Open(_message.Message):
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_MOVE_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
@@ -115,10 +128,12 @@ class Open(_message.Message):
     kept_max: int
     output_format: OutputFormat
     inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
+    accept_move: bool
+    answered: int
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., accept_move: bool = ..., answered: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model", "owner_changed", "message_bytes_max")
+    __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model", "owner_changed", "message_bytes_max", "new_state")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Opened.Kind]
@@ -138,6 +153,7 @@ class Opened(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OWNER_CHANGED_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    NEW_STATE_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     kind: Opened.Kind
     next_step: int
@@ -147,7 +163,16 @@ class Opened(_message.Message):
     model: Model
     owner_changed: bool
     message_bytes_max: int
-    def __init__(self, stream_id: _Optional[str] = ..., kind: _Optional[_Union[Opened.Kind, str]] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., durable_step: _Optional[int] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., owner_changed: bool = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
+    new_state: NewState
+    def __init__(self, stream_id: _Optional[str] = ..., kind: _Optional[_Union[Opened.Kind, str]] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., durable_step: _Optional[int] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., owner_changed: bool = ..., message_bytes_max: _Optional[int] = ..., new_state: _Optional[_Union[NewState, str]] = ...) -> None: ...
+
+class Moved(_message.Message):
+    __slots__ = ("model", "new_state")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NEW_STATE_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    new_state: NewState
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., new_state: _Optional[_Union[NewState, str]] = ...) -> None: ...
 
 class Timestep(_message.Message):
     __slots__ = ("step", "values", "numbers", "inputs")
@@ -214,14 +239,16 @@ class PredictOneRequest(_message.Message):
     def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., stream_inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
 
 class PredictOneResponse(_message.Message):
-    __slots__ = ("prediction", "model", "version")
+    __slots__ = ("prediction", "model", "version", "new_state")
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    NEW_STATE_FIELD_NUMBER: _ClassVar[int]
     prediction: Prediction
     model: str
     version: str
-    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    new_state: NewState
+    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., new_state: _Optional[_Union[NewState, str]] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("forget",)
@@ -338,23 +365,25 @@ class PredictBlocksRequest(_message.Message):
     def __init__(self, block: _Optional[_Union[Block, _Mapping]] = ..., open: _Optional[_Union[OpenStreams, _Mapping]] = ..., close: _Optional[_Union[CloseStreams, _Mapping]] = ...) -> None: ...
 
 class PredictBlocksResponse(_message.Message):
-    __slots__ = ("block", "opened", "closed", "durable", "ended", "move")
+    __slots__ = ("block", "opened", "closed", "durable", "ended", "move", "moved")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     MOVE_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     block: PredictedBlock
     opened: OpenedStreams
     closed: ClosedStreams
     durable: DurableStreams
     ended: EndedStreams
     move: Move
-    def __init__(self, block: _Optional[_Union[PredictedBlock, _Mapping]] = ..., opened: _Optional[_Union[OpenedStreams, _Mapping]] = ..., closed: _Optional[_Union[ClosedStreams, _Mapping]] = ..., durable: _Optional[_Union[DurableStreams, _Mapping]] = ..., ended: _Optional[_Union[EndedStreams, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
+    moved: MovedStreams
+    def __init__(self, block: _Optional[_Union[PredictedBlock, _Mapping]] = ..., opened: _Optional[_Union[OpenedStreams, _Mapping]] = ..., closed: _Optional[_Union[ClosedStreams, _Mapping]] = ..., durable: _Optional[_Union[DurableStreams, _Mapping]] = ..., ended: _Optional[_Union[EndedStreams, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., moved: _Optional[_Union[MovedStreams, _Mapping]] = ...) -> None: ...
 
 class OpenStreams(_message.Message):
-    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "independent", "inputs")
+    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "independent", "inputs", "accept_move", "answered")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -365,6 +394,8 @@ class OpenStreams(_message.Message):
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     INDEPENDENT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_MOVE_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     model: str
     version: str
@@ -375,10 +406,20 @@ class OpenStreams(_message.Message):
     kept_max: int
     independent: bool
     inputs: _containers.RepeatedCompositeFieldContainer[InputValues]
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: bool = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ...) -> None: ...
+    accept_move: bool
+    answered: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: bool = ..., inputs: _Optional[_Iterable[_Union[InputValues, _Mapping]]] = ..., accept_move: bool = ..., answered: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class VersionRows(_message.Message):
+    __slots__ = ("model", "rows")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenedStreams(_message.Message):
-    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max", "refused")
+    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max", "refused", "versions", "rewarmed_rows", "reset_rows", "may_move")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
@@ -391,6 +432,10 @@ class OpenedStreams(_message.Message):
     OWNER_CHANGED_ROWS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REWARMED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESET_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAY_MOVE_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     handles: _containers.RepeatedScalarFieldContainer[int]
     kinds: _containers.RepeatedScalarFieldContainer[Opened.Kind]
@@ -403,7 +448,11 @@ class OpenedStreams(_message.Message):
     owner_changed_rows: _containers.RepeatedScalarFieldContainer[int]
     message_bytes_max: int
     refused: Error
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ..., refused: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    versions: _containers.RepeatedCompositeFieldContainer[VersionRows]
+    rewarmed_rows: _containers.RepeatedScalarFieldContainer[int]
+    reset_rows: _containers.RepeatedScalarFieldContainer[int]
+    may_move: bool
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ..., refused: _Optional[_Union[Error, _Mapping]] = ..., versions: _Optional[_Iterable[_Union[VersionRows, _Mapping]]] = ..., rewarmed_rows: _Optional[_Iterable[int]] = ..., reset_rows: _Optional[_Iterable[int]] = ..., may_move: bool = ...) -> None: ...
 
 class Block(_message.Message):
     __slots__ = ("block", "handles", "steps", "values", "inputs")
@@ -482,6 +531,16 @@ class EndedStreams(_message.Message):
     handles: _containers.RepeatedScalarFieldContainer[int]
     error: Error
     def __init__(self, handles: _Optional[_Iterable[int]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class MovedStreams(_message.Message):
+    __slots__ = ("handles", "model", "new_state")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NEW_STATE_FIELD_NUMBER: _ClassVar[int]
+    handles: _containers.RepeatedScalarFieldContainer[int]
+    model: Model
+    new_state: NewState
+    def __init__(self, handles: _Optional[_Iterable[int]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., new_state: _Optional[_Union[NewState, str]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "version", "fingerprint", "task", "period", "features", "outputs", "state", "batch_invariant", "handles_missing", "inputs")
@@ -596,6 +655,72 @@ class DescribeModelResponse(_message.Message):
     model: Model
     card_json: str
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., card_json: _Optional[str] = ...) -> None: ...
+
+class ListVersionsRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListVersionsResponse(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[Version]
+    def __init__(self, versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+
+class Version(_message.Message):
+    __slots__ = ("model", "version", "fingerprint", "is_default", "is_promoted", "policy", "rewarm_steps", "shadow_share", "live_streams", "parked_streams")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    IS_PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    REWARM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_SHARE_FIELD_NUMBER: _ClassVar[int]
+    LIVE_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    PARKED_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    fingerprint: str
+    is_default: bool
+    is_promoted: bool
+    policy: str
+    rewarm_steps: int
+    shadow_share: float
+    live_streams: int
+    parked_streams: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., is_default: bool = ..., is_promoted: bool = ..., policy: _Optional[str] = ..., rewarm_steps: _Optional[int] = ..., shadow_share: _Optional[float] = ..., live_streams: _Optional[int] = ..., parked_streams: _Optional[int] = ...) -> None: ...
+
+class PromoteModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class PromoteModelResponse(_message.Message):
+    __slots__ = ("version", "previous_version")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    previous_version: str
+    def __init__(self, version: _Optional[str] = ..., previous_version: _Optional[str] = ...) -> None: ...
+
+class RollbackModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class RollbackModelResponse(_message.Message):
+    __slots__ = ("version", "previous_version")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    previous_version: str
+    def __init__(self, version: _Optional[str] = ..., previous_version: _Optional[str] = ...) -> None: ...
 
 class Stream(_message.Message):
     __slots__ = ("stream_id", "state", "model", "version", "fingerprint", "step", "durable_step", "epoch", "create_time", "update_time", "state_bytes")
@@ -718,3 +843,63 @@ class ForkStreamResponse(_message.Message):
     STREAM_FIELD_NUMBER: _ClassVar[int]
     stream: Stream
     def __init__(self, stream: _Optional[_Union[Stream, _Mapping]] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ReloadModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadModelsResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ...) -> None: ...
+
+class ModelChange(_message.Message):
+    __slots__ = ("name", "version", "outcome", "reason")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OUTCOME_UNSPECIFIED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_LOADED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_REFUSED: _ClassVar[ModelChange.Outcome]
+        OUTCOME_UNLOADING: _ClassVar[ModelChange.Outcome]
+    OUTCOME_UNSPECIFIED: ModelChange.Outcome
+    OUTCOME_LOADED: ModelChange.Outcome
+    OUTCOME_REFUSED: ModelChange.Outcome
+    OUTCOME_UNLOADING: ModelChange.Outcome
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    outcome: ModelChange.Outcome
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., outcome: _Optional[_Union[ModelChange.Outcome, str]] = ..., reason: _Optional[str] = ...) -> None: ...

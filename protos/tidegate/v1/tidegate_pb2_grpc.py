@@ -60,6 +60,21 @@ class TidegateServiceStub(object):
                 request_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
                 response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/tidegate.v1.TidegateService/ListVersions',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.PromoteModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/PromoteModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelResponse.FromString,
+                _registered_method=True)
+        self.RollbackModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/RollbackModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelResponse.FromString,
+                _registered_method=True)
         self.ListStreams = channel.unary_unary(
                 '/tidegate.v1.TidegateService/ListStreams',
                 request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
@@ -89,6 +104,21 @@ class TidegateServiceStub(object):
                 '/tidegate.v1.TidegateService/ForkStream',
                 request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
                 response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
+                _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/LoadModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/tidegate.v1.TidegateService/UnloadModel',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.ReloadModels = channel.unary_unary(
+                '/tidegate.v1.TidegateService/ReloadModels',
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsResponse.FromString,
                 _registered_method=True)
 
 
@@ -163,6 +193,31 @@ class TidegateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersions(self, request, context):
+        """Lists the versions being served, with the streams on each, and which one is the default. The streams are counted in the
+        store, which takes a while when there are a million. NOT_FOUND when the model is not served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteModel(self, request, context):
+        """Makes a version the default of its model: the one of new streams, and the one to which streams of other versions move
+        when the model's policy says so. All workers, and all servers that share the models folder, follow within a second.
+        NOT_FOUND when the version is not served, FAILED_PRECONDITION when the models folder cannot be written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackModel(self, request, context):
+        """Makes the version the default again that was it before the last promotion; without one, the version before the default.
+        FAILED_PRECONDITION when there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListStreams(self, request, context):
         """Lists the streams that the caller may see, in the order of the bytes of their names, page by page. Of a stream that
         another server has in memory, `step` is the last stored one.
@@ -212,6 +267,30 @@ class TidegateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Loads versions from the server's folder of models, in every worker, and serves them once they were tried. What
+        cannot be served is refused, with the reason in the answer, and changes nothing. NOT_FOUND when there is no such
+        version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Unloads versions, in every worker: they begin no streams, and leave memory when their last stream is closed. They
+        are not loaded again before `LoadModel` or a restart. NOT_FOUND when no such version is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadModels(self, request, context):
+        """Looks at the server's folder of models: loads versions that are new there, and unloads those that are gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TidegateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -239,6 +318,21 @@ def add_TidegateServiceServicer_to_server(servicer, server):
                     servicer.DescribeModel,
                     request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.FromString,
                     response_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'PromoteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.PromoteModelResponse.SerializeToString,
+            ),
+            'RollbackModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.RollbackModelResponse.SerializeToString,
             ),
             'ListStreams': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStreams,
@@ -269,6 +363,21 @@ def add_TidegateServiceServicer_to_server(servicer, server):
                     servicer.ForkStream,
                     request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.FromString,
                     response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'ReloadModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModels,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -407,6 +516,87 @@ class TidegateService(object):
             '/tidegate.v1.TidegateService/DescribeModel',
             tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
             tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/ListVersions',
+            tidegate_dot_v1_dot_tidegate__pb2.ListVersionsRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/PromoteModel',
+            tidegate_dot_v1_dot_tidegate__pb2.PromoteModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.PromoteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/RollbackModel',
+            tidegate_dot_v1_dot_tidegate__pb2.RollbackModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.RollbackModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -569,6 +759,87 @@ class TidegateService(object):
             '/tidegate.v1.TidegateService/ForkStream',
             tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
             tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/LoadModel',
+            tidegate_dot_v1_dot_tidegate__pb2.LoadModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/UnloadModel',
+            tidegate_dot_v1_dot_tidegate__pb2.UnloadModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/ReloadModels',
+            tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ReloadModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,8 +13,10 @@ from sklearn.metrics import mean_pinball_loss
 from tidegate.training import errors
 from tidegate.training.data.series import Group, Series
 from tidegate.training.data.split import Split
+from tidegate.training.judging import evaluate as module
 from tidegate.training.judging.evaluate import evaluate
 from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.ridge import fit_ridge
 from tidegate.training.judging.scores import Error
 from tidegate.training.judging.verdict import verdict
 from tidegate.training.network.network import Network
@@ -174,6 +176,18 @@ def test_baselines_get_constant_quantiles_of_their_validation_errors(
     wanted = np.maximum(0.9 * missed, -0.1 * missed).mean()
     assert score.persistence.quantiles[2].pinball == pytest.approx(wanted)
     assert 0.7 < score.ridge.coverage < 0.9
+
+
+def test_a_regression_that_is_solved_already_is_not_solved_again(
+    graph: Graph, make_series: Callable[..., Series], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the linear link is the baseline too: the scores are the same."""
+    series = make_series(600)
+    scores = evaluate(graph, series, split=SPLIT)
+    targets = [series.column(name) for name in graph.targets]
+    ridge = fit_ridge(series, SPLIT, targets, graph.horizons, season=scores.season)
+    monkeypatch.setattr(module, "fit_ridge", None)
+    assert evaluate(graph, series, split=SPLIT, ridge=ridge) == scores
 
 
 def test_the_scaled_error_is_in_units_of_the_training_part(graph: Graph, make_series: Callable[..., Series]) -> None:

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as Oracle
+from threadpoolctl import threadpool_info
 
 from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import Group, Series, future_values
 from tidegate.training.data.split import Split, split_by_time
-from tidegate.training.judging import ridge
+from tidegate.training.judging import least_squares, ridge
 from tidegate.training.judging.baselines import persistence
 from tidegate.training.judging.least_squares import PENALTIES, linear_inputs
 from tidegate.training.judging.ridge import fit_classifier, fit_ridge
@@ -194,3 +195,20 @@ def test_the_classifier_needs_labels_in_both_parts(labelled: Series) -> None:
     """A validation part without one cannot choose."""
     labelled.labels[600:800] = -1
     assert fit_classifier(labelled, split_by_time(labelled, train=0.6, validation=0.2, horizon=1)) is None
+
+
+def test_lines_are_solved_in_one_thread(
+    make_series: Callable[..., Series], split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two threads of BLAS the decompositions took seven times the processor time."""
+    seen: list[int] = []
+    solve = least_squares.NormalEquations.solve
+
+    def spied(self: least_squares.NormalEquations, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return solve(self, columns)
+
+    monkeypatch.setattr(least_squares.NormalEquations, "solve", spied)
+    fit_ridge(make_series(600), split, [1], [3], season=24)
+    assert seen
+    assert set(seen) == {1}

@@ -1,0 +1,18 @@
+"""What an operator changes about the served models. Supervisors import it too: it needs no library."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# What an operator asks for, and what becomes of a version.
+ModelAction = Literal["load", "unload", "reload"]
+ModelOutcome = Literal["loaded", "refused", "unloading"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChange:
+    """What became of a version. `reason` says why it was refused."""
+
+    name: str
+    version: str
+    outcome: ModelOutcome
+    reason: str = ""
