@@ -133,6 +133,29 @@ async def count(store: Store) -> int:
         await asyncio.sleep(0.02)
 
 
+async def test_sentinels_and_redis_have_their_own_logins(redis_installed: None, tmp_path: Path) -> None:
+    """The login before the @ is for redis, `sentinel-password` for the sentinels; a wrong one is told."""
+    primary = RedisServer(tmp_path, "--requirepass", "inner")
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"requirepass outer\nsentinel monitor main 127.0.0.1 {primary.port} 1\nsentinel auth-pass main inner\n"
+    )
+    watcher = RedisServer(tmp_path, config=config)
+    address = f"redis+sentinel://:inner@127.0.0.1:{watcher.port}/main?replicas=0&sentinel-password="
+    try:
+        primary.start()
+        watcher.start()
+        store = make_store(f"{address}outer")
+        await store.start()
+        assert await claim(store, key("a"), 0, MODEL) == 1
+        await store.close()
+        with pytest.raises(StoreUnavailable, match="its sentinels name no primary that is up"):
+            await make_store(f"{address}inner").start()
+    finally:
+        watcher.kill()
+        primary.kill()
+
+
 async def test_sentinels_that_name_no_primary_are_told(redis_installed: None) -> None:
     """In a line without the login."""
     port = free_port()
