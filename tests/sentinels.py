@@ -1,7 +1,7 @@
 """A redis that fails over: a primary, its replicas and three sentinels, all real."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGCONT
@@ -28,14 +28,14 @@ class Sentinels:
 
     """
 
-    def __init__(self, folder: Path, replicas: int, certificates: Certificates | None = None) -> None:
+    def __init__(self, folder: Path, replicas: int, certificates: Certificates | None, more: Sequence[str]) -> None:
         self._folder = folder
         self._certificates = certificates
         self.nodes: list[RedisServer] = []
         self._ports: list[int] = []  # of the nodes, for their clients
         for number in range(1 + replicas):
             port = free_port()
-            settings = [*SETTINGS, *self._tls(port)]
+            settings = [*SETTINGS, *self._tls(port), *more]
             if number:
                 settings += ["--replicaof", "127.0.0.1", str(self._ports[0])]
             (folder / f"node-{number}").mkdir()
@@ -117,9 +117,11 @@ def _lines(settings: list[str]) -> Iterator[str]:
 
 
 @contextmanager
-def sentinels(folder: Path, replicas: int, certificates: Certificates | None = None) -> Iterator[Sentinels]:
-    """A running redis that fails over."""
-    running = Sentinels(folder, replicas, certificates)
+def sentinels(
+    folder: Path, replicas: int, certificates: Certificates | None = None, more: Sequence[str] = ()
+) -> Iterator[Sentinels]:
+    """A running redis that fails over; `more` are further settings of its servers."""
+    running = Sentinels(folder, replicas, certificates, more)
     try:
         running.start()
         yield running

@@ -91,6 +91,24 @@ async def test_what_was_confirmed_survives_a_failover(
         await store.close()
 
 
+@pytest.mark.slow
+async def test_a_primary_that_is_cut_off_confirms_nothing(redis_installed: None, tmp_path: Path) -> None:
+    """It still answers the store, but neither replicas nor sentinels: the store leaves it for the one that was promoted."""
+    with sentinels(tmp_path, 2, more=["--user", "ann", "on", ">secret", "~*", "&*", "+@all"]) as redis:
+        store = make_store(redis.address.replace("://", "://ann:secret@"))
+        await store.start()
+        async with saving(store) as saver:
+            await saver.reached(20)
+            # Replicas and sentinels are the default user.
+            redis.nodes[0].command("ACL SETUSER default off\r\nCLIENT KILL USER default")
+            await asyncio.to_thread(redis.failed_over)
+            assert any("0 of the 1 replicas" in error for error in saver.errors)
+            at_failover = saver.confirmed
+            await saver.reached(at_failover + 20)
+        assert min([await until_reachable(store, str(number)) for number in range(STREAMS)]) >= saver.confirmed
+        await store.close()
+
+
 async def until_reachable(store: Store, stream_id: str) -> int:
     """The stored step of a stream, however often the store has to be asked."""
     async with asyncio.timeout(TIMEOUT_S):
