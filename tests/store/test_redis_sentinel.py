@@ -92,6 +92,28 @@ async def test_what_was_confirmed_survives_a_failover(
 
 
 @pytest.mark.slow
+async def test_what_died_with_the_primary_was_not_confirmed(redis_installed: None, tmp_path: Path) -> None:
+    """The replicas are away for the last saves before the primary is killed: when one is promoted, it has all that was confirmed."""
+    with sentinels(tmp_path, 2) as redis:
+        store = make_store(redis.address)
+        await store.start()
+        primary, *replicas = redis.nodes
+        async with saving(store) as saver:
+            await saver.reached(20)
+            for replica in replicas:
+                replica.kill()
+            await asyncio.sleep(0.3)  # the primary takes saves
+            at_loss = saver.confirmed
+            primary.kill()
+            for replica in replicas:
+                replica.start()
+            await asyncio.to_thread(redis.failed_over)
+            assert min([await until_reachable(store, str(number)) for number in range(STREAMS)]) >= at_loss
+            await saver.reached(at_loss + 20)
+        await store.close()
+
+
+@pytest.mark.slow
 async def test_a_primary_that_is_cut_off_confirms_nothing(redis_installed: None, tmp_path: Path) -> None:
     """It still answers the store, but neither replicas nor sentinels: the store leaves it for the one that was promoted."""
     with sentinels(tmp_path, 2, more=["--user", "ann", "on", ">secret", "~*", "&*", "+@all"]) as redis:
