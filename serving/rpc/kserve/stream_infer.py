@@ -119,6 +119,8 @@ class StreamInferCall(Call):
         self._pending_bytes = 0
         self._waiting: list[tuple[Request, Pending]] = []  # those of the pending requests that were not started
         self._answering = False  # whether a prediction is being stored or written
+        self._writing = False  # whether an answer is being written
+        self._ending = False
         self._arrived = asyncio.Event()
         self._answered = asyncio.Event()  # an answer was written since the call waits for that
         self._writer: asyncio.Task[None]
@@ -316,9 +318,11 @@ class StreamInferCall(Call):
                 if not head.settled:
                     self._start_waiting()
                 answer = await self._answer(head)
-                self._answering = True
+                self._answering = self._writing = True
                 await self.context.write(answer)
-                self._answering = False
+                self._answering = self._writing = False
+                if self._ending:
+                    return
                 self._pending_bytes -= pending.popleft().size
                 self._answered.set()
             self._arrived.clear()
@@ -405,11 +409,12 @@ class StreamInferCall(Call):
             if pending.future is not None:
                 pending.future.add_done_callback(_ignore_error)
                 pending.future.cancel()
-        tasks = [self._writer, *self._tasks]
-        for task in tasks:
+        self._ending = True
+        for task in self._tasks if self._writing else (self._writer, *self._tasks):
             task.cancel()
         try:
-            await wait_for_end(asyncio.gather(*tasks, return_exceptions=True))
+            # A write that has begun is completed: gRPC sends no status beside one that was cancelled, and the call hangs.
+            await wait_for_end(asyncio.gather(self._writer, *self._tasks, return_exceptions=True))
         finally:
             for sequence in self._by_id.values():
                 self._release(sequence, reason)
