@@ -96,7 +96,7 @@ ONLY_HERE = {
     "onnxruntime": {"tidegate.core"},
     "typer": {"tidegate.cli"},
     "sqlite3": {"tidegate.store"},
-    "redis": {"tidegate.store.redis"},
+    "redis": {"tidegate.store.redis", "tidegate.store.redis_client"},
     "matplotlib": {"tidegate.cli.plot", "tidegate.bench.plot"},
 }
 

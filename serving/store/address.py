@@ -1,17 +1,18 @@
-"""Creates the store for an address: `memory:`, `sqlite:///path` or `redis://host:port/db`."""
+"""Creates the store for an address: `memory:`, `sqlite:///path` or one of redis."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tidegate.core.errors import StoreUnavailable
+from tidegate.store import redis_address
 from tidegate.store.memory import MemoryStore
 from tidegate.store.sqlite import SqliteStore
 from tidegate.store.store import Store
 
-EXPECTED = "expected memory:, sqlite:///absolute/path or redis://[user:password@]host[:port][/database]"
-REDIS_PORT = 6379
+EXPECTED = f"expected memory:, sqlite:///absolute/path or {redis_address.EXPECTED}"
 
 
 def make_store(address: str, clock: Callable[[], int] = time.time_ns) -> Store:
@@ -22,11 +23,12 @@ def make_store(address: str, clock: Callable[[], int] = time.time_ns) -> Store:
         StoreUnavailable: the package for such a store is not installed.
 
     """
+    if address.partition("://")[0] in redis_address.SCHEMES:
+        return _redis(address, clock)
     try:
         url = urlsplit(address)
-        port = url.port
-    except ValueError as error:
-        raise ValueError(f"{_shown(address)}: {error}; {EXPECTED}") from None
+    except ValueError:
+        raise ValueError(f"{_shown(address)}: {EXPECTED}") from None
     if url.query or url.fragment:
         raise ValueError(f"{_shown(address)}: options after ? or # are not known; {EXPECTED}")
     match url.scheme:
@@ -34,34 +36,32 @@ def make_store(address: str, clock: Callable[[], int] = time.time_ns) -> Store:
             return MemoryStore(clock)
         case "sqlite" if not url.netloc and url.path.strip("/") and url.path.startswith("/"):
             return SqliteStore(Path("/" + unquote(url.path).lstrip("/")), clock)
-        case "redis" if url.hostname:
-            return _redis(url, port or REDIS_PORT, clock)
     raise ValueError(f"{_shown(address)}: {EXPECTED}")
 
 
-def _redis(url: SplitResult, port: int, clock: Callable[[], int]) -> Store:
-    database = url.path.strip("/") or "0"
-    if not (database.isascii() and database.isdecimal()):
-        raise ValueError(f"{_shown(url.geturl())}: database '{database}' is not a number; {EXPECTED}")
+def _redis(address: str, clock: Callable[[], int]) -> Store:
+    try:
+        parsed = redis_address.parse_redis_address(address)
+    except ValueError as error:
+        raise ValueError(f"{_shown(address)}: {error}; {EXPECTED}") from None
     try:
         from tidegate.store.redis import RedisStore  # noqa: PLC0415 (its package is an extra)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise
         raise StoreUnavailable(
-            _shown(url.geturl()), "the package 'redis' is not installed; run: pip install 'tidegate[redis]'"
+            parsed.name, "the package 'redis' is not installed; run: pip install 'tidegate[redis]'"
         ) from None
-    return RedisStore(
-        url.hostname or "",
-        port,
-        int(database),
-        username=unquote(url.username) if url.username else None,
-        password=unquote(url.password) if url.password else None,
-        clock=clock,
-    )
+    return RedisStore(parsed, clock=clock)
 
 
 def _shown(address: str) -> str:
-    """The address without its password."""
+    """The address without user, password and options.
+
+    A ? # or @ may be part of a password that was not quoted. Where that is possible nothing is shown.
+    """
     scheme, separator, rest = address.partition("://")
-    return scheme + separator + rest.rpartition("@")[2]
+    beginning, *options = re.split("[?#]", rest, maxsplit=1)
+    login, _, hosts = beginning.rpartition("@")
+    hidden = any("@" in option for option in options) or "/" in login or "@" in login
+    return scheme + separator + ("..." if hidden else hosts)

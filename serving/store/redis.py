@@ -1,6 +1,6 @@
 """A store in Redis or Valkey, which the processes of many machines may share.
 
-It uses one server, or a primary with replicas behind one address; not a cluster. A stream is a hash. Sorted sets hold
+It uses one server, or a primary with replicas that sentinels watch; not a cluster. A stream is a hash. Sorted sets hold
 the ids of each tenant in order, and the times of the last updates of streams and of tombstones. An operation that
 checks an epoch and then writes is one script. The server runs a script atomically, so the fence holds.
 
@@ -19,25 +19,15 @@ from functools import cache
 from operator import add
 from typing import Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.asyncio.client import Pipeline
+from redis.exceptions import NoScriptError, ResponseError
 
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Checkpoint, Key, ModelId
 from tidegate.store.codec import decode_record, encode, encode_all
 from tidegate.store.parameters import columns
+from tidegate.store.redis_address import RedisAddress
+from tidegate.store.redis_client import NotReplicated, close_client, explained, forget_primary, make_client
 from tidegate.store.redis_keys import (
     AGES,
     DELETED,
@@ -85,8 +75,11 @@ FORMAT = 3
 OLDER_FORMATS = (b"1", b"2")
 # The time for a whole operation. A healthy server answers in a millisecond; the checkpointer retries by itself.
 TIMEOUT_S = 2.0
-# Connections of this process. An operation holds one for a round trip. If none is free it waits, within its timeout.
-CONNECTIONS_MAX = 16
+# The part of the timeout that a write waits for replicas, so that the server tells how many have it. It waits twice
+# when the server does not know the script.
+REPLICAS_PART = 0.4
+# A failover must not undo these once they were confirmed: who owns a stream, its state, and that it is gone.
+_REPLICATED = frozenset((PROLOGUE + CLAIM, PROLOGUE + CREATE, PROLOGUE + DELETE, SAVE))
 # Streams of one script, which runs for about 2 ms. Meanwhile the server serves nobody else.
 ROWS = 256
 # How many streams one `expire` changes, and how many ids one `scan` reads.
@@ -101,11 +94,7 @@ class RedisStore:
     A call that is cancelled or fails may have taken effect on the server. To repeat it does no harm.
 
     Args:
-        host: the host of the server.
-        port: the port of the server.
-        database: the number of the database.
-        username: None for the default user.
-        password: None if none is needed.
+        address: where the server is.
         clock: the wall clock for timestamps, in nanoseconds.
         timeout_s: the timeout of a call.
 
@@ -113,38 +102,19 @@ class RedisStore:
 
     def __init__(
         self,
-        host: str,
-        port: int,
-        database: int,
+        address: RedisAddress,
         *,
-        username: str | None = None,
-        password: str | None = None,
         clock: Callable[[], int] = time.time_ns,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.survives = "a killed process"  # until `start` has asked the server
-        self._name = f"redis://{f'[{host}]' if ':' in host else host}:{port}/{database}"
+        self._name = address.name
         self._clock = clock
         self._timeout_s = timeout_s
         self._writer = new_writer_id()
         self._noticed = "0-0"  # the last notice that was read
-        self._redis = Redis(
-            connection_pool=BlockingConnectionPool(
-                max_connections=CONNECTIONS_MAX,
-                timeout=timeout_s,
-                host=host,
-                port=port,
-                db=database,
-                username=username,
-                password=password,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                # Callers retry if they still need the result. A connection that died while it was in the pool is
-                # detected when it is taken, and replaced.
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,  # supported by all versions of both
-            )
-        )
+        self._address = address
+        self._redis = make_client(address, timeout_s)
 
     def __repr__(self) -> str:
         return f"<RedisStore {self._name}>"
@@ -282,11 +252,11 @@ class RedisStore:
         """Announces that this writer has stopped, and closes the connections."""
         with suppress(StoreUnavailable):  # else the writer soon counts as dead
             await self._call(self._redis.delete(writer_key(self._writer)))
-        await self._redis.aclose()
-        await self._redis.connection_pool.disconnect()
+        await close_client(self._redis)
 
     async def _check_server(self) -> None:
         """Checks that the server can be used, and warns of dangerous settings."""
+        await self._call(self._read_certificates())
         format_key = f"{PREFIX}:format"
         kept = await self._call(self._redis.set(format_key, FORMAT, nx=True, get=True))
         if kept in OLDER_FORMATS:
@@ -302,11 +272,31 @@ class RedisStore:
         self.survives = _survives(bool(persistence.get("aof_enabled")), await self._setting("appendfsync"))
         if not persistence.get("aof_enabled"):
             log.warning("%s: a restart of redis loses streams; set appendonly yes and appendfsync always", self._name)
+        await self._check_replicas()
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy.startswith("allkeys") and memory.get("maxmemory"):
             log.warning(
                 "%s: redis forgets streams when its memory is full; set maxmemory-policy noeviction", self._name
             )
+
+    async def _read_certificates(self) -> None:
+        """Raises OSError when a file cannot be used: sentinels that are not reached do not tell."""
+        if self._address.tls:
+            self._address.tls.context()
+
+    async def _check_replicas(self) -> None:
+        """Says what a failover loses, and warns when writes cannot be confirmed now."""
+        replicas = self._address.replicas
+        if replicas:
+            self.survives += f"; a failover to a replica that has it, as {replicas} must before it counts as stored"
+            connected = (await self._call(self._redis.info("replication"))).get("connected_slaves", 0)
+            if connected < replicas:
+                log.warning(
+                    "%s: nothing counts as stored until %d replicas are connected; %d are",
+                    *(self._name, replicas, connected),
+                )
+        elif self._address.service:
+            log.warning("%s: a failover loses what only the primary has; set replicas=1 or more", self._name)
 
     async def _one(self, script: str, key: Key, *arguments: Any) -> Any:
         """Runs a script on one stream."""
@@ -362,16 +352,27 @@ class RedisStore:
     async def _run(self, script: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
         if not calls:
             return []
+        waits = self._address.replicas > 0 and script in _REPLICATED
         async with self._redis.pipeline(transaction=False) as pipeline:
             for keys, arguments in calls:
                 pipeline.evalsha(_sha(script), len(keys), *keys, *arguments)
             try:
-                return list(await pipeline.execute())
+                return await self._executed(pipeline, waits)
             except NoScriptError:  # the server is new, or was restarted; scripts that did run may run again
                 pass
             for keys, arguments in calls:
                 pipeline.eval(script, len(keys), *keys, *arguments)
-            return list(await pipeline.execute())
+            return await self._executed(pipeline, waits)
+
+    async def _executed(self, pipeline: Pipeline, waits: bool) -> list[Any]:
+        """The answers of a pipeline. With `waits`, its writes are on the replicas then; else raises NotReplicated."""
+        replicas = self._address.replicas
+        if waits:
+            pipeline.wait(replicas, round(self._timeout_s * REPLICAS_PART * 1000))
+        answers = list(await pipeline.execute())
+        if waits and (confirmed := answers.pop()) < replicas:
+            raise NotReplicated(f"{confirmed} of the {replicas} replicas that must have a write confirmed it")
+        return answers
 
     async def _setting(self, name: str) -> str | None:
         """A setting of the server; None when it does not tell, as hosted ones do."""
@@ -396,32 +397,12 @@ class RedisStore:
         except Exception as error:
             if task.cancelling() > cancelled:
                 raise asyncio.CancelledError from error
-            raise StoreUnavailable(self._name, self._explained(error)) from error
+            await forget_primary(self._redis)
+            raise StoreUnavailable(self._name, explained(error, self._timeout_s, self._address.tls)) from error
         # sometimes the library swallows the cancellation, and the caller would never end
         if task.cancelling() > cancelled:
             raise asyncio.CancelledError
         return result
-
-    def _explained(self, error: Exception) -> str:
-        """What is wrong with the server, and what to do about it."""
-        meaning = next(
-            (meaning for kind, meaning in _MEANINGS if isinstance(error, kind)),
-            "refused a command: {error}" if isinstance(error, RedisError) else "the connection failed: {error!r}",
-        )
-        return meaning.format(error=error, seconds=self._timeout_s)
-
-
-# The first match counts: the library's timeouts and refusals are connection errors too.
-_MEANINGS: tuple[tuple[type[Exception], str], ...] = (
-    (TimeoutError, "did not answer within {seconds:g} s"),
-    (RedisTimeoutError, "did not answer within {seconds:g} s"),
-    (AuthenticationError, "does not let this user in ({error}); correct the user name and the password in its address"),
-    (BusyLoadingError, "is still loading its data after a start; wait"),
-    (RedisConnectionError, "cannot be reached ({error}); see that it runs and listens there"),
-    (OSError, "cannot be reached ({error}); see that it runs and listens there"),
-    (ReadOnlyError, "is a replica, which cannot be written; name the primary"),
-    (OutOfMemoryError, "its memory is full; nothing was written: raise maxmemory"),
-)
 
 
 def _survives(appended: bool, fsync: str | None) -> str:

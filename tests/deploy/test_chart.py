@@ -21,6 +21,7 @@ SETTINGS = {
         "networkPolicy.clients[0].podSelector.matchLabels.app=gateway",
         "env.TIDEGATE_CHECKPOINT_EVERY=100ms",
     ),
+    "sentinels": ("valkey.enabled=false", "store.url=rediss+sentinel://a\\,b\\,c/main?ca=/ca.pem"),
     "outside-store": ("valkey.enabled=false", "store.existingSecret=redis", "envoy.enabled=false"),
 }
 
@@ -48,9 +49,10 @@ def test_kubernetes_accepts_the_manifests(tmp_path: Path, settings: tuple[str, .
         (("valkey.enabled=false",), "streams need a store"),
         (("store.url=redis://other:6379",), "two stores are named"),
         (("store.url=http://other",), "does not match pattern"),
+        (("store.url=redis+cluster://other",), "does not match pattern"),
         (("replica=3",), "replica"),
     ],
-    ids=["no-store", "two-stores", "wrong-store", "misspelt"],
+    ids=["no-store", "two-stores", "wrong-store", "cluster", "misspelt"],
 )
 def test_wrong_values_are_refused(settings: tuple[str, ...], message: str) -> None:
     """With what is wrong."""

@@ -4,8 +4,8 @@ import asyncio
 import re
 import subprocess
 import textwrap
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from tests.deploy.chart import RELEASE, deploy_tool, render
 from tests.deploy.name_server import NameServer
 from tests.fleet import Fleet, ServerProcess, free_port
 from tests.graphs import lstm, write_model
+from tests.sentinels import sentinels
 from tests.store.support import RedisServer
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ClientError
@@ -71,19 +72,44 @@ async def number_resumed(server: ServerProcess) -> float:
     return (await asyncio.to_thread(server.metrics))['tidegate_streams_opened_total{kind="resumed"}']
 
 
+@contextmanager
+def one_redis(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The address of a redis, and what kills and restarts it."""
+    redis = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always")
+    redis.start()
+
+    def restart() -> None:
+        redis.kill()
+        redis.start()
+
+    try:
+        yield f"{redis.address}/0", restart
+    finally:
+        redis.kill()
+
+
+@contextmanager
+def failing_over(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The address of a redis with two replicas and three sentinels, and what kills its primary."""
+    with sentinels(folder, 2) as redis:
+        yield redis.address, redis.nodes[0].kill
+
+
 @pytest.mark.slow
-async def test_no_client_sees_what_happens_to_servers_and_redis(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", [one_redis, failing_over], ids=["restart", "failover"])
+async def test_no_client_sees_what_happens_to_servers_and_redis(
+    tmp_path: Path,
+    store: Callable[[Path], AbstractContextManager[tuple[str, Callable[[], None]]]],
+) -> None:
     """Servers restart one by one, one is killed, one is added, one is removed, redis is killed: every prediction comes once."""
     deploy_tool("envoy")
     graph = lstm()
     models = write_model(tmp_path / "models", graph)
-    redis = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
-    redis.start()
     port = free_port()
     hosts = [f"127.0.0.{last}" for last in range(2, 6)]
-    servers = [ServerProcess(models, f"{redis.address}/0", "--host", host, port=port) for host in hosts]
     async with AsyncExitStack() as stack:
-        stack.callback(redis.kill)
+        state, kill_redis = stack.enter_context(store(tmp_path))
+        servers = [ServerProcess(models, state, "--host", host, port=port) for host in hosts]
         for server in servers:
             stack.push_async_callback(server.close)
         await asyncio.gather(*(server.start() for server in servers[:3]))
@@ -104,8 +130,7 @@ async def test_no_client_sees_what_happens_to_servers_and_redis(tmp_path: Path) 
         names.addresses.remove(hosts[1])
         await servers[1].stop()
         await fleet.reached(STREAMS * STEPS * 3 // 4)
-        redis.kill()
-        redis.start()
+        await asyncio.to_thread(kill_redis)
         await running
         assert await number_resumed(servers[0]) + await number_resumed(servers[2]) > 0
     assert fleet.problems(graph) == []

@@ -84,15 +84,18 @@ class Clock:
 
 
 class RedisServer:
-    """A redis-server with its own folder, which can be killed and restarted."""
+    """A redis-server with its own folder, which can be killed and restarted. With `config` it is a sentinel."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, *settings: str, config: Path | None = None, port: int | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+            self.port = port or free.getsockname()[1]
         self.address = f"redis://127.0.0.1:{self.port}"
-        self._command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder)]
-        self._command += ["--save", "", "--loglevel", "warning", *settings]
+        common = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder), "--loglevel", "warning"]
+        if config is None:
+            self._command = ["redis-server", *common, "--save", "", *settings]
+        else:
+            self._command = ["redis-server", str(config), "--sentinel", *common]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -157,9 +160,11 @@ def sqlite_place(folder: Path) -> Place:
 def redis_place(server: RedisServer) -> Place:
     """In an emptied redis. On a busy machine it may not answer for some seconds."""
     from tidegate.store.redis import RedisStore  # needs the package `redis`
+    from tidegate.store.redis_address import parse_redis_address
 
     assert server.command("FLUSHALL") == b"+OK\r\n"
-    return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=TIMEOUT_S))
+    address = parse_redis_address(server.address)
+    return Place(lambda clock: RedisStore(address, clock=clock, timeout_s=TIMEOUT_S))
 
 
 @contextmanager

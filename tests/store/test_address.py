@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from tidegate.core.errors import StoreUnavailable
 from tidegate.store import MemoryStore, SqliteStore, make_store
+from tidegate.store.redis_address import parse_redis_address
 
 
 def test_memory_is_a_store_in_memory() -> None:
@@ -37,11 +39,31 @@ def test_sqlite_is_a_file(address: str, path: str) -> None:
         ("redis://cache:7000/", "redis://cache:7000/0"),
         ("redis://user:se%40cret@cache:7000/3", "redis://cache:7000/3"),
         ("redis://:secret@[::1]:7000/3", "redis://[::1]:7000/3"),
+        ("rediss://user:secret@cache:7000/3?ca=/ca.pem&cert=/a.pem&key=/a.key", "rediss://cache:7000/3"),
+        ("redis+sentinel://:secret@a,b:7000/main", "redis+sentinel://a:26379,b:7000/main/0"),
+        ("rediss+sentinel://[::1],b/main/2?sentinel-password=secret", "rediss+sentinel://[::1]:26379,b:26379/main/2"),
     ],
 )
 def test_redis_is_a_server(address: str, name: str) -> None:
-    """`redis://host:port/db` is a server. Its `repr` has no password."""
+    """`redis://host:port/db` is a server, `redis+sentinel://` one that fails over. Its `repr` has no password."""
     assert repr(make_store(address)) == f"<RedisStore {name}>"
+    assert "secret" not in repr(parse_redis_address(address))
+
+
+@pytest.mark.parametrize(
+    ("address", "user", "password", "replicas"),
+    [
+        ("redis://cache", None, None, 0),
+        ("redis://ann:a%40b%2Fc%3F@cache?replicas=2", "ann", "a@b/c?", 2),
+        ("redis://:a:b@cache", None, "a:b", 0),
+        ("redis+sentinel://ann:x@a/main", "ann", "x", 1),
+        ("redis+sentinel://a/main?replicas=0", None, None, 0),
+    ],
+)
+def test_login_and_replicas(address: str, user: str | None, password: str | None, replicas: int) -> None:
+    """User and password are unquoted. With sentinels one replica must have a write, else none."""
+    parsed = parse_redis_address(address)
+    assert (parsed.user, parsed.password, parsed.replicas) == (user, password, replicas)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +86,20 @@ def test_redis_is_a_server(address: str, name: str) -> None:
         "redis://cache:70000",
         "redis://cache/three",
         "redis://cache/0?ssl=true",
-        "rediss://cache",
+        "redis://cache/0/1",
+        "redis://cache/0#a",
+        "redis://cache?ca=/ca.pem",
+        "redis://cache?replicas=-1",
+        "redis://cache?replicas=1&replicas=2",
+        "redis://a,b/0",
+        "redis://[::1",
+        "rediss://cache?ca=",
+        "rediss://cache?cert=/a.pem",
+        "rediss://cache?sentinel-user=ann",
+        "redis+sentinel://a,b",
+        "redis+sentinel://a,/main",
+        "redis+sentinel://a/main/three",
+        "redis+cluster://cache",
         "postgres://cache/0",
         "/data/streams.db",
     ],
@@ -76,22 +111,35 @@ def test_anything_else_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["redis://:secret@cache/three", "redis://:secret@cache:x", "rediss://me:secret@cache"]
+    ("address", "shown"),
+    [
+        ("redis://:secret@cache/three", "redis://cache/three"),
+        ("redis://:secret@cache:x", "redis://cache:x"),
+        ("http://me:secret@cache", "http://cache"),
+        ("rediss://cache/0?sentinel-password=secret", "rediss://cache/0"),
+        ("redis://cache/0?pass=secret", "redis://cache/0"),
+        ("redis://:secret/secret@cache", "redis://..."),
+        ("redis://:secret?secret@cache", "redis://..."),
+        ("redis://:secret#secret@cache", "redis://..."),
+        ("redis://:secret@secret?a@cache", "redis://..."),
+        ("redis://:secret@secret@cache:x", "redis://..."),
+    ],
 )
-def test_a_refusal_hides_the_password(address: str) -> None:
-    """Errors show an address without the part before the @."""
-    with pytest.raises(ValueError, match="://cache") as refused:
+def test_a_refusal_hides_the_password(address: str, shown: str) -> None:
+    """Errors show an address without login and options, and none of it when a password may have been cut apart."""
+    with pytest.raises(ValueError, match=re.escape(f"{shown}: ")) as refused:
         make_store(address)
     assert "secret" not in str(refused.value)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A redis address without the package: the error says what to install."""
-    monkeypatch.delitem(sys.modules, "tidegate.store.redis", raising=False)
+    for module in ("tidegate.store.redis", "tidegate.store.redis_client"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     for module in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(StoreUnavailable, match=r"store redis://cache: .* pip install 'tidegate\[redis\]'"):
+    with pytest.raises(StoreUnavailable, match=r"store redis://cache:6379/0: .* pip install 'tidegate\[redis\]'"):
         make_store("redis://:secret@cache")
 
 

@@ -16,6 +16,7 @@ from tests.store.support import MODEL, MS, Clock, RedisServer, begin, checkpoint
 from tidegate.core.errors import CheckpointBroken, StoreUnavailable
 from tidegate.store import Record, Store, StreamMetadata, encode, make_store
 from tidegate.store.redis import RedisStore
+from tidegate.store.redis_address import parse_redis_address
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def server_with(redis_installed: None, tmp_path: Path) -> Iterator[Callable[...,
 
 def impatient(server: RedisServer) -> RedisStore:
     """A store with a short timeout."""
-    return RedisStore("127.0.0.1", server.port, 0, timeout_s=0.2)
+    return RedisStore(parse_redis_address(server.address), timeout_s=0.2)
 
 
 async def refusal_error(call: Any) -> str:
