@@ -14,7 +14,7 @@ from tidegate.rpc.kserve import messages
 
 UNARY = (
     *("ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics"),
-    *("RepositoryIndex", "ModelInfer"),
+    *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelInfer"),
 )
 
 

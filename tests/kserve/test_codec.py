@@ -12,7 +12,7 @@ from tests.graphs import running_sum
 from tests.kserve.calls import parameters_of
 from tidegate.core.spec import Output, Prediction, Spec
 from tidegate.rpc.kserve import messages
-from tidegate.rpc.kserve.codec import ModelCodec, encode_parameter
+from tidegate.rpc.kserve.codec import RESUMED, ModelCodec, encode_parameter
 
 STREAM = encode_parameter("stream_id", string_param="pump")
 
@@ -27,8 +27,7 @@ def encode(spec: Spec, prediction: Prediction, request_id: str = "", durable_ste
     """The message of an answer that has all outputs."""
     codec = ModelCodec(spec)
     selection = codec.select(messages.ModelInferRequest())
-    fields = {"resumed": False, **more}
-    data = codec.encode(request_id, prediction, selection, stream=STREAM, durable_step=durable_step, **fields)
+    data = codec.encode(request_id, prediction, selection, stream=STREAM, durable_step=durable_step, **more)
     return messages.ModelInferResponse.FromString(data)
 
 
@@ -51,7 +50,7 @@ def test_every_field_is_that_of_a_message(spec: Spec) -> None:
     expected.parameters["duplicate"].bool_param = True
     expected.parameters["resumed"].bool_param = True
     prediction = Prediction(3, raw, duplicate=True)
-    assert encode(spec, prediction, "ä" * 100, durable_step=2, resumed=True) == expected
+    assert encode(spec, prediction, "ä" * 100, durable_step=2, notes=RESUMED) == expected
 
 
 def test_a_forgotten_answer_has_no_outputs(spec: Spec) -> None:

@@ -80,7 +80,7 @@ def test_what_goes_wrong_is_an_error_of_its_request(server: Process) -> None:
     assert found["shape"] == "inputs: 'x' has shape [1, 7], expected [1, 8]: one timestep of one sequence a request"
     assert "'x' has shape [2, 8], expected [1, 8]" in found["batch"]
     assert found["unary"] == f"StatusCode.INVALID_ARGUMENT {missing.replace('5', '6')}"
-    assert found["load"].startswith("StatusCode.UNIMPLEMENTED RepositoryModelLoad: models are those of the folder")
+    assert found["load"].startswith("StatusCode.NOT_FOUND model: 'other' is not served")
 
 
 def test_a_cancelled_stream_continues_over_another_one(server: Process) -> None:

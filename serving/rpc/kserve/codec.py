@@ -13,6 +13,7 @@ from tidegate.core.errors import InvalidField, ModelMismatch
 from tidegate.core.input_layout import InputLayout
 from tidegate.core.named_inputs import Named
 from tidegate.core.spec import Prediction, Spec
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc.kserve.decode import SHARED_MEMORY, Request, decode_tensor, decode_tensors
 from tidegate.rpc.kserve.messages import InferParameter, ModelInferResponse
 from tidegate.rpc.kserve.tensors import output_tensors, stream_tensors, timestep_tensors
@@ -138,11 +139,11 @@ class ModelCodec:
         *,
         stream: bytes,
         durable_step: int,
-        resumed: bool,
+        notes: bytes = b"",
     ) -> bytes:
         """The bytes of a ModelInferResponse.
 
-        `stream` is the encoded parameter `stream_id`. An answer to a repeat whose outputs are no longer remembered has
+        `stream` is the encoded parameter `stream_id`, and `notes` has further encoded parameters. An answer to a repeat whose outputs are no longer remembered has
         none.
         """
         step, outputs, duplicate = prediction
@@ -152,8 +153,8 @@ class ModelCodec:
         parts += (stream, _number_parameter(STEP_HEAD, step), _number_parameter(DURABLE_STEP_HEAD, durable_step))
         if duplicate:
             parts.append(DUPLICATE)
-        if resumed:
-            parts.append(RESUMED)
+        if notes:
+            parts.append(notes)
         if outputs:
             if self._score is not None:
                 position, number_format = self._score
@@ -187,6 +188,11 @@ STEP_HEAD = _number_head("step")
 DURABLE_STEP_HEAD = _number_head("durable_step")
 DUPLICATE = encode_parameter("duplicate", bool_param=True)
 RESUMED = encode_parameter("resumed", bool_param=True)
+MOVED = {
+    Moved.NOT: b"",
+    Moved.REWARMED: encode_parameter("moved", string_param="rewarmed"),
+    Moved.RESET: encode_parameter("moved", string_param="reset"),
+}
 
 
 def _number_parameter(head: tuple[bytes, ...], number: int) -> bytes:

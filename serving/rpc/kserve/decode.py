@@ -23,7 +23,8 @@ class SequenceFlags(NamedTuple):
     """What the parameters of a request say.
 
     `stream_id` is empty when the request belongs to no sequence, `step` is 0 when the server numbers the timestep.
-    `sync` tells whether the answer waits until it is durable; None when the client leaves that to the server.
+    `sync` tells whether the answer waits until it is durable; None when the client leaves that to the server. `answered`
+    is the last timestep whose answer the client has; None when it does not say.
     """
 
     stream_id: str
@@ -31,6 +32,7 @@ class SequenceFlags(NamedTuple):
     end: bool
     step: int
     sync: bool | None
+    answered: int | None
 
 
 def decode_message(message: bytes) -> Request:
@@ -50,7 +52,7 @@ def read_flags(request: Request) -> SequenceFlags:
         InvalidField: a parameter has a wrong type or value.
 
     """
-    stream_id, start, end, step, sync = "", False, False, 0, None
+    stream_id, start, end, step, sync, answered = "", False, False, 0, None, None
     for name, parameter in request.parameters.items():
         if name == "sequence_id":
             stream_id = _read_sequence_id(parameter)
@@ -59,10 +61,12 @@ def read_flags(request: Request) -> SequenceFlags:
         elif name == "sequence_end":
             end = _read_bool(name, parameter)
         elif name == "step":
-            step = _read_step(parameter)
+            step = _read_step(name, parameter)
+        elif name == "answered":
+            answered = _read_step(name, parameter)
         elif name == "durability":
             sync = _read_durability(parameter)
-    return SequenceFlags(stream_id, start, end, step, sync)
+    return SequenceFlags(stream_id, start, end, step, sync, answered)
 
 
 def decode_tensor(request: Request, expected: Tensor) -> bytes | None:
@@ -167,13 +171,13 @@ def _read_bool(name: str, parameter: Any) -> bool:
     return bool(parameter.bool_param)
 
 
-def _read_step(parameter: Any) -> int:
+def _read_step(name: str, parameter: Any) -> int:
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in ("int64_param", "uint64_param"):
-        raise InvalidField("step", f"got {kind}, expected int64_param: the number of the timestep, from 1")
+        raise InvalidField(name, f"got {kind}, expected int64_param: the number of the timestep, from 1")
     step: int = getattr(parameter, kind)
     if not 0 <= step <= STEP_MAX:
-        raise InvalidField("step", f"got {step}, expected 0 to {STEP_MAX}")
+        raise InvalidField(name, f"got {step}, expected 0 to {STEP_MAX}")
     return step
 
 

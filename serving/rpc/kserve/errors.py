@@ -1,5 +1,7 @@
 """Errors of this protocol alone. The texts begin with those of Triton, which clients may look for."""
 
+from collections.abc import Sequence
+
 from tidegate.core.errors import InvalidField, StoreBehind
 
 
@@ -38,3 +40,10 @@ class NotStored(StoreBehind):
             f"parameter step = {step} to get its answer: without a number it would be applied twice"
         )
         self.args = (text,)
+
+
+class ModelNotLoaded(InvalidField):
+    """Versions of a model were refused. Those that were served before are served on."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("model_name", "; ".join(reasons))

@@ -12,10 +12,11 @@ from tidegate.core.access import Caller
 from tidegate.core.errors import InvalidField, LeaseEnded, StepGap, StoreBehind, StreamRefused, ValuesDiffer
 from tidegate.core.spec import Key, Prediction, Timestep
 from tidegate.core.streams import Lease
-from tidegate.rpc.kserve.codec import encode_parameter
+from tidegate.rpc.backend import OpenResult
+from tidegate.rpc.kserve.codec import MOVED, RESUMED, encode_parameter
 from tidegate.rpc.kserve.decode import Request, SequenceFlags, read_flags
 from tidegate.rpc.kserve.errors import NotStored
-from tidegate.rpc.kserve.sequences import Sequences, check_stream_inputs, sequence_key
+from tidegate.rpc.kserve.sequences import Sequences, check_stream_inputs, open_options, sequence_key
 from tidegate.rpc.stream_quota import StreamQuota
 
 # Every try but the first claims the stream. They all fail only if others claim it within the milliseconds of each.
@@ -42,7 +43,7 @@ class InferHandler:
         # A client that times out sends its request again, perhaps while the first one is still being stored.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            prediction, lease, resumed = await self._answer(key, request, flags, caller, quota)
+            prediction, lease, notes = await self._answer(key, request, flags, caller, quota)
         codec = self._sequences.codec(lease.stream.slots.spec)
         self._backend.queue(lease).observe_step(perf_counter() - started)
         return codec.encode(
@@ -51,19 +52,24 @@ class InferHandler:
             codec.select(request),
             stream=encode_parameter("stream_id", string_param=key.stream_id),
             durable_step=lease.durable_step,
-            resumed=resumed,
+            notes=notes,
         )
 
     async def _answer(
         self, key: Key, request: Request, flags: SequenceFlags, caller: Caller, quota: StreamQuota
-    ) -> tuple[Prediction, Lease, bool]:
-        """The answer, the lease under which it was computed, which is over, and whether the sequence was resumed."""
-        idle = None
+    ) -> tuple[Prediction, Lease, bytes]:
+        """The answer, the lease under which it was computed, which is over, and further parameters."""
+        idle, notes = None, b""
         if not flags.start:
             idle = self._backend.acquire_idle(key, request.model_name, request.model_version)
         for tries_left in range(TRIES, 0, -1):
             reused = idle is not None  # and the store was not asked whether it is still valid
-            lease = idle or await self._open(key, request, flags, caller, quota)
+            if idle is None:
+                opened = await self._open(key, request, flags, caller, quota)
+                notes += MOVED[opened.moved]
+                lease = opened.lease
+            else:
+                lease = idle
             quota.leases.add(lease)
             try:
                 prediction = await self._step(lease, request, flags)
@@ -74,7 +80,7 @@ class InferHandler:
                 if not reused:
                     raise
             else:
-                return prediction, lease, not reused and not flags.start
+                return prediction, lease, notes if reused or flags.start else RESUMED + notes
             finally:
                 quota.leases.discard(lease)
                 self._backend.release_to_idle(lease, opened=not reused)
@@ -83,13 +89,14 @@ class InferHandler:
 
     async def _open(
         self, key: Key, request: Request, flags: SequenceFlags, caller: Caller, quota: StreamQuota
-    ) -> Lease:
+    ) -> OpenResult:
         model, version = request.model_name, request.model_version
         served = self._sequences.codec_of(model, version)
         inputs = served.decode_stream_inputs(request, start=flags.start)
+        options = open_options(version, flags, inputs, sync=flags.sync is not False)
         if flags.start:
-            return await self._sequences.begin(key, served.spec, caller, quota, inputs)
-        return await self._sequences.resume(key, model, version, caller, quota, inputs)
+            return await self._sequences.begin(key, served.spec, caller, quota, options)
+        return await self._sequences.resume(key, model, version, caller, quota, options)
 
     async def _step(self, lease: Lease, request: Request, flags: SequenceFlags) -> Prediction:
         """Applies the timestep, and stores it or ends the sequence."""

@@ -7,6 +7,8 @@ A sequence is a stream of the tenant that calls. Its id is the sequence id; a nu
 3. The END flag deletes the stream once its timestep has run: the client says that the sequence is over.
 """
 
+from dataclasses import replace
+
 from tidegate.core.access import Caller
 from tidegate.core.errors import ModelMismatch, StreamExists, StreamExpired, StreamNotFound
 from tidegate.core.named_inputs import Named
@@ -14,8 +16,9 @@ from tidegate.core.spec import Key, Spec
 from tidegate.core.stream_id import check_stream_id
 from tidegate.core.stream_inputs import decide_inputs
 from tidegate.core.streams import Existence, Lease, OpenOptions
-from tidegate.rpc.backend import Access, AdminBackend, StreamBackend
+from tidegate.rpc.backend import Access, AdminBackend, OpenResult, StreamBackend
 from tidegate.rpc.kserve.codec import ModelCodec
+from tidegate.rpc.kserve.decode import SequenceFlags
 from tidegate.rpc.kserve.errors import SequenceMissing, StartMissing
 from tidegate.rpc.stream_quota import StreamQuota
 
@@ -47,8 +50,8 @@ class Sequences:
         """The codec of a model by name; ModelNotFound when it is not served."""
         return self.codec(self.backend.model(model, version).spec)
 
-    async def begin(self, key: Key, spec: Spec, caller: Caller, quota: StreamQuota, inputs: Named = ()) -> Lease:
-        """Begins a sequence anew under a model, with the inputs of a stream that this model takes.
+    async def begin(self, key: Key, spec: Spec, caller: Caller, quota: StreamQuota, options: OpenOptions) -> OpenResult:
+        """Begins a sequence anew under a model. `options` are all but `existence`.
 
         Raises:
             ModelMismatch: the id belongs to a stream of another model; nothing has changed.
@@ -60,8 +63,8 @@ class Sequences:
         for tries_left in range(TRIES, 0, -1):
             try:
                 with quota.reserve(spec):
-                    options = OpenOptions(Existence.MUST_BE_NEW, inputs=inputs)
-                    return (await self.backend.open(key, spec.name, spec.version, options)).lease
+                    new = replace(options, existence=Existence.MUST_BE_NEW)
+                    return await self.backend.open(key, spec.name, spec.version, new)
             except StreamExists:
                 if tries_left == 1:
                     raise
@@ -69,9 +72,9 @@ class Sequences:
         raise AssertionError("the last try returns or raises")
 
     async def resume(
-        self, key: Key, model: str, version: str, caller: Caller, quota: StreamQuota, inputs: Named = ()
-    ) -> Lease:
-        """Continues a sequence. Inputs that it began with may be given again.
+        self, key: Key, model: str, version: str, caller: Caller, quota: StreamQuota, options: OpenOptions
+    ) -> OpenResult:
+        """Continues a sequence. `options` are all but `existence`.
 
         Raises:
             StartMissing: it is unknown, or has expired.
@@ -81,8 +84,8 @@ class Sequences:
         self.access.take_opens(caller, 1)
         try:
             with quota.reserve():
-                options = OpenOptions(Existence.MUST_EXIST, inputs=inputs)
-                return (await self.backend.open(key, model, version, options)).lease
+                existing = replace(options, existence=Existence.MUST_EXIST)
+                return await self.backend.open(key, model, version, existing)
         except StreamNotFound:
             raise StartMissing(key.stream_id, model) from None
         except StreamExpired as error:
@@ -98,6 +101,17 @@ class Sequences:
             await self._admin.delete(key)
         except StreamNotFound:
             pass  # somebody else has deleted it
+
+
+def open_options(version: str, flags: SequenceFlags, inputs: Named, *, sync: bool) -> OpenOptions:
+    """The options with which a request opens its sequence.
+
+    The stream may move to another version unless the request names one. A client that continues may have answers to
+    timesteps that the server has lost in a crash, and they must run again on the version that answered them. Not so
+    when its answers have waited for the store, or when it tells the last one.
+    """
+    may_move = not version and (flags.start or sync or flags.answered is not None)
+    return OpenOptions(inputs=inputs, move_now=may_move, accept_move=may_move, answered=flags.answered or 0)
 
 
 def check_stream_inputs(lease: Lease, inputs: Named) -> None:

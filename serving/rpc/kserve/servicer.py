@@ -7,7 +7,8 @@ from typing import Any
 import grpc
 
 from tidegate.core.access import Caller
-from tidegate.core.errors import ModelNotFound, TidegateError
+from tidegate.core.errors import InvalidField, ModelNotFound, TidegateError
+from tidegate.core.model_change import ModelAction
 from tidegate.rpc.admin import unary
 from tidegate.rpc.backend import Access, AdminBackend, StreamBackend
 from tidegate.rpc.call import Call, Context
@@ -15,6 +16,7 @@ from tidegate.rpc.identify import identify_or_abort
 from tidegate.rpc.kserve import messages
 from tidegate.rpc.kserve.backend import ServerStatus, ServingLimits
 from tidegate.rpc.kserve.describe import extensions, model_config, model_metadata, model_statistics
+from tidegate.rpc.kserve.errors import ModelNotLoaded
 from tidegate.rpc.kserve.infer import InferHandler
 from tidegate.rpc.kserve.sequences import Sequences
 from tidegate.rpc.kserve.stream_infer import StreamInferCall
@@ -27,11 +29,8 @@ Message = Any
 # A client that sends it wants the first error of a streaming call as the status of the call.
 STATUS_ERRORS = ("triton_grpc_error", "true")
 # Methods of Triton that are not served, and what to do instead.
-MODELS_ON_DISK = "models are those of the folder that the server was started with; its operator changes it"
 SHARED_MEMORY = "shared memory is not supported; send values in the requests"
 UNSUPPORTED = {
-    "RepositoryModelLoad": MODELS_ON_DISK,
-    "RepositoryModelUnload": MODELS_ON_DISK,
     "SystemSharedMemoryStatus": SHARED_MEMORY,
     "SystemSharedMemoryRegister": SHARED_MEMORY,
     "SystemSharedMemoryUnregister": SHARED_MEMORY,
@@ -127,6 +126,29 @@ class InferenceServicer:
         for model in self._admin.models():
             response.models.add(name=model.spec.name, version=model.spec.version, state="READY")
         return response
+
+    @unary
+    async def RepositoryModelLoad(self, request: Message, caller: Caller) -> Message:  # noqa: N802
+        """Loads all versions of a model."""
+        if request.parameters:
+            raise InvalidField("parameters", f"got {len(request.parameters)}, expected none: models are read from disk")
+        await self._change(caller, "load", request.model_name)
+        return messages.RepositoryModelLoadResponse()
+
+    @unary
+    async def RepositoryModelUnload(self, request: Message, caller: Caller) -> Message:  # noqa: N802
+        """Unloads all versions of a model."""
+        await self._change(caller, "unload", request.model_name)
+        return messages.RepositoryModelUnloadResponse()
+
+    async def _change(self, caller: Caller, action: ModelAction, name: str) -> None:
+        """Loads or unloads. Raises ModelNotLoaded when a version was refused."""
+        self.access.require_admin(caller)
+        refused = [
+            change for change in await self._admin.change_models(action, name, "") if change.outcome == "refused"
+        ]
+        if refused:
+            raise ModelNotLoaded([f"{change.name}/{change.version}: {change.reason}" for change in refused])
 
     async def ModelInfer(self, request: Message, context: Context) -> bytes:  # noqa: N802
         """One timestep of a sequence."""

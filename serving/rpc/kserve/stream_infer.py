@@ -20,14 +20,15 @@ from tidegate.core.access import Caller
 from tidegate.core.errors import StepGap, Stopping, StoreBehind, StreamNotFound, TakenOver, TidegateError
 from tidegate.core.spec import Key, Prediction, Timestep
 from tidegate.core.streams import Lease
+from tidegate.core.swap_policy import Moved
 from tidegate.rpc.backend import CloseReason
 from tidegate.rpc.background_queue import wait_for_end
 from tidegate.rpc.call import Call, Context
-from tidegate.rpc.kserve.codec import ModelCodec, Selection, encode_parameter
+from tidegate.rpc.kserve.codec import MOVED, RESUMED, ModelCodec, Selection, encode_parameter
 from tidegate.rpc.kserve.decode import Request, SequenceFlags, decode_message, read_flags
 from tidegate.rpc.kserve.errors import NotStored
 from tidegate.rpc.kserve.messages import ModelStreamInferResponse
-from tidegate.rpc.kserve.sequences import Sequences, check_stream_inputs, sequence_key
+from tidegate.rpc.kserve.sequences import Sequences, check_stream_inputs, open_options, sequence_key
 from tidegate.rpc.names import reason_name
 from tidegate.rpc.status import error_message, wire_status
 from tidegate.rpc.stream_quota import StreamQuota
@@ -79,7 +80,7 @@ class Pending:
     It is refused when `error` is set. Else `future` returns its prediction; it is None until the request was started.
     """
 
-    __slots__ = ("error", "future", "held", "request_id", "resumed", "selection", "size", "started", "sync")
+    __slots__ = ("error", "future", "held", "notes", "request_id", "selection", "size", "started", "sync")
 
     def __init__(self, request_id: str, size: int, started: float) -> None:
         self.request_id = request_id
@@ -90,7 +91,7 @@ class Pending:
         self.held: Held
         self.selection: Selection
         self.sync = False
-        self.resumed = False
+        self.notes = b""  # further parameters of its answer
 
     @property
     def settled(self) -> bool:
@@ -118,6 +119,8 @@ class StreamInferCall(Call):
         self._pending_bytes = 0
         self._waiting: list[tuple[Request, Pending]] = []  # those of the pending requests that were not started
         self._answering = False  # whether a prediction is being stored or written
+        self._writing = False  # whether an answer is being written
+        self._ending = False
         self._arrived = asyncio.Event()
         self._answered = asyncio.Event()  # an answer was written since the call waits for that
         self._writer: asyncio.Task[None]
@@ -198,7 +201,7 @@ class StreamInferCall(Call):
                 held is not None
                 and not (flags.start or flags.end)
                 and held.lease.ended is None
-                and held.lease.stream.slot >= 0
+                and not held.lease.stream.needs_wake
             ):
                 sequence.last = pending.future = self._submit(held, request, flags, pending)
                 return
@@ -234,9 +237,12 @@ class StreamInferCall(Call):
             if previous is not None and not previous.done():
                 await asyncio.wait([previous])
             held = await self._hold(sequence, request, flags, pending)
-            if held.lease.stream.slot < 0:
-                with self._quota.reserve(held.codec.spec):
-                    await self._backend.wake(held.lease)
+            if held.lease.stream.needs_wake:
+                with self._quota.reserve_wake(held.lease):
+                    moved = await self._backend.wake(held.lease)
+                if moved is not Moved.NOT:
+                    pending.notes += MOVED[moved]
+                    held = sequence.held = Held(held.lease, self._sequences)
             prediction = await self._submit(held, request, flags, pending)
             if flags.end:
                 await self._end(sequence, held)
@@ -269,18 +275,19 @@ class StreamInferCall(Call):
             return held
         served = self._sequences.codec_of(request.model_name, request.model_version)
         inputs = served.decode_stream_inputs(request, start=flags.start)
+        options = open_options(request.model_version, flags, inputs, sync=pending.sync)
         if flags.start:
             served.check_timestep(request)  # the old stream is deleted, so check everything first
             if held is not None:
                 await self._end(sequence, held)
-            lease = await self._sequences.begin(sequence.key, served.spec, self.caller, self._quota, inputs)
+            opened = await self._sequences.begin(sequence.key, served.spec, self.caller, self._quota, options)
         else:
             model, version = request.model_name, request.model_version
-            lease = await self._sequences.resume(sequence.key, model, version, self.caller, self._quota, inputs)
-            pending.resumed = True
+            opened = await self._sequences.resume(sequence.key, model, version, self.caller, self._quota, options)
+            pending.notes += RESUMED + MOVED[opened.moved]
         # No await may come between the open and this: from here on the call releases the lease when it ends.
-        self._quota.leases.add(lease)
-        sequence.held = Held(lease, self._sequences)
+        self._quota.leases.add(opened.lease)
+        sequence.held = Held(opened.lease, self._sequences)
         return sequence.held
 
     async def _end(self, sequence: Sequence, held: Held) -> None:
@@ -311,9 +318,11 @@ class StreamInferCall(Call):
                 if not head.settled:
                     self._start_waiting()
                 answer = await self._answer(head)
-                self._answering = True
+                self._answering = self._writing = True
                 await self.context.write(answer)
-                self._answering = False
+                self._answering = self._writing = False
+                if self._ending:
+                    return
                 self._pending_bytes -= pending.popleft().size
                 self._answered.set()
             self._arrived.clear()
@@ -340,7 +349,7 @@ class StreamInferCall(Call):
             pending.selection,
             stream=held.stream,
             durable_step=held.lease.durable_step,
-            resumed=pending.resumed,
+            notes=pending.notes,
         )
         held.queue.observe_step(perf_counter() - pending.started)
         return field(INFER_RESPONSE, response)
@@ -400,11 +409,12 @@ class StreamInferCall(Call):
             if pending.future is not None:
                 pending.future.add_done_callback(_ignore_error)
                 pending.future.cancel()
-        tasks = [self._writer, *self._tasks]
-        for task in tasks:
+        self._ending = True
+        for task in self._tasks if self._writing else (self._writer, *self._tasks):
             task.cancel()
         try:
-            await wait_for_end(asyncio.gather(*tasks, return_exceptions=True))
+            # A write that has begun is completed: gRPC sends no status beside one that was cancelled, and the call hangs.
+            await wait_for_end(asyncio.gather(self._writer, *self._tasks, return_exceptions=True))
         finally:
             for sequence in self._by_id.values():
                 self._release(sequence, reason)
