@@ -115,7 +115,8 @@ class ServerConfig:
     # Below the 30 s that Kubernetes waits.
     drain_after: float = duration("20s", "Longest time that stopping may take.")
     state: str = setting(
-        "", "Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB, rediss://, redis+sentinel://HOSTS/SERVICE or memory:. Empty: SQLite in --data-dir."
+        "",
+        "Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB, rediss://, redis+sentinel://HOSTS/SERVICE or memory:. Empty: SQLite in --data-dir.",
     )
     data_dir: Path = setting(Path("data"), "Folder for what the server writes.")  # noqa: RUF009 - a field
     # Nobody's stream changes its version unless the operator wants it.
