@@ -47,9 +47,14 @@ class UnaryPredictor:
             request.values = pack(values, None)
             try:
                 return await self._predict(request)
-            except InvalidArgument:
+            except InvalidArgument as refused:
                 # Nothing was applied. The values may be right for a model with other inputs.
-                model = await self.stream_model(request.stream_id, request.model, request.version)
+                if refused.reason == "NOT_FINITE":
+                    raise
+                try:
+                    model = await self.stream_model(request.stream_id, request.model, request.version)
+                except ClientError:
+                    raise refused from None
                 if isinstance(row_packer(model), Packer):
                     raise
         packed = row_packer(model)(values)

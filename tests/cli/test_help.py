@@ -38,7 +38,8 @@ def test_the_help_lists_the_commands_under_headings() -> None:
 
 def test_a_shell_completes_commands() -> None:
     """With what --show-completion tells it to ask."""
-    script = run_command("--show-completion", "bash")
+    # Else typer would ask which shell has started it.
+    script = run_command("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_TIDEGATE_COMPLETE=complete_bash" in script.stdout, script.stderr
     ended = run_command(_TIDEGATE_COMPLETE="complete_bash", COMP_WORDS="tidegate str", COMP_CWORD="1")
     assert ended.stdout.split() == ["stream", "streams"]

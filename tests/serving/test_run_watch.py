@@ -52,7 +52,7 @@ async def test_the_event_loop_is_blocked_only_once(roots: Path, monkeypatch: pyt
     """From then on the model runs in the thread: other models and the health checks go on, which tell it."""
     monkeypatch.setattr(run_watch, "LOOP_RUN_SECONDS_MAX", 0.3)
     async with (
-        run_server(roots, step_timeout=1.0) as server,
+        run_server(roots, step_timeout=3.0) as server,
         Client(address_of(server)) as client,
         grpc.aio.insecure_channel(address_of(server)) as channel,
         client.open("a", model="endless") as stream,

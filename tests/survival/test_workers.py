@@ -196,7 +196,7 @@ async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., S
 async def test_workers_can_be_replaced_one_by_one(
     site: Callable[..., ServerProcess], graph: bytes, models: Path
 ) -> None:
-    """SIGTERM to a worker: it drains, and another one replaces it, with the current models and the old counters."""
+    """SIGTERM to a worker: it drains, and another one replaces it, with the models of the others and the old counters."""
     one = site("--workers", "2")
     await one.start()
     fleet = Fleet([one.address], streams=40, steps=60, pause_s=0.02)
@@ -211,8 +211,10 @@ async def test_workers_can_be_replaced_one_by_one(
             await running
         assert fleet.problems(graph) == []
         assert not any(("model", "new") in labels for _, labels in seen[0])
-        async with Client(one.address) as client, client.open(model="new") as stream:
-            await stream.step([1.0])
+        async with Client(one.address) as client:
+            await client.change_models("reload")
+            async with client.open(model="new") as stream:
+                await stream.step([1.0])
         metrics = one.metrics()
         assert metrics['tidegate_steps_total{model="new",outcome="ok",version="1"}'] == 1
         assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] >= fleet.answered
