@@ -48,15 +48,7 @@ class UnaryPredictor:
             try:
                 return await self._predict(request)
             except InvalidArgument as refused:
-                # Nothing was applied. The values may be right for a model with other inputs.
-                if refused.reason == "NOT_FINITE":
-                    raise
-                try:
-                    model = await self.stream_model(request.stream_id, request.model, request.version)
-                except ClientError:
-                    raise refused from None
-                if isinstance(row_packer(model), Packer):
-                    raise
+                model = await self._model_with_other_inputs(request, refused)
         packed = row_packer(model)(values)
         rows = np.frombuffer(packed, model.layout.row_dtype).reshape(1, -1)
         request.values, named = encode_rows(model.layout, rows)
@@ -71,6 +63,18 @@ class UnaryPredictor:
         except ClientError:
             self._by_stream.pop(request.stream_id, None)  # the stream may have begun again under another model
             raise
+
+    async def _model_with_other_inputs(self, request: pb.PredictOneRequest, refused: InvalidArgument) -> Model:
+        """The model for which values that were refused may be right. Raises the refusal when there is none."""
+        if refused.reason == "NOT_FINITE":
+            raise refused
+        try:
+            model = await self.stream_model(request.stream_id, request.model, request.version)
+        except ClientError:
+            raise refused from None
+        if isinstance(row_packer(model), Packer):
+            raise refused
+        return model
 
     async def _predict(self, request: pb.PredictOneRequest) -> Prediction:
         """Sends the request, several times if it has a number."""

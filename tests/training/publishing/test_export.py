@@ -119,7 +119,9 @@ def test_the_description_is_that_of_the_contract(exported: tuple[Network, onnx.M
         "data",
         "scores",
     ]
-    assert [list(feature) for feature in description["features"]] == [["name", "unit", "low", "high", "mean", "std"]] * 3
+    assert [list(feature) for feature in description["features"]] == [
+        ["name", "unit", "low", "high", "mean", "std"]
+    ] * 3
     assert list(description["outputs"][0]) == ["name", "shape", "targets", "units", "horizons", "quantiles"]
     assert list(description["data"]) == ["name", "sha256", "rows"]
     shapes = {
