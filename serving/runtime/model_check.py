@@ -9,6 +9,7 @@ server is the answer to one: `found`, or `refused` and why. This process ends wi
 """
 
 import json
+import mmap
 import os
 import resource
 import select
@@ -23,9 +24,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tidegate.core.check_rows import CheckRows
+from tidegate.core.crossed_pairs import crossed_pairs
 from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.onnx_file import NotOnnx, read_onnx
 from tidegate.core.self_check import check_model, describe_check, describe_sizes
+from tidegate.core.spec import Spec
 from tidegate.runtime.cores import usable_cores
+from tidegate.runtime.model_files import GRAPH
 from tidegate.runtime.model_load import load_model
 
 MIB = 1 << 20
@@ -174,10 +179,27 @@ def _limit(request: dict[str, Any]) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
 
 
+def _check_pairs(spec: Spec, path: Path) -> None:
+    """Raises ContractBroken when the graph tells that next values of states are exchanged."""
+    pairs = [(part.name, part.next_name) for part in spec.state]
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        try:
+            crossed = crossed_pairs(read_onnx(view).graph, pairs)
+        except NotOnnx:
+            return  # onnxruntime could read it, so its names are beyond this reader
+    if crossed:
+        raise ContractBroken(spec.title, "; ".join(crossed))
+
+
 def _find(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     """What there is to know of a model."""
     loaded = load_model(request["name"], request["version"], Path(request["folder"]), request["device"])
     model = loaded.model
+    _check_pairs(model.spec, Path(request["folder"]) / GRAPH)
     tell({"phase": "run for one timestep"})
     rows = CheckRows(model.spec, 1, 1)
     try:
