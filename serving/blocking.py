@@ -127,7 +127,7 @@ class Client:
         return self._call(self._client.promote(model, version))
 
     def rollback(self, model: str) -> DefaultChange:
-        """Makes the version the default again that was it before; see `tidegate.client.Client.rollback`."""
+        """Undoes the last promotion; see `tidegate.client.Client.rollback`."""
         return self._call(self._client.rollback(model))
 
     def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:

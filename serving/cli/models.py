@@ -131,7 +131,7 @@ def promote(
 
 @with_server_options
 def rollback(name: Name, *, connection: ConnectionSettings) -> None:
-    """Make the version the default again that was it before."""
+    """Undo the last promotion: the version before is the default again."""
     _print_change(name, _call(connection, lambda client: client.rollback(name)))
 
 

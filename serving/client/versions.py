@@ -71,7 +71,7 @@ class VersionCalls:
         return DefaultChange(answer.version, answer.previous_version)
 
     async def rollback(self, model: str) -> DefaultChange:
-        """Makes the version the default again that was it before the last promotion; else the one before the default.
+        """Undoes the last promotion: its predecessor is the default again; without one, the version before the default.
 
         Raises as `promote`.
         """

@@ -200,4 +200,4 @@ class VersionBackend(Protocol):
         """Makes a version the default; an empty one means the newest, also in future."""
 
     async def rollback(self, name: str) -> DefaultChange:
-        """Makes the version the default again that was it before."""
+        """Undoes the last promotion: its predecessor is the default again."""

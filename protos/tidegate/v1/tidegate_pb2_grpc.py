@@ -211,7 +211,7 @@ class TidegateServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RollbackModel(self, request, context):
-        """Makes the version the default again that was it before the last promotion; without one, the version before the default.
+        """Undoes the last promotion: its predecessor is the default again; without a promotion, the version before the default.
         FAILED_PRECONDITION when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
