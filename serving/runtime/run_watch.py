@@ -9,7 +9,9 @@ send again what is not.
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from math import inf
 from time import perf_counter
+from weakref import WeakKeyDictionary
 
 from tidegate.runtime.batcher import Batcher
 
@@ -18,6 +20,8 @@ log = logging.getLogger("tidegate.models")
 # How often the thread looks, in seconds. It counts its looks, not the time: a process that was stopped for a while has
 # not run for so long.
 LOOK_SECONDS = 0.1
+# A model of which a run was ended is not healthy for so long: whoever asks each second should see it.
+LATE_SECONDS = 2.0
 # How long a run may block the event loop. Only models whose runs took some hundred microseconds run there.
 LOOP_RUN_SECONDS_MAX = 1.0
 # How long after the end of its time a run may go on, because its operator does not end.
@@ -41,6 +45,7 @@ class RunWatch:
         self._step_s = step_s
         self._on_stuck = on_stuck
         self._looks: dict[Batcher, tuple[float, int]] = {}  # the run that was seen, and how often
+        self._ended_at: WeakKeyDictionary[Batcher, float] = WeakKeyDictionary()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="run watch", daemon=True)
 
@@ -61,9 +66,9 @@ class RunWatch:
         self._step_s = LOOK_SECONDS
 
     def is_late(self, batcher: Batcher) -> bool:
-        """Whether a run takes longer than it may."""
-        since = batcher.running_since
-        return bool(since) and perf_counter() - since > self._step_s
+        """Whether a run takes longer than it may, or was ended for that a moment ago."""
+        since, now = batcher.running_since, perf_counter()
+        return (bool(since) and now - since > self._step_s) or now - self._ended_at.get(batcher, -inf) < LATE_SECONDS
 
     def _run(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
@@ -88,6 +93,7 @@ class RunWatch:
         # Again and again: after the batch its rows run alone, and each may take too long.
         if times % max(1, round(allowed_s / LOOK_SECONDS)) == 0:
             batcher.cost.hung = True
+            self._ended_at[batcher] = perf_counter()
             model.end_run()
             if batcher.running_since != since:  # it has just ended by itself, and the next one may go on
                 model.resume()
