@@ -338,7 +338,7 @@ def with_weights_in(graph: bytes, location: str) -> bytes:
     return model.SerializeToString()
 
 
-def with_moments() -> bytes:
+def with_moments(**more: Any) -> bytes:
     """A running sum whose description has the moments of its feature, and whose output `surprise` is x itself."""
     nodes = [
         helper.make_node("Add", ["total", "x"], ["total_next"]),
@@ -352,7 +352,8 @@ def with_moments() -> bytes:
         describe(
             [{"name": "t", "mean": 10.0, "std": 2.0}],
             [{"name": "surprise", "shape": ["batch", 1], "targets": ["t"]}],
-            [{"name": "total", "next": "total_next", "shape": ["batch", 1]}],
+            [{"name": "total", "next": "total_next", "shape": ["batch", 1], "finite": False}],
+            **more,
         ),
     )
 

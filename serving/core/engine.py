@@ -146,9 +146,12 @@ class Engine:
         statuses[rows[failed]] = RowStatus.FAILED
         applied = np.flatnonzero(statuses == RowStatus.APPLIED)
         outputs = tuple(np.delete(part, np.union1d(non_finite, failed), axis=0) for part in outputs)
+        rows_applied = x[applied]
+        if applied.size:
+            self.latest = rows_applied, outputs
         if self.tap is not None:
-            self.tap.offer(slots[applied], x[applied], outputs)
-        missing = self.layout.missing(x[applied])
+            self.tap.offer(slots[applied], rows_applied, outputs)
+        missing = self.layout.missing(rows_applied)
         return BatchResult(
             steps, statuses, applied, outputs, missing, {int(rows[row]): why for row, why in failures.items()}
         )

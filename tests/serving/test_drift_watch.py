@@ -40,6 +40,23 @@ async def test_a_row_is_counted_once(tmp_path: Path) -> None:
         assert np.isnan(served.drift.drift.input_shift()).all()  # fewer than 30 rows
 
 
+async def test_batches_with_missing_values_count_too(tmp_path: Path) -> None:
+    """A sensor that fails now and then hides no drift of the others."""
+    root = write_model(tmp_path, with_moments(handles_missing=True))
+    x = np.full((64, 1), 14.0, np.float32)
+    x[0] = np.nan
+    async with (
+        run_server(root, batch_max=64) as server,
+        Client(address_of(server)) as client,
+        client.block(64) as block,
+    ):
+        (served,) = server.repository
+        assert served.drift is not None
+        await block.step(x)
+        served.drift.sample()
+        assert served.drift.drift.input_shift() == pytest.approx(2.0)
+
+
 async def test_a_model_without_moments_has_no_such_metrics(tmp_path: Path) -> None:
     """A foreign graph says nothing of its training."""
     async with run_server(write_model(tmp_path, running_sum())) as server:
