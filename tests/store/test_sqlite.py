@@ -207,14 +207,17 @@ async def test_a_full_queue_refuses_at_once(store: SqliteStore, monkeypatch: pyt
 
 async def test_close_does_what_still_waits(path: Path) -> None:
     """Operations that were queued before close are completed. Later ones are refused."""
+    before = set(threading.enumerate())
     store = SqliteStore(path)
     await store.start()
+    own = set(threading.enumerate()) - before
     calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(100)]
     await asyncio.sleep(0)
     await store.close()
     assert await asyncio.gather(*calls) == [1] * 100
     assert "is not open" in await refusal_error(claim(store, key("a"), 0, MODEL))
-    assert "tidegate-store" not in {thread.name for thread in threading.enumerate()}
+    assert [thread.name for thread in own] == ["tidegate-store"]
+    assert not any(thread.is_alive() for thread in own)
 
 
 # --- what survives
