@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tidegate.conformance": {"tidegate.conformance", "tidegate.v1"},
     "tidegate.cli.conformance": {"tidegate.cli", "tidegate.conformance"},
     "tidegate.cli.bench": {"tidegate.cli", "tidegate.bench", "tidegate.client", "tidegate.core.spec"},
+    "tidegate.cli.backup": {"tidegate.cli", "tidegate.runtime", "tidegate.store", "tidegate.core.errors"},
     "tidegate.cli.inspect_graph": {"tidegate.cli", "tidegate.core"},
     "tidegate.cli.graph_trial": {"tidegate.core"},
     "tidegate.cli.model_toml": {"tidegate.core.guess"},
