@@ -79,7 +79,7 @@ class Shell:
         assert self.process.stdout is not None
         self.process.stdin.write(f". {script} </dev/null\necho '{_END}'\n".encode())
         try:
-            async with asyncio.timeout(2 * TIMEOUT_S):
+            async with asyncio.timeout(4 * TIMEOUT_S):
                 output = (await self.process.stdout.readuntil(f"{_END}\n".encode())).decode()
         except asyncio.IncompleteReadError as ended:
             logs = "".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
@@ -103,7 +103,7 @@ async def open_shell(folder: Path, tools: Sequence[Path] = ()) -> AsyncIterator[
         "TIDEGATE_WORKERS": "2",
     }
     process = await asyncio.create_subprocess_exec(
-        *("bash", "--norc", "-e", "-o", "pipefail"),
+        *("bash", "--norc", "-e"),
         cwd=folder,
         env=variables,
         start_new_session=True,
