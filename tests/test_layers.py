@@ -259,7 +259,7 @@ def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     users = {module for module, tree in modules("serving") if "tidegate.runtime.config" in set(imports(module, tree))}
     assert users <= {
         "tidegate.runtime.server",
-        *(f"tidegate.cli.{each}" for each in ("app", "settings_file", "worker")),
+        *(f"tidegate.cli.{each}" for each in ("app", "backup", "settings_file", "worker")),
     }
 
 
