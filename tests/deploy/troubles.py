@@ -213,14 +213,20 @@ async def unread(folder: Path, scrape: Scrape) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def busy(folder: Path, scrape: Scrape) -> AsyncIterator[None]:
-    """A server with more work than a core can do: eight slow models, each in its own thread."""
+    """A server with more work than a core can do: some slow models, each in its own thread."""
     models = folder / "models"
-    names = [f"busy{number}" for number in range(8)]
+    names = [f"busy{number}" for number in range(4)]
     for name in names:
         write_model(models, counting(), name)
     async with served(models, "memory:") as server:
         await scrape("busy", server.metrics_url)
-        async with running(*(task_of(server.address, name, (4 * SLOW,), pause_s=0.0) for name in names)):
+        async with running(
+            *(
+                task_of(server.address, name, (3 * SLOW,), pause_s=0.0, owner=number)
+                for name in names
+                for number in range(2)
+            )
+        ):
             yield
 
 
