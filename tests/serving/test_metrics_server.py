@@ -174,6 +174,7 @@ def test_what_is_no_request_for_metrics_is_refused(port: int, head: bytes, statu
 def test_one_client_does_not_keep_the_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has some of the threads, and another address has room."""
     monkeypatch.setattr(metrics_server_module, "REQUESTS_A_PEER_MAX", 3)
+    monkeypatch.setattr(metrics_server_module._Handler, "timeout", 10 * TIMEOUT_S)
     made = MetricsServer("127.0.0.1", 0, Exposition([WorkerMetrics("0")], lambda: None, supervised=False))
     with ExitStack() as stack:
         stack.callback(made.close)
