@@ -21,7 +21,7 @@ from tests.timeouts import TIMEOUT_S
 
 FACTOR, FACTOR_OF_HOURS = 150, 1500
 # How long a worker may try to get a core.
-BUSY_SECONDS_MAX = 25
+BUSY_SECONDS_MAX = 15
 # Four scrapes in the shortest window, as in production there are thirty.
 INTERVAL_MS = 500
 LABELS = ("alertname", "severity", "window", "instance", "worker", "model", "version", "feature")
