@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tidegate.runtime.collector import Collector
-from tidegate.runtime.spans import Metadata, Span
+from tidegate.runtime.span import Metadata, Span
 
 # The headers of W3C Trace Context; nothing else of a call's metadata is read.
 TRACE_HEADERS = frozenset({"traceparent", "tracestate"})

@@ -10,15 +10,15 @@ The rules of this file:
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from tidegate.runtime.collector import find_collector
 from tidegate.runtime.lifecycle import StartFailed
+from tidegate.runtime.span import NO_SPAN, Metadata, Span
 
 if TYPE_CHECKING:
     from tidegate.runtime.open_telemetry import OpenTelemetry  # imported when spans are wanted
@@ -29,40 +29,10 @@ log = logging.getLogger("tidegate.spans")
 # milliseconds.
 FLUSH_SECONDS = 2.0
 
-Metadata = Sequence[tuple[str, str | bytes]]
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 # The metadata of the call to which the current task belongs. The tasks that it starts have it too.
 _metadata: ContextVar[Metadata] = ContextVar("tidegate_call_metadata", default=())
-
-
-class Span:
-    """A span that nobody wants. `runtime.open_telemetry` has the other kind.
-
-    As a context manager it begins and ends the span; what happens inside belongs to it. An exception makes it failed.
-    """
-
-    __slots__ = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
-
-    def rename(self, operation: str) -> None:
-        """Gives the span the name of another operation, when it is known only later what it was."""
-
-    def describe(self, fields: Mapping[str, str | int]) -> None:
-        """Adds attributes, under `tidegate.`."""
-
-    def fail(self, reason: BaseException | str) -> None:
-        """Marks the span as failed."""
-
-
-NO_SPAN = Span()
 
 
 class Spans:

@@ -8,7 +8,7 @@ import logging
 
 from tidegate.core.spec import Key, Spec
 from tidegate.runtime.log_format import FIELDS
-from tidegate.runtime.spans import NO_SPAN, Span
+from tidegate.runtime.span import NO_SPAN, Span
 
 log = logging.getLogger("tidegate.life")
 

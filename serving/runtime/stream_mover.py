@@ -29,7 +29,8 @@ from tidegate.rpc.time_slice import TimeSlice
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.replayer import Replayer
 from tidegate.runtime.repository import Repository, ServedModel
-from tidegate.runtime.spans import SPANS, Span
+from tidegate.runtime.span import Span
+from tidegate.runtime.spans import SPANS
 from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.store import Store
