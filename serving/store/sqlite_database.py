@@ -36,7 +36,7 @@ from tidegate.store.store import (
 # How many rows one `expire` changes, so that it holds the write lock for about 10 ms at most.
 EXPIRE_ROWS = 1000
 # How many rows one `scan` for a model reads: about ten milliseconds.
-SCAN_ROWS = 10_000
+SCAN_ROWS = 2_500
 # How long a notice is kept, in seconds. Writers read them several times a second. One that was suspended for longer
 # finds out when it next saves.
 NOTICE_SECONDS = 60
