@@ -18,7 +18,7 @@ import pytest
 
 from tests.calls import pack
 from tests.collectors import Collector, ReceivedSpan, grpc_collector, http_collector
-from tests.graphs import running_sum, write_model
+from tests.graphs import inverse, picky, running_sum, write_model
 from tests.kserve.calls import ask, infer_request
 from tests.moves import GRAPHS, K
 from tests.oracle import sensor_rows
@@ -150,6 +150,24 @@ async def test_a_swap_is_seen(tmp_path: Path, versions: Path, collector: Collect
     assert (parked.trace, parked.parent, parked.links) == (TRACE, resumed.id, ())
     assert (live.parent, live.links) == ("", ((TRACE, CALLER),))
     assert live.trace != TRACE
+
+
+async def test_a_swap_that_fails_is_seen(tmp_path: Path, collector: Collector) -> None:
+    """With the reason; the stream stays where it is."""
+    root = write_model(tmp_path / "models", inverse(), version="1")
+    write_model(root, picky(), version="2")  # it raises on a 99
+    (root / "toy" / "serving.toml").write_text('policy = "rewarm"\nrewarm_steps = 4\n')
+    write_promotion(root / "toy", Promotion("1"))
+    with serve(root, "--otlp-endpoint", collector.address) as process:
+        async with Client(process.address) as client, client.open("a") as stream:
+            await stream.step([99.0])
+            await client.promote("toy", "2")
+            await stream.step([99.0])
+            assert stream.version == "1"
+        terminate(process)
+    swap = collector.named("tidegate.swap")[0]
+    assert (swap.failed, swap.attributes["error.type"]) == (True, "ModelFailed")
+    assert told(swap).items() >= {"event": "not_moved", "stream": "a", "reason": swap.message}.items()
 
 
 async def predict(channel: grpc.aio.Channel, metadata: Any) -> None:
