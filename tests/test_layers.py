@@ -99,6 +99,7 @@ ONLY_HERE = {
     "sqlite3": {"tidegate.store"},
     "redis": {"tidegate.store.redis", "tidegate.store.redis_client"},
     "matplotlib": {"tidegate.cli.plot", "tidegate.bench.plot"},
+    "opentelemetry": {"tidegate.runtime.open_telemetry"},
 }
 
 # The same for training; the rooms that are not named for torch work on arrays and files.
@@ -307,7 +308,10 @@ def test_functions_stay_short() -> None:
             "tidegate.client",
             ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "onnxruntime", "prometheus_client"],
         ),
-        ("tidegate.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "matplotlib", "redis"]),
+        (
+            "tidegate.runtime.server",
+            ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "matplotlib", "redis", "opentelemetry"],
+        ),
         ("tidegate.runtime.supervisor", ["torch", "onnxruntime", "grpc", "google", "numpy", "uvloop", "pydantic"]),
         # Its first line handles the signals. While modules load before that, a container loses SIGTERM.
         ("tidegate.cli", ["asyncio", "typer", "rich", "numpy"]),

@@ -111,6 +111,7 @@ def serve(
         log.info("settings are read from %s", config_file)
     raise_limit()
     config = _make_config(settings)
+    _check_collector(config.otlp_endpoint)
     try:
         if check:
             _check(config)
@@ -263,6 +264,18 @@ def _make_config(settings: Mapping[str, Any]) -> ServerConfig:
         raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
     except ValueError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
+
+
+def _check_collector(option: str) -> None:
+    """Checks whether spans can be sent, before anything else is done. A worker says nothing of it again."""
+    from tidegate.runtime.collector import find_collector
+
+    try:
+        find_collector(option, os.environ)
+    except ValueError as error:
+        if option:
+            raise CommandError(f"--otlp-endpoint: {error}", EXIT_USAGE) from None
+        log.warning("no spans are sent: %s", error)
 
 
 def _check(config: ServerConfig) -> None:
