@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.graphs import lstm, running_sum, write_model
+from tests.longest import LONGEST
 
 # Hypothesis would fail an example that takes 0.2 s.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,8 +47,10 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks slow tests."""
+    """Puts the longest files first, and marks slow tests."""
     folder = f"{Path(__file__).parent}/"
+    places = {folder + name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
     slow = tuple(folder + part for part in SLOW)
     for item in items:
         if str(item.path).startswith(slow):
