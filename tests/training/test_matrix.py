@@ -78,7 +78,8 @@ CASES = [
 # What takes longest to trace, the regression and the alarm, is there once.
 _TASKS_EXPORTED = ("quantiles", "anomaly", "linear", "interval", "classify", "quantiles", "quantiles", "classify")
 EXPORTED = [
-    CASES[row * len(TASKS) + list(TASKS).index(task)] for row, task in zip(range(len(LAYERS)), _TASKS_EXPORTED, strict=True)
+    CASES[row * len(TASKS) + list(TASKS).index(task)]
+    for row, task in zip(range(len(LAYERS)), _TASKS_EXPORTED, strict=True)
 ]
 
 every_case = pytest.mark.parametrize("case", CASES)
