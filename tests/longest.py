@@ -1,6 +1,6 @@
 """The files whose tests take longest, the longest first: begun first, so that at the end no process works alone.
 
-Of one run on two cores of an Intel Xeon. The order need not be exact: a file that is missing is begun after them.
+Of one run on two busy cores. The order need not be exact: a file that is missing is begun after them.
 """
 
 LONGEST = (
