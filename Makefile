@@ -21,7 +21,7 @@ IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 # Half as many processes again as there are cores: tests wait for servers and disks, and others work meanwhile.
 PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist worksteal
 
-.PHONY: demo examples test quick coverage slow check bench bench-peers lock protos check-protos release-protos stubs image
+.PHONY: demo examples test quick coverage slow check bench bench-peers lock lock-image protos check-protos release-protos stubs image
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -120,12 +120,23 @@ $(DEPLOY)/.ready:
 	rm -r $(DEPLOY)/helm
 	touch $@
 
-# The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests.
+# The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests. The image is built from
+# the same versions with the hashes of their files: those of all platforms, of which Linux on x86-64 and ARM64 is tried.
+COMPILE = .venv-lock/bin/uv pip compile --quiet --no-header --no-annotate --no-python-downloads --no-build --generate-hashes --upgrade \
+	--python-version 3.13 --python-platform x86_64-manylinux_2_28 --constraint requirements.lock
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
 	(head -1 requirements.lock; .venv-lock/bin/pip freeze --exclude tidegate | sed 's/+cpu//') >requirements.new
 	mv requirements.new requirements.lock
+	rm -r .venv-lock
+	$(MAKE) lock-image
+
+lock-image:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(COMPILE) pyproject.toml --extra server --extra redis --output-file deploy/image/server.lock
+	$(COMPILE) deploy/image/build.in --output-file deploy/image/build.lock
 	rm -r .venv-lock
 
 $(TRITON)/.ready:
