@@ -18,17 +18,19 @@ COPY src src
 COPY protos protos
 COPY serving serving
 COPY models /models
-# What a server never loads is left out: tests of numpy, tools and the C library of onnxruntime (Python has its own copy).
-# Bytecode is compiled here: at run time the root file system may be read-only.
+# What a server never loads is left out: tests of numpy, sources for compilers and type checkers, tools and the C library of onnxruntime
+# (Python has its own copy). Bytecode is compiled here: at run time the root file system may be read-only. That of the lexers of
+# pygments, which nothing loads, would take 4 MB.
 # hadolint ignore=DL3013 # there is one version of tidegate in /build/wheels: the one that was just built
 RUN pip --python /build/bin/python wheel --no-build-isolation --no-deps --no-index --wheel-dir /build/wheels . \
     && pip --python /opt/tidegate/bin/python install --no-deps --no-index --find-links /build/wheels tidegate \
     && /build/bin/python deploy/image/sbom.py /opt/tidegate/bin/python /sbom.cdx.json /build/report.json /build/wheels/*.whl \
     && packages=$(echo /opt/tidegate/lib/python3*/site-packages) \
     && find "$packages" -name tests -type d -prune -exec rm -r {} + \
-    && rm -r "$packages/onnxruntime/transformers" "$packages/onnxruntime/tools" "$packages/onnxruntime/quantization" \
+    && find "$packages" -type f -regex '.*[.]\(pyi\|pyx\|pxd\|c\|h\|a\)' -delete \
+    && rm -r "$packages/numpy/f2py" "$packages/onnxruntime/transformers" "$packages/onnxruntime/tools" "$packages/onnxruntime/quantization" \
         "$packages"/onnxruntime/capi/libonnxruntime.so.* \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash "$packages" \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash -x '/pygments/(lexers|styles)/' "$packages" \
     && find /opt/tidegate /models /sbom.cdx.json -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 
 FROM ${BASE}

@@ -15,13 +15,15 @@ TRITONCLIENT := .venv-tritonclient
 DEPLOY := .venv-deploy
 RELEASED := protos/tidegate/v1/released.binpb
 IMAGE ?= tidegate
+ENGINE = $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 # Builds the image where no container engine runs, if such a tool is at hand.
 IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 
 # Half as many processes again as there are cores: tests wait for servers and disks, and others work meanwhile.
 PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist worksteal
 
-.PHONY: demo examples test quick coverage slow check bench bench-peers lock lock-image protos check-protos release-protos stubs image
+.PHONY: demo examples test quick coverage slow check bench bench-peers lock lock-image protos check-protos release-protos stubs image test-image \
+	check-reproducible sbom
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -93,6 +95,19 @@ image:
 	@if docker info >/dev/null 2>&1; then docker build --tag $(IMAGE) .; \
 	elif [ -n "$(IMAGE_TOOL)" ]; then $(IMAGE_TOOL) build -t $(IMAGE) .; \
 	else echo "make image: no container engine runs here" >&2; exit 2; fi
+
+# On the image that `make image` has built: as it runs in production, and what is in it.
+test-image: $(READY)
+	TIDEGATE_IMAGE=$(IMAGE) $(BIN)/pytest -n 0 tests/image
+
+# Builds it again, from the start, and compares the files of both.
+check-reproducible: $(READY) image
+	$(MAKE) image IMAGE=$(IMAGE)-again
+	$(BIN)/python -m tests.image.files $(IMAGE) $(IMAGE)-again
+
+# What is in the image, as a file here.
+sbom:
+	@id=$$($(ENGINE) create $(IMAGE)) && $(ENGINE) cp $$id:/sbom.cdx.json sbom.cdx.json && $(ENGINE) rm --volumes $$id >/dev/null
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)

@@ -25,7 +25,9 @@ def main(python: str, out: Path, report: Path, wheel: Path) -> None:
         check=True,
     )
     bom = json.loads(made.stdout)
-    downloads = {normalized(each["metadata"]["name"]): each for each in json.loads(report.read_text("utf-8"))["install"]}
+    downloads = {
+        normalized(each["metadata"]["name"]): each for each in json.loads(report.read_text("utf-8"))["install"]
+    }
     for component in bom["components"]:
         download = downloads.get(normalized(component["name"]))
         if download is not None:
@@ -63,7 +65,9 @@ def debian_packages() -> list[dict[str, Any]]:
     listed = subprocess.run(["dpkg-query", "-W", "-f", DEBIAN_FIELDS], capture_output=True, text=True, check=True)
     packages = [line.split("\t") for line in listed.stdout.splitlines()]
     return [
-        component_entry("library", name, version, f"pkg:deb/debian/{name}@{quote(version, safe='')}?arch={architecture}")
+        component_entry(
+            "library", name, version, f"pkg:deb/debian/{name}@{quote(version, safe='')}?arch={architecture}"
+        )
         for name, version, architecture in packages
     ]
 
