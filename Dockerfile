@@ -4,7 +4,7 @@ ARG BASE=python:3.13-slim-trixie
 FROM ${BASE} AS build
 # Two builds give the same files: nothing below may write a time, a random order or a path of the build.
 ARG SOURCE_DATE_EPOCH=0
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PYTHONHASHSEED=0
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_COMPILE=0 PYTHONHASHSEED=0
 WORKDIR /src
 COPY deploy/image deploy/image
 # Every package is the one of the lock files, bit for bit. Of a package for the image it is reported which file was taken.
