@@ -21,8 +21,10 @@ COPY models /models
 # What a server never loads is left out: tests of numpy, sources for compilers and type checkers, tools and the C library of onnxruntime
 # (Python has its own copy). Bytecode is compiled here: at run time the root file system may be read-only. That of the lexers of
 # pygments, which nothing loads, would take 4 MB.
+# What git has checked out has the modes that its user's umask allows; here they are always the same.
 # hadolint ignore=DL3013 # there is one version of tidegate in /build/wheels: the one that was just built
-RUN pip --python /build/bin/python wheel --no-build-isolation --no-deps --no-index --wheel-dir /build/wheels . \
+RUN chmod --recursive u=rwX,go=rX /src /models \
+    && pip --python /build/bin/python wheel --no-build-isolation --no-deps --no-index --wheel-dir /build/wheels . \
     && pip --python /opt/tidegate/bin/python install --no-deps --no-index --find-links /build/wheels tidegate \
     && /build/bin/python deploy/image/sbom.py /opt/tidegate/bin/python /sbom.cdx.json /build/report.json /build/wheels/*.whl \
     && packages=$(echo /opt/tidegate/lib/python3*/site-packages) \
