@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tidegate.conformance": {"tidegate.conformance", "tidegate.v1"},
     "tidegate.cli.conformance": {"tidegate.cli", "tidegate.conformance"},
     "tidegate.cli.bench": {"tidegate.cli", "tidegate.bench", "tidegate.client", "tidegate.core.spec"},
+    "tidegate.cli.backup": {"tidegate.cli", "tidegate.runtime", "tidegate.store", "tidegate.core.errors"},
     "tidegate.cli.inspect_graph": {"tidegate.cli", "tidegate.core"},
     "tidegate.cli.graph_trial": {"tidegate.core"},
     "tidegate.cli.model_toml": {"tidegate.core.guess"},
@@ -258,7 +259,7 @@ def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     users = {module for module, tree in modules("serving") if "tidegate.runtime.config" in set(imports(module, tree))}
     assert users <= {
         "tidegate.runtime.server",
-        *(f"tidegate.cli.{each}" for each in ("app", "settings_file", "worker")),
+        *(f"tidegate.cli.{each}" for each in ("app", "backup", "settings_file", "worker")),
     }
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, models, streams, tokens
+from tidegate.cli import backup, bench, conformance, models, streams, tokens
 from tidegate.cli.command_group import SERVING, STREAMS_AND_MODELS, TOOLS, TRAINING, CommandGroup
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
@@ -54,6 +54,7 @@ app.add_typer(models.app, name="models", rich_help_panel=STREAMS_AND_MODELS)
 app.command("promote", rich_help_panel=STREAMS_AND_MODELS)(models.promote)
 app.command("rollback", rich_help_panel=STREAMS_AND_MODELS)(models.rollback)
 app.add_typer(tokens.app, name="token", rich_help_panel=SERVING)
+app.command("backup", rich_help_panel=SERVING)(backup.backup)
 app.command("bench", rich_help_panel=TOOLS)(bench.bench)
 app.command("conformance", rich_help_panel=TOOLS)(conformance.conformance)
 
