@@ -151,7 +151,7 @@ lock:
 lock-image:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(COMPILE) pyproject.toml --extra server --extra redis --output-file deploy/image/server.lock
+	$(COMPILE) pyproject.toml --extra server --extra redis --extra otel --output-file deploy/image/server.lock
 	$(COMPILE) deploy/image/build.in --output-file deploy/image/build.lock
 	rm -r .venv-lock
 

@@ -42,10 +42,10 @@ def test_the_image_has_the_versions_of_the_tests(name: str) -> None:
 
 
 def test_the_lock_of_the_image_has_all_that_a_server_needs() -> None:
-    """Each dependency of the package and of its extras `server` and `redis`."""
+    """Each dependency of the package and of its extras `server`, `redis` and `otel`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["server"], *extras["redis"]]
+    needed = [*project["dependencies"], *extras["server"], *extras["redis"], *extras["otel"]]
     names = {normalized(re.split(r"[^\w.-]", each, maxsplit=1)[0]) for each in needed}
     assert names <= pins(IMAGE / "server.lock").keys()
     assert {"setuptools", "cyclonedx-bom"} <= pins(IMAGE / "build.lock").keys()
