@@ -119,7 +119,7 @@ def rebuild_report(model: Path, *, data: str | None) -> str:
             f"trained; `tidegate evaluate` scores a model on other data"
         )
     split = _split_of(model_card["data"])
-    replay = Replay.of(graph, series, split.test)
+    replay = Replay.of(graph, series, split.test, drawn=True)
     faulty = FaultyReplay.of(graph, series, split.test, split, replay, first_only=True)
     return report.build(report.ReportContent(model_card, replay, faulty))
 
