@@ -4,9 +4,9 @@ import asyncio
 import csv
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +59,12 @@ class TrainedOn:
         time, group: columns.
         fill_gaps: a gap of at most so many rows is missing values.
         time_format: how the training was told that times are written.
-        categories: the words of features that were text.
     """
 
     time: str = ""
     group: str = ""
     fill_gaps: int = 0
     time_format: str = ""
-    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, card_json: str) -> "TrainedOn":
@@ -74,8 +72,7 @@ class TrainedOn:
         card = json.loads(card_json) if card_json else {}
         source, data = card.get("source", {}), card.get("data", {})
         group = data.get("group_column") or source.get("group") or ""
-        words = {one["name"]: one["categories"] for one in card.get("features", ()) if one.get("categories")}
-        return cls(source.get("time") or "", group, source.get("fill_gaps", 0), source.get("time_format") or "", words)
+        return cls(source.get("time") or "", group, source.get("fill_gaps", 0), source.get("time_format") or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,7 @@ class Replay:
                 groups_of_model=source.group,
                 time_format=source.time_format,
                 period_s=served.period_s,
-                categories=source.categories,
+                categories={feature.name: feature.categories for feature in served.features if feature.categories},
             )
             for note in table.notes:
                 self.console.print(note, highlight=False)
