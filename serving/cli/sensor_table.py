@@ -134,8 +134,7 @@ def read_table(  # noqa: PLR0913  how a file was written has many parts
         zone: of the clock that wrote the times, see `read_times`.
 
     Raises:
-        InvalidTable: a column is missing or duplicated, a cell is not a number, the file cannot be read, or it holds several
-            series and no `group`.
+        InvalidTable: columns or cells are not as expected, the file cannot be read, or it holds several series and no `group`.
     """
     if group in features:
         raise InvalidTable(f"{path}: column {group} is a feature of the model, expected a column that names the series")
