@@ -19,7 +19,8 @@ IMAGE ?= tidegate
 IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 
 # Half as many processes again as there are cores: tests wait for servers and disks, and others work meanwhile.
-PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist worksteal
+# The tests of a file run in one process, which trains the models they share once; the longest files come first (tests/longest.py).
+PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo examples test quick coverage slow check bench bench-peers lock protos check-protos release-protos stubs image
 

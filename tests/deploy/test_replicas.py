@@ -19,7 +19,8 @@ from tests.store.support import RedisServer
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ClientError
 
-STREAMS, STEPS = 300, 100
+# Every server has tens of streams each time that something happens to one.
+STREAMS, STEPS = 120, 100
 
 
 def envoy_configuration(listen: int, servers: int, name_server: int) -> str:
