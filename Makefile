@@ -64,6 +64,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ready.py
 	$(BIN)/python -m benchmarks.survival
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python benchmarks/idle.py --streams 20000
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/live.py

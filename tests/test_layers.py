@@ -46,7 +46,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tidegate.cli.graph_trial": {"tidegate.core"},
     "tidegate.cli.model_toml": {"tidegate.core.guess"},
     "tidegate.cli.errors": set(),
-    "tidegate.cli.sensor_table": {"tidegate.core.spec", "tidegate.cli.times"},
+    "tidegate.cli.sensor_table": {
+        "tidegate.core.spec",
+        "tidegate.cli.times",
+        "tidegate.cli.local_times",
+        "tidegate.cli.file_kind",
+    },
     "tidegate.cli.forecast_scores": {"tidegate.core.spec"},
     "tidegate.cli.plot": {"tidegate.cli.forecast_scores"},
     "tidegate.__main__": {"tidegate.cli"},

@@ -127,3 +127,25 @@ def replay(toy: Toy, stream: Row | None = None) -> Iterator[Any]:
         feed = {name: np.asarray(value).reshape(shapes[name]) for name, value in given.items()}
         answer, total = session.run(["sum", "total_next"], {**feed, "total": total})
         yield answer.reshape(np.shape(row["x"]))
+
+
+def word_echo(categories: Sequence[str]) -> bytes:
+    """Answers each timestep with its only value, which has categories, and counts them."""
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("Add", ["count", "one"], ["count_next"]),
+    ]
+    kind = TensorProto.FLOAT
+    described = describe(
+        ["status"],
+        [{"name": "y", "shape": ["batch", 1]}],
+        [{"name": "count", "next": "count_next", "shape": ["batch", 1]}],
+    )
+    described["features"] = [{"name": "status", "categories": list(categories)}]
+    return build(
+        nodes,
+        [("x", kind, ["batch", 1]), ("count", kind, ["batch", 1])],
+        [("y", kind, ["batch", 1]), ("count_next", kind, ["batch", 1])],
+        {"one": np.array(1, np.float32)},
+        described,
+    )

@@ -17,10 +17,8 @@ from tidegate.training.data.source import read_request, read_source
 from tidegate.training.data.split import Split
 from tidegate.training.data.write import write_csv
 from tidegate.training.errors import ChecksumMismatch, RunError
-from tidegate.training.judging.detection import FaultyReplay
-from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.evaluate import Judged, judge
 from tidegate.training.judging.graph import Graph
-from tidegate.training.judging.replay import Replay
 from tidegate.training.judging.ridge import Ridge
 from tidegate.training.judging.scores import Scores
 from tidegate.training.judging.verdict import verdict
@@ -135,7 +133,8 @@ def publish(  # noqa: PLR0913  a version brings everything together
         VersionExists: the version is on disk already.
     """
     series = series.select(record.facts.features)
-    bare, parity, replay, faulty, scores = _scored(record, network, series, name, season, on_note, ridge)
+    bare, parity, judged = _scored(record, network, series, name, season, on_note, ridge)
+    scores = judged.scores
     facts = card.training_facts(record, network, parity)
     # The same graph, with its scores in the metadata, which do not change its outputs.
     description = export.describe(network, record.facts, scores.summary()) | {"training": card.metadata_facts(facts)}
@@ -154,7 +153,7 @@ def publish(  # noqa: PLR0913  a version brings everything together
         run=str(folder),
         graph=content,
     )
-    page = report.build(report.ReportContent(model_card, replay, faulty))
+    page = report.build(report.ReportContent(model_card, judged.replay, judged.faulty))
     return Published(write_version(models, name, version, content, model_card, page), record, scores, parity)
 
 
@@ -177,8 +176,8 @@ def train_and_score(
     if record.outcome.stopped == "interrupted":
         raise KeyboardInterrupt  # scores of half a training do not compare with those of whole ones
     run.save(request.out, record, network)
-    *_, scores = _scored(record, network, series, request.name, request.season, ridge=ridge)
-    return record, scores
+    *_, judged = _scored(record, network, series, request.name, request.season, ridge=ridge)
+    return record, judged.scores
 
 
 def _scored(
@@ -189,20 +188,15 @@ def _scored(
     season: int | None,
     on_note: Callable[[str], None] = lambda _: None,
     ridge: Ridge | None = None,
-) -> tuple[onnx.ModelProto, Parity, Replay, FaultyReplay | None, Scores]:
-    """The graph after the parity gate, its replay of the held-out part, and its scores."""
+) -> tuple[onnx.ModelProto, Parity, Judged]:
+    """The graph after the parity gate, and its scores on the held-out part."""
     series = series.select(record.facts.features)
     on_note("exporting, and comparing the graph with the network")
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
-    split = record.facts.split
-    on_note(f"replaying {count_rows(split.test)} held-out timesteps through the graph")
-    replay = Replay.of(graph, series, split.test)
-    faulty = FaultyReplay.of(graph, series, split.test, split, replay)
-    on_note("scoring the forecasts, and fitting the baselines")
-    scores = evaluate(graph, series, season=season, split=split, replay=replay, faulty=faulty, ridge=ridge)
-    return bare, parity, replay, faulty, scores
+    judged = judge(graph, series, season=season, split=record.facts.split, ridge=ridge, on_note=on_note)
+    return bare, parity, judged
 
 
 def export_run(

@@ -13,6 +13,7 @@ from tidegate.training.data.overview import overview
 from tidegate.training.data.series import Series, check_period
 from tidegate.training.data.source import read_source, source_like, source_of
 from tidegate.training.data.split import Split
+from tidegate.training.data.write import write_csv
 from tidegate.training.errors import ChecksumMismatch, ModelUnreadable
 from tidegate.training.judging.detection import FaultyReplay
 from tidegate.training.judging.evaluate import evaluate
@@ -32,6 +33,7 @@ def evaluate_version(
     season: int | None,
     all_rows: bool = False,
     reading: dict[str, Any] | None = None,
+    csv: Path | None = None,
     on_note: Callable[[str], None] = lambda _note: None,
 ) -> Scores:
     """Score a version on the held-out part of its card, or on other data.
@@ -45,6 +47,7 @@ def evaluate_version(
         season: see `evaluate`.
         all_rows: score all rows of other data: they are of another source.
         reading: how to read other data: fields of `Format`; what is not given is guessed, or as in the training.
+        csv: a file to write the rows to, with the features of the model, before they are scored.
         on_note: called with a sentence for the user.
 
     Raises:
@@ -70,6 +73,8 @@ def evaluate_version(
     series = read_source(source, graph.features, words=_words(model_card))
     for line in (*series.notes, *overview(series)):
         on_note(line)
+    if csv is not None:
+        write_csv(series.select(graph.features), csv, series.spans)
     check_period(series, graph.description["period_s"])
     if model_card is None:
         return evaluate(graph, series, season=season)
@@ -119,7 +124,7 @@ def rebuild_report(model: Path, *, data: str | None) -> str:
             f"trained; `tidegate evaluate` scores a model on other data"
         )
     split = _split_of(model_card["data"])
-    replay = Replay.of(graph, series, split.test)
+    replay = Replay.of(graph, series, split.test, drawn=True)
     faulty = FaultyReplay.of(graph, series, split.test, split, replay, first_only=True)
     return report.build(report.ReportContent(model_card, replay, faulty))
 

@@ -143,6 +143,13 @@ def stream(
             help="Column with the series of each row; each series is a stream, named STREAM-ID-value.",
         ),
     ] = "",
+    timezone: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEGATE_TIMEZONE",
+            help="Zone of local times, such as Europe/Berlin or +01:00; by default that of the training.",
+        ),
+    ] = "",
     rate: Annotated[
         float, typer.Option(envvar="TIDEGATE_RATE", min=0, help="Timesteps per second; 0 for as fast as possible.")
     ] = 0.0,
@@ -167,6 +174,7 @@ def stream(
         group=group,
         rate=rate,
         limit=limit,
+        timezone=timezone,
     )
     try:
         asyncio.run(replay.run(out=out, plot=plot, scores=scores))

@@ -4,9 +4,10 @@ import asyncio
 import csv
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass
+from datetime import tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from rich.table import Table
 
 from tidegate.cli.connection import ConnectionSettings
 from tidegate.cli.forecast_scores import ForecastScorer, Score, percent
+from tidegate.cli.local_times import UnknownTime, find_zone
 from tidegate.cli.outputs import check_outputs, replacing, require_matplotlib
-from tidegate.cli.sensor_table import SensorTable, check_inputs, read_table
+from tidegate.cli.sensor_table import InvalidTable, SensorTable, check_inputs, read_table
 from tidegate.cli.stretches import Clock, check_order, cut
 from tidegate.client import Client, Model, Overloaded, Prediction, Stream
 from tidegate.core.spec import Floats, Output
@@ -59,14 +61,18 @@ class TrainedOn:
         time, group: columns.
         fill_gaps: a gap of at most so many rows is missing values.
         time_format: how the training was told that times are written.
-        categories: the words of features that were text.
+        timezone: of local times.
+        missing_values: what means a missing value.
+        offset: what was subtracted from columns, as meter=123456000.
     """
 
     time: str = ""
     group: str = ""
     fill_gaps: int = 0
     time_format: str = ""
-    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    timezone: str = ""
+    missing_values: tuple[str, ...] = ()
+    offset: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, card_json: str) -> "TrainedOn":
@@ -74,8 +80,15 @@ class TrainedOn:
         card = json.loads(card_json) if card_json else {}
         source, data = card.get("source", {}), card.get("data", {})
         group = data.get("group_column") or source.get("group") or ""
-        words = {one["name"]: one["categories"] for one in card.get("features", ()) if one.get("categories")}
-        return cls(source.get("time") or "", group, source.get("fill_gaps", 0), source.get("time_format") or "", words)
+        return cls(
+            source.get("time") or "",
+            group,
+            source.get("fill_gaps", 0),
+            source.get("time_format") or "",
+            source.get("timezone") or "",
+            tuple(source.get("missing_values", ())),
+            tuple(source.get("offset", ())),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,7 @@ class Replay:
     group: str
     rate: float
     limit: int
+    timezone: str = ""
 
     def __post_init__(self) -> None:
         self.console = Console()
@@ -141,8 +155,15 @@ class Replay:
                 groups_of_model=source.group,
                 time_format=source.time_format,
                 period_s=served.period_s,
-                categories=source.categories,
+                categories={feature.name: feature.categories for feature in served.features if feature.categories},
+                missing_values=source.missing_values,
+                zone=self._zone(source),
             )
+            if source.offset:
+                self.console.print(
+                    f"the training subtracted {', '.join(source.offset)}; this command sends values as they are in the file",
+                    highlight=False,
+                )
             for note in table.notes:
                 self.console.print(note, highlight=False)
             series = self._series(table, served, source)
@@ -168,6 +189,14 @@ class Replay:
             _write_scores(scores, final, timesteps, seconds)
         if plot is not None:
             _plot_longest(sent, self.file, plot)
+
+    def _zone(self, source: "TrainedOn") -> tzinfo | None:
+        """The zone of local times: that of the command line, or of the training. Raises InvalidTable."""
+        name = self.timezone or source.timezone
+        try:
+            return find_zone(name) if name else None
+        except UnknownTime as error:
+            raise InvalidTable(str(error)) from error
 
     def _series(self, table: SensorTable, served: Model, source: "TrainedOn") -> list["Part"]:
         """The parts of the file that get a stream of their own: each stretch of each series.

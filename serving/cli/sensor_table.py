@@ -1,27 +1,37 @@
 """A CSV file of sensor rows, as timesteps of a model."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, tzinfo
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from tidegate.cli.file_kind import other_kind
+from tidegate.cli.local_times import UnknownTime
 from tidegate.cli.times import TIME_NAMES, Times, read_times
 from tidegate.core.spec import Floats, Input
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-# The usual ways to write a missing value.
-MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
+# The usual ways to write a missing value and a yes or no; those of `training/data/cells.py`.
+MISSING = frozenset(
+    {"", "-", "--", "---", "?", ".", "na", "n/a", "#n/a", "#nv", "#na", "<na>", "nan", "-nan", "null", "none", "nil"}
+    | {"nodata", "no data", "missing", "unknown", "unavailable", "#value!", "#div/0!", "1.#qnan", "-1.#ind"}
+)
+BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "on": 1.0, "off": 0.0}
+# So many bytes tell what a file is.
+HEAD_BYTES = 64
 # Unknown words that are named.
 MAX_UNKNOWN = 5
 # What training reads is far more. A file of another kind is refused with these words.
 EXPECTED = (
-    "expected UTF-8 with ',' between columns and a decimal point; `tidegate train --held-out FILE` writes rows so"
+    "expected UTF-8 with ',' between columns and a decimal point; `tidegate evaluate MODEL --data FILE --csv OUT.csv` reads "
+    "all that a training reads, and writes it so"
 )
 
 
@@ -96,7 +106,7 @@ class SensorTable:
         return [(group, self.take(own)) for group, own in rows.items()]
 
 
-def read_table(
+def read_table(  # noqa: PLR0913  how a file was written has many parts
     path: Path,
     features: Sequence[str],
     group: str = "",
@@ -106,6 +116,8 @@ def read_table(
     time_format: str = "",
     period_s: float | None = None,
     categories: Mapping[str, Sequence[str]] | None = None,
+    missing_values: Sequence[str] = (),
+    zone: tzinfo | None = None,
 ) -> SensorTable:
     """Reads the columns of a CSV file that are features of the model, in the model's order.
 
@@ -118,38 +130,51 @@ def read_table(
         time_format: how the training was told that times are written, see `read_times`.
         period_s: of the model.
         categories: the words of features that were text in the training; a value is the place of its word.
+        missing_values: what else means a missing value, as -999 or, for one column, flow=0.
+        zone: of the clock that wrote the times, see `read_times`.
 
     Raises:
-        InvalidTable: a column is missing or duplicated, a cell is not a number, the file cannot be read, or it holds several
-            series and no `group`.
+        InvalidTable: columns or cells are not as expected, the file cannot be read, or it holds several series and no `group`.
     """
     if group in features:
         raise InvalidTable(f"{path}: column {group} is a feature of the model, expected a column that names the series")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        # Opened once: what comes from a pipe can be read only once.
+        with path.open("rb") as raw, io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as file:
+            if kind := other_kind(raw.peek(HEAD_BYTES)):
+                raise InvalidTable(f"{path}: this file is {kind}; {EXPECTED}")
             rows = csv.reader(file)
             header = next(rows, None)
             if header is None:
                 raise InvalidTable(
-                    f"{path}: the file is empty, expected a header line with the columns {', '.join(features)}"
+                    f"{path}: the file is empty, expected a header with the columns {', '.join(features)}"
                 )
             names = [name.strip() for name in header]
             asked = group or (groups_of_model if groups_of_model in names else "")
-            table = _read_rows(path, names, rows, features, asked, time, categories or {})
+            table = _read_rows(path, names, rows, features, asked, time, categories or {}, missing_values)
     except OSError as error:
         raise InvalidTable(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidTable(f"{path}: not a CSV file in UTF-8: {error}; {EXPECTED}") from error
     if table.labelled:
         named = table.label == time or table.label.lower() in TIME_NAMES
-        when = read_times(table.labels, table.groups, numbers=named, trained=time_format, period_s=period_s)
+        try:
+            when = read_times(
+                table.labels, table.groups, numbers=named, trained=time_format, period_s=period_s, zone=zone
+            )
+        except UnknownTime as error:
+            raise InvalidTable(f"{path}: column {table.label}: {error}") from error
         table = replace(table, when=when)
-    if group or not asked:
-        return table
-    if len(set(table.groups)) > 1:
+    return table if group or not asked else _single_series(path, table, asked)
+
+
+def _single_series(path: Path, table: SensorTable, column: str) -> SensorTable:
+    """The table without its groups, if there is one."""
+    count = len(set(table.groups))
+    if count > 1:
         raise InvalidTable(
-            f"{path}: column {asked} tells {len(set(table.groups))} series apart, as in the training of the model; send each "
-            f"to a stream of its own with --group {asked}"
+            f"{path}: column {column} tells {count} series apart, as in the training of the model; send each to a stream of its "
+            f"own with --group {column}"
         )
     return replace(table, groups=())
 
@@ -162,6 +187,7 @@ def _read_rows(
     group: str,
     time: str,
     categories: Mapping[str, Sequence[str]],
+    missing_values: Sequence[str],
 ) -> SensorTable:
     """Reads the rows below the header."""
     columns = _columns(path, header, features)
@@ -169,6 +195,7 @@ def _read_rows(
     others = [index for index, name in enumerate(header) if name not in {*features, group}]
     label = next((index for index in others if header[index] == time), others[0] if others else None)
     words = {index: header[index] for index in columns if header[index] in categories}
+    absent = {index: _missing_of(missing_values, header[index]) for index in columns}
     cells: dict[int, list[str]] = {index: [] for index in words}
     values: list[list[float]] = []
     labels: list[str] = []
@@ -179,7 +206,10 @@ def _read_rows(
         if len(row) != len(header):
             raise InvalidTable(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
         values.append(
-            [math.nan if index in words else _number(path, number, header[index], row[index]) for index in columns]
+            [
+                math.nan if index in words else _number(path, number, header[index], row[index], absent[index])
+                for index in columns
+            ]
         )
         for index, column in cells.items():
             column.append(row[index].strip())
@@ -230,10 +260,26 @@ def _columns(path: Path, header: Sequence[str], features: Sequence[str]) -> list
     return [header.index(name) for name in features]
 
 
-def _number(path: Path, line: int, column: str, cell: str) -> float:
+def _missing_of(words: Sequence[str], column: str) -> frozenset[str]:
+    """What means a missing value in a column, beside the usual words; a number however it is written."""
+    own = [word.removeprefix(f"{column}=") for word in words if "=" not in word or word.startswith(f"{column}=")]
+    return frozenset(part for word in own for part in (word, _plain(word)))
+
+
+def _plain(text: str) -> str:
+    """A number as Python writes it; any other text as it is."""
+    with suppress(ValueError):
+        return repr(float(text))
+    return text
+
+
+def _number(path: Path, line: int, column: str, cell: str, missing: frozenset[str] = frozenset()) -> float:
     text = cell.strip()
-    if text.lower() in MISSING:
+    lower = text.lower()
+    if lower in MISSING or (missing and (text in missing or _plain(text) in missing)):
         return math.nan
+    if lower in BOOLEANS:
+        return BOOLEANS[lower]
     try:
         number = float(text)
     except ValueError:

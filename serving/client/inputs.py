@@ -6,6 +6,7 @@ Laws:
    name no feature at all. Only an empty mapping is a timestep without any value.
 3. Numbers are not names. The default labels of pandas, 0, 1, 2, ..., mean the order; other numbers are refused as ambiguous.
 4. Row labels of a frame are ignored: its rows are in the order of the streams, or of time.
+5. A word stands for its number where the model has categories. Any other word is refused: it would be a guess.
 
 Frames are recognized by their methods: nothing here imports pandas, polars or pyarrow.
 """
@@ -20,6 +21,7 @@ import numpy as np
 
 from tidegate.client.arguments import format_value
 from tidegate.client.errors import InvalidTimestep
+from tidegate.client.words import coded_column, coded_row, has_categories
 from tidegate.core.spec import Array, Feature, Floats, Ints
 
 T = TypeVar("T")
@@ -81,13 +83,14 @@ class Packer:
 
     """
 
-    __slots__ = ("_features", "_field", "_names", "_pack", "_shape")
+    __slots__ = ("_features", "_field", "_names", "_pack", "_shape", "_words")
 
     def __init__(self, features: Sequence[Feature] | None, field: str = "values") -> None:
         self._features = features
         self._field = field
         self._names = dict.fromkeys(feature.name for feature in features or ())
         self._shape = (-1 if features is None else len(features),)
+        self._words = has_categories(features)
         self._pack = Struct(f"<{len(features or ())}f").pack
 
     def __call__(self, values: Values) -> bytes:
@@ -111,6 +114,8 @@ class Packer:
         """Packs any valid values, and explains invalid ones."""
         named = _split_named(self._field, values)
         ordered = values if named is None else self._in_model_order(values, *named)
+        if self._words:
+            ordered = self._coded(ordered)
         if named is not None and EXACT_TYPES.issuperset(map(type, ordered)):
             try:
                 return self._pack(*ordered)
@@ -120,6 +125,13 @@ class Packer:
         if packed is None or packed.ndim != 1 or self._shape[0] not in (-1, len(packed)):
             raise _shape_error(self._field, values, packed, self._features)
         return packed.tobytes()
+
+    def _coded(self, ordered: Any) -> Any:
+        """The values with a number for each word; what is no row of the right length is left for an error."""
+        row = ordered.tolist() if isinstance(ordered, np.ndarray) else ordered
+        if self._features is None or not isinstance(row, list | tuple) or len(row) != len(self._features):
+            return ordered
+        return coded_row(self._field, row, self._features) if any(isinstance(value, str) for value in row) else ordered
 
     def _in_model_order(self, values: Any, names: list[Any], parts: Iterable[Any]) -> list[Any]:
         """Sorts named values in the model's order, with NaN for missing ones."""
@@ -144,7 +156,7 @@ def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
     Args:
         values: (features,) numbers in the model's order; or named values: a mapping, a pandas Series, a namedtuple, an instance of a
             dataclass, a structured array without axes, a row of a database with `keys`. A missing name is NaN. The `Index` of
-            `DataFrame.itertuples` is ignored unless a feature has that name.
+            `DataFrame.itertuples` is ignored unless a feature has that name. A feature with categories takes its words.
         features: those of the model; None when they are unknown, see `Packer`.
 
     Raises:
@@ -299,12 +311,21 @@ def _table(field: str, x: Any, features: Sequence[Feature]) -> Floats | None:
         # In pyarrow, `columns` has the columns and not the names.
         names = list(x.column_names if hasattr(type(x), "column_names") else x.columns)
         return _floats(x) if _are_positions(field, names) else _by_column(field, x, names, features)
+    if isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind in "OU" and has_categories(features):
+        x = x.tolist()
     many = not isinstance(x, np.ndarray | str | bytes | Mapping) and isinstance(x, Sequence)
-    if many and any(_split_named(field, row) is not None for row in x):
+    if many and any(
+        _split_named(field, row) is not None or (has_categories(features) and _has_words(row)) for row in x
+    ):
         packer = Packer(features, field)
         packed = b"".join([packer(row) for row in x])
         return np.frombuffer(packed, FLOAT32).reshape(len(x), len(features))
     return _floats(x)
+
+
+def _has_words(row: Any) -> bool:
+    """Whether a row without names has a word."""
+    return isinstance(row, list | tuple) and any(isinstance(value, str) for value in row)
 
 
 def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]) -> Floats:
@@ -315,6 +336,8 @@ def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]
         if feature.name not in names:
             continue
         column = _column(x[feature.name])
+        if column is None and feature.categories:
+            column = coded_column(field, x[feature.name], feature)
         if column is None or column.shape != (len(x),):
             got = f"column {feature.name} of {getattr(x[feature.name], 'dtype', 'something else')}"
             raise _invalid(field, got, "columns of numbers; NaN means missing")

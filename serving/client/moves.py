@@ -15,7 +15,8 @@ def same_layout(one: Model, other: Model) -> bool:
     """Whether two are versions of one model whose timesteps and predictions look the same."""
     return (
         one.name == other.name
-        and [feature.name for feature in one.features] == [feature.name for feature in other.features]
+        and [(feature.name, feature.categories) for feature in one.features]
+        == [(feature.name, feature.categories) for feature in other.features]
         and one.inputs == other.inputs
         and [(part.name, part.dtype, part.shape) for part in one.outputs]
         == [(part.name, part.dtype, part.shape) for part in other.outputs]

@@ -92,7 +92,8 @@ class Stream(View):
 
         Args:
             values: (features,) numbers in the model's order and units; or named values (a mapping, a pandas Series, a namedtuple, ...),
-                which are read by name. NaN, or a missing name, means that the value is missing. None is refused. A model with other
+                which are read by name. NaN, or a missing name, means that the value is missing. None is refused. A feature that was
+                text in the training takes its words, which `model.features` lists as `categories`. A model with other
                 inputs takes a mapping with an array for each of them, or one array where it has a single one.
             step: the number of an earlier timestep, to get its answer again with the same values. None or 0 for the next timestep.
             group: timesteps that depend on each other: when one is refused, none of the later ones is applied.

@@ -33,7 +33,7 @@ class _Part(BaseModel):
 
 
 class DescribedFeature(_Part):
-    """One value of x. `mean` and `std` are those of the training part. `categories` are the words of a feature that was text; a server does not read them."""
+    """One value of x. `mean` and `std` are those of the training part. `categories` are the words of a feature that was text."""
 
     name: Name
     unit: StrictStr = ""
@@ -41,7 +41,7 @@ class DescribedFeature(_Part):
     high: Finite | None = None
     mean: Finite | None = None
     std: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] | None = None
-    categories: Any = None
+    categories: tuple[StrictStr, ...] = ()
 
 
 class DescribedInput(_Part):

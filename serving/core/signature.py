@@ -295,7 +295,10 @@ class _Reader:
 def _features(described: Description) -> tuple[Feature, ...]:
     if isinstance(described.features, int):
         return tuple(Feature(f"{described.input}{index}") for index in range(described.features))
-    return tuple(Feature(part.name, part.unit, part.low, part.high, part.mean, part.std) for part in described.features)
+    return tuple(
+        Feature(part.name, part.unit, part.low, part.high, part.mean, part.std, part.categories)
+        for part in described.features
+    )
 
 
 def _dims(tensor: Any) -> tuple[int | str, ...]:

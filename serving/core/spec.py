@@ -30,7 +30,10 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column of a timestep. The range, mean and standard deviation are those in training, None when unknown."""
+    """One column of a timestep. The range, mean and standard deviation are those in training, None when unknown.
+
+    `categories` are the words of a feature that was text in training: its value is the place of a word.
+    """
 
     name: str
     unit: str = ""
@@ -38,6 +41,7 @@ class Feature:
     high: float | None = None
     mean: float | None = None
     std: float | None = None
+    categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,8 @@ def difference(old: "Spec", new: "Spec") -> str:
     """Why no stream can move between two versions; empty when it can."""
     if old.name != new.name:
         return f"{old.name} and {new.name} are different models"
-    was, now = ([(feature.name, feature.unit) for feature in spec.features] for spec in (old, new))
-    if was != now:
-        return f"features: {old.title} has {_names(was)}, {new.title} has {_names(now)}"
+    if reason := _other_features(old, new):
+        return reason
     inputs = [[(part.name, part.dtype, part.shape, part.kind) for part in spec.inputs] for spec in (old, new)]
     if inputs[0] != inputs[1]:
         names = [", ".join(f"{name} {dtype} {list(shape)}" for name, dtype, shape, _ in parts) for parts in inputs]
@@ -80,6 +79,19 @@ def difference(old: "Spec", new: "Spec") -> str:
         return f"outputs: {old.title} has {names[0]}; {new.title} has {names[1]}"
     if old.handles_missing and not new.handles_missing:
         return f"missing values: {old.title} takes them, {new.title} does not"
+    return ""
+
+
+def _other_features(old: "Spec", new: "Spec") -> str:
+    """What differs in names, units and words; empty when nothing does."""
+    was, now = ([(feature.name, feature.unit) for feature in spec.features] for spec in (old, new))
+    if was != now:
+        return f"features: {old.title} has {_names(was)}, {new.title} has {_names(now)}"
+    for feature, other in zip(old.features, new.features, strict=True):
+        # A word would have another number: the values of old timesteps would mean something else.
+        if feature.categories != other.categories:
+            words = [", ".join(part.categories) or "numbers" for part in (feature, other)]
+            return f"categories of {feature.name}: {old.title} has {words[0]}; {new.title} has {words[1]}"
     return ""
 
 

@@ -291,7 +291,13 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
         task=spec.task,
         period=timedelta(seconds=spec.period_s) if spec.period_s else None,
         features=[
-            pb.Feature(name=feature.name, unit=feature.unit, low=feature.low, high=feature.high)
+            pb.Feature(
+                name=feature.name,
+                unit=feature.unit,
+                low=feature.low,
+                high=feature.high,
+                categories=feature.categories,
+            )
             for feature in spec.features
         ],
         outputs=[
@@ -373,6 +379,7 @@ def decode_features(model: pb.Model) -> tuple[Feature, ...]:
             part.unit,
             part.low if part.HasField("low") else None,
             part.high if part.HasField("high") else None,
+            categories=tuple(part.categories),
         )
         for part in model.features
     )

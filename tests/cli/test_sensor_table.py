@@ -1,10 +1,15 @@
+import gzip
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tidegate.cli import sensor_table
 from tidegate.cli.sensor_table import InvalidTable, read_table
+from tidegate.training.data import cells
+
+NAN = float("nan")
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -144,6 +149,40 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
         read_table(write(tmp_path, "a,°C\n1,2\n", "latin-1"), ["a"])
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"PK\x03\x04rest", "a spreadsheet or a zip file"),
+        (b"PAR1rest", "Parquet"),
+        (gzip.compress(b"a\n1\n"), "packed with gzip"),
+        ("a\n1\n".encode("utf-16"), "text in UTF-16"),
+        (b'  [{"a": 1}]', "JSON"),
+        (b"\x93NUMPY", "NumPy"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    """With the command that makes a CSV file of it."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(
+        InvalidTable, match=rf"rows.csv: this file is {kind}; .*tidegate evaluate MODEL --data FILE --csv"
+    ):
+        read_table(path, ["a"])
+
+
+def test_values_that_the_training_took_for_missing_are_missing(tmp_path: Path) -> None:
+    """However a number is written; one for a single column means nothing in others."""
+    path = write(tmp_path, "a,b\n-999,1\n-999.0,-1\nBad,Bad\n-1,?\n")
+    table = read_table(path, ["a", "b"], missing_values=["-999", "Bad", "b=-1"])
+    np.testing.assert_array_equal(table.values, np.array([[NAN, 1], [NAN, NAN], [NAN, NAN], [-1, NAN]], np.float32))
+
+
+def test_missing_and_yes_are_written_as_in_a_training() -> None:
+    """A word that the training reads is no error here."""
+    assert sensor_table.MISSING == cells.MISSING
+    assert sensor_table.BOOLEANS == cells.BOOLEANS
+
+
 @pytest.mark.parametrize(("text", "encoding"), [("a,°C\n1,2\n", "latin-1"), ("t;a;b\n0;1,5;2\n", "utf-8")])
 def test_a_file_that_only_training_reads_is_told_what_is_expected(tmp_path: Path, text: str, encoding: str) -> None:
     """Another encoding, or another sign between the columns."""
@@ -192,5 +231,5 @@ def test_numbers_of_words_stay(tmp_path: Path) -> None:
 
 def test_words_of_a_model_without_categories_are_refused(tmp_path: Path) -> None:
     """Nobody knows their numbers."""
-    with pytest.raises(InvalidTable, match="column state: got 'on', expected a number"):
-        read_table(write(tmp_path, "state,a\non,1\n"), ["state", "a"])
+    with pytest.raises(InvalidTable, match="column state: got 'idle', expected a number"):
+        read_table(write(tmp_path, "state,a\nidle,1\n"), ["state", "a"])

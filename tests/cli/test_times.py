@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tidegate.cli.sensor_table import read_table
+from tidegate.cli.local_times import UnknownTime, find_zone
+from tidegate.cli.sensor_table import InvalidTable, read_table
 from tidegate.cli.stretches import Clock, cut
 from tidegate.cli.times import TIME_NAMES, read_times
 from tidegate.training.data import columns, unix
 from tidegate.training.data.load import read
+from tidegate.training.settings import Format
 
 START = np.datetime64("2024-03-01T23:10:00")
 MINUTES = [0, 10, 20, 50, 60, 720]
@@ -46,6 +48,62 @@ def test_usual_times_are_read_as_training_reads_them(pattern: str, tmp_path: Pat
     ]
     np.testing.assert_array_equal(np.array(told, "datetime64[ns]"), read(path).times)
     assert found.text(found.moments[1]) in (written(pattern)[1], found.moments[1].isoformat())
+
+
+@pytest.mark.parametrize("digits", [4, 10])
+def test_days_of_a_spreadsheet_are_read_as_training_reads_them(tmp_path: Path, digits: int) -> None:
+    """Whole minutes although few digits hide some seconds; the period of the model tells them from seconds."""
+    days = [f"{45352 + minute / 1440:.{digits}f}" for minute in range(0, 200, 10)]
+    path = tmp_path / "a.csv"
+    path.write_text("time,a\n" + "".join(f"{day},{row}\n" for row, day in enumerate(days)), encoding="utf-8")
+    found = read_table(path, ["a"], period_s=600.0).when
+    assert found is not None
+    assert found.notation == "excel"
+    np.testing.assert_array_equal(np.array(found.moments, "datetime64[ns]"), read(path).times)
+    assert float(found.text(found.moments[3])) == pytest.approx(45352 + 30 / 1440, abs=1e-8)
+    assert read_table(path, ["a"], period_s=0.0069).when is None
+    assert read_times(days, trained="excel") == found
+
+
+@pytest.mark.parametrize("changes", ["autumn", "spring"])
+def test_local_times_are_read_as_training_reads_them(tmp_path: Path, changes: str) -> None:
+    """The hour that the clock shows twice is an hour each time, and the one that it leaves out is no gap."""
+    start = np.datetime64("2024-10-26T22:00" if changes == "autumn" else "2024-03-30T22:00")
+    utc = [start + np.timedelta64(20 * row, "m") for row in range(20)]
+    zone = find_zone("Europe/Berlin")
+    local = [moment.astype(datetime).replace(tzinfo=UTC).astimezone(zone).strftime("%d.%m.%Y %H:%M") for moment in utc]
+    path = tmp_path / "a.csv"
+    path.write_text("time,a\n" + "".join(f"{label},{row}\n" for row, label in enumerate(local)), encoding="utf-8")
+    found = read_table(path, ["a"], zone=zone).when
+    assert found is not None
+    assert [np.datetime64(moment.replace(tzinfo=None), "m") for moment in found.moments] == utc
+    read_by_training = read(path, options=Format(timezone="Europe/Berlin")).times
+    np.testing.assert_array_equal(np.array(utc, "datetime64[ns]"), read_by_training)
+    assert found.text(found.moments[7]) == local[7]
+
+
+def test_a_time_that_a_clock_leaves_out_is_refused(tmp_path: Path) -> None:
+    """With the option for a clock that is never changed."""
+    path = tmp_path / "a.csv"
+    path.write_text("time,a\n2024-03-31 01:50,1\n2024-03-31 02:10,2\n", encoding="utf-8")
+    with pytest.raises(
+        InvalidTable, match=r"row 2 has 2024-03-31 02:10:00, which Europe/Berlin leaves out.*--timezone \+01:00"
+    ):
+        read_table(path, ["a"], zone=find_zone("Europe/Berlin"))
+    assert read_table(path, ["a"], zone=find_zone("+01:00")).when is not None
+
+
+def test_times_with_an_offset_need_no_zone() -> None:
+    """What they say is taken."""
+    found = read_times(["2024-03-01T00:00+01:00"], zone=find_zone("America/New_York"))
+    assert found is not None
+    assert found.moments[0].astimezone(UTC).hour == 23
+
+
+def test_an_unknown_zone_is_refused() -> None:
+    """With what a zone looks like."""
+    with pytest.raises(UnknownTime, match="'Berlin' is unknown, expected a name such as Europe/Berlin"):
+        find_zone("Berlin")
 
 
 def test_gaps_of_unix_times_are_cut(tmp_path: Path) -> None:

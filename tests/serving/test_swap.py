@@ -191,13 +191,15 @@ def test_when_a_stream_moves(specs: tuple[Spec, Spec], change: dict[str, object]
 
 
 def test_versions_that_differ_to_clients_share_no_streams(specs: tuple[Spec, Spec]) -> None:
-    """What differs is told: names, units, outputs, missing values."""
+    """What differs is told: names, units, words, outputs, missing values."""
     old, new = specs
     assert difference(old, new) == ""
     assert "different models" in difference(old, replace(new, name="other"))
     metres = replace(new.features[0], unit="m")
     assert "s0 [m]" in difference(old, replace(new, features=(metres, *new.features[1:])))
     assert "features" in difference(old, replace(new, features=new.features[1:]))
+    words = replace(new.features[0], categories=("off", "on"))
+    assert "categories of s0" in difference(old, replace(new, features=(words, *new.features[1:])))
     assert "outputs" in difference(old, replace(new, outputs=()))
     assert "missing values" in difference(old, replace(new, handles_missing=False))
     assert difference(replace(old, handles_missing=False), new) == ""

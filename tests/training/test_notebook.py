@@ -55,7 +55,7 @@ def test_it_says_how_it_goes(trained: Training, lines: list[str]) -> None:
     assert lines[0].startswith("model.parquet: time = ")
     assert any(line.startswith("epoch 1: loss ") for line in lines)
     after = lines[next(place for place, line in enumerate(lines) if line.startswith("stopped after epoch 2")) + 1 :]
-    assert [line.split()[0] for line in after[:4]] == ["the", "exporting,", "replaying", "scoring"], lines
+    assert [line.split()[0] for line in after[:4]] == ["the", "exporting,", "fitting", "replaying"], lines
     assert after[4:] == [trained.verdict, *filter(None, [next_step(trained.scores)])]
 
 

@@ -181,13 +181,16 @@ def evaluate(
     all_rows: Annotated[
         bool, option("all-rows", "Score rows at times that the model has learned from too: they are of another source.")
     ] = False,
+    csv_file: Annotated[
+        Path | None, option("csv", "Write the rows as the model takes them to this file, for `tidegate stream`.")
+    ] = None,
     **values: Any,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
     from tidegate.training.published import evaluate_version
 
     scores = evaluate_version(
-        model, data=data, time=time, season=season, reading=values, all_rows=all_rows, on_note=_note
+        model, data=data, time=time, season=season, reading=values, all_rows=all_rows, csv=csv_file, on_note=_note
     )
     _report(scores, json_file, model=model)
 

@@ -19,14 +19,12 @@ BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "on": 1.0, "off": 
 
 _NUMBER_LIKE = re.compile(r"[-+−]?(?:\d[\d.,'’\u00a0\u202f ]*|[.,]\d+)(?:[eE][-+]?\d+)?")
 _INFINITE = re.compile(r"[-+]?inf(?:inity)?", re.IGNORECASE)
-_DATE = (
-    r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}|\d{1,2}[-. ]?[^\W\d]{3,9}\.?[-, ]*\d{2,4}|[^\W\d]{3,9}\.? \d{1,2},? \d{4}|\d{8}T?"
-)
+_DATE = r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}|\d{1,2}[-. ]{0,2}[^\W\d]{3,9}\.?[-, ]*\d{2,4}|[^\W\d]{3,9}\.? \d{1,2},? \d{4}|\d{8}T?"
 _CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?"
 _ZONE = r"(?: ?[AaPp]\.? ?[Mm]\.?)?(?: ?(?:Z|[A-Z]{3,4}|[-+]\d{2}(?::?\d{2})?))?"
 _CLOCK_ALONE = re.compile(rf"{_CLOCK}(?: ?[AaPp]\.?[Mm]\.?)?")
 _TIME_LIKE = re.compile(
-    rf"(?:[A-Za-z]{{3,9}},? )?(?:{_DATE})(?:[T ,_]+{_CLOCK}{_ZONE}|[T _]?\d{{4,6}}Z?)?|{_CLOCK_ALONE.pattern}"
+    rf"(?:[A-Za-z]{{3,9}},? )?(?:{_DATE})(?:[T ,_]+{_CLOCK}{_ZONE}|[T ,_]+\d{{1,2}} ?[AaPp]\.?[Mm]\.?|[T _]?\d{{4,6}}Z?)?|{_CLOCK_ALONE.pattern}"
 )
 # A number with its unit behind it: `21.5 °C`.
 _WITH_UNIT = re.compile(rf"{_NUMBER_LIKE.pattern}\s*(?P<unit>[^\d\s].*)")

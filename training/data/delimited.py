@@ -88,8 +88,21 @@ def open_delimited(file: File, name: str, options: Format) -> Table:
     )
 
 
+# What pyarrow says of a row with another number of cells.
+_RAGGED = re.compile(r"CSV parse error: (?:Row #\d+: )?Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
+# So many characters of a row tell which one it is.
+SHOWN_OF_ROW = 60
+
+
 def unreadable(name: str, error: Exception) -> UnreadableTable:
     """The error of a file whose bytes are no table."""
+    if ragged := _RAGGED.fullmatch(str(error).strip()):
+        expected, got, row = ragged.groups()
+        broken = "; a line break within quotes is not read: write such cells in one line" if row.count('"') % 2 else ""
+        return UnreadableTable(
+            f"data: {name}: a row has {got} cells, expected {expected} as in the line of names: {row[:SHOWN_OF_ROW]!r}; mend this "
+            f"row or remove it, or name the sign that such lines begin with by --comment{broken}"
+        )
     advice = "; name its encoding with --encoding" if isinstance(error, UnicodeError | LookupError) else ""
     return UnreadableTable(
         f"data: {name} is not a readable table: {(str(error).splitlines() or ['damaged'])[0]}{advice}"

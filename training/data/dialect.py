@@ -345,7 +345,8 @@ def _check_width(names: tuple[str, ...], rows: list[tuple[str, ...]], width: int
         return
     raise UnreadableTable(
         f"data: {name} is not a readable table: {many} names for rows of {width} cells ({', '.join(names[:4])}); name what "
-        f"stands between columns with --delimiter, or the lines before the names with --skip-lines"
+        f"stands between columns with --delimiter, or the lines before the names with --skip-lines; a line break "
+        f"within quotes is not read: write such cells in one line"
     )
 
 

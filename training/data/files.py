@@ -40,6 +40,7 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", ".csv.xz"),
     (b"BZh", ".csv.bz2"),
 )
+_ZIP_MAGIC = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,18 @@ def _files_of(path: Path) -> list[File]:
             f"data: {path} is neither a named data set nor a {', '.join(KINDS[:-1])} or {KINDS[-1]} file, plain or as "
             f"{', '.join(COMPRESSED)}; see `tidegate datasets`"
         )
-    if packing in COMPRESSED:
-        return [File(str(path), kind, lambda: _unpack(path, packing))]
+    # A browser unpacks and keeps the name; a program packs and keeps it. The bytes know better.
+    with path.open("rb") as file:
+        head = file.read(8)
+    told = next((suffix for magic, suffix in _MAGIC if head.startswith(magic)), "")
+    packed_as = told.removeprefix(".csv") if told.startswith(".csv") else ""
+    if packed_as:
+        return [File(str(path), kind, lambda: _unpack(path, packed_as))]
+    if kind in TEXT and head.startswith(_ZIP_MAGIC):
+        raise UnreadableTable(
+            f"data: {path} is a spreadsheet or a zip archive, whatever its name says; call it .xlsx or .zip"
+        )
+    kind = told if told and kind in TEXT else kind
     return [File(str(path), kind, lambda: path.open("rb"), path)]
 
 

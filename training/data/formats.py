@@ -155,7 +155,10 @@ def _open_npz(file: File, name: str, _: Format) -> Table:
     with np.load(file.path or file.open(), allow_pickle=False) as archive:
         parts = {part: archive[part] for part in archive.files}
     if "values" not in parts:
-        raise UnreadableTable(f"{name}: no array 'values'; there are: {', '.join(parts) or 'none'}")
+        raise UnreadableTable(
+            f"{name}: no array 'values'; there are: {', '.join(parts) or 'none'}; save the sensors as one array 'values' of shape "
+            f"(time, features), their names as 'names', and the times beside them"
+        )
     columns = columns_of(parts.pop("values"), [str(each) for each in parts.pop("names", np.array([])).tolist()], name)
     for part, values in parts.items():
         if values.ndim != 1:

@@ -78,7 +78,8 @@ def _check_times(arrays: TableArrays) -> None:
     if len(rows):
         shown = " and ".join(repr(name) for name in arrays.plan.times.columns)
         raise TimeOrderError(
-            f"{arrays.table.name}: column {shown} has no time in row {rows[0] + 1}; expected one in every row"
+            f"{arrays.table.name}: column {shown} has no time in row {rows[0] + 1}; expected one in every row: fill it in, or remove the "
+            f"row if it is none of the series, such as a sum"
         )
 
 

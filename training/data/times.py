@@ -95,7 +95,9 @@ class TimeReader:
         if not alive:
             order = max(self._bad, key=lambda order: self._bad[order][0])
             row, text = self._bad[order]
-            raise self._error(f"has {text!r} in row {row}")
+            # The names again, where files were joined, or a sum below the rows.
+            advice = "" if any(map(str.isdigit, text)) else f" (--comment {text!r} leaves out lines that begin so)"
+            raise self._error(f"has {text!r} in row {row}{advice}")
         if 0 < self._with_zone < self._known:
             raise self._error("has an offset to UTC in some rows only")
         order, times = self._choose({order: np.concatenate(self._orders[order] or [_none()]) for order in alive})

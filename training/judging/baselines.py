@@ -1,75 +1,93 @@
 """Forecasts without a model, which a model must beat to be worth serving: persistence and seasonal-naive."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from tidegate.training.data.series import Floats, Series, Span, Spans, forward_fill
+from tidegate.training.data.future import ALL, FutureValues, Some
+from tidegate.training.data.series import Floats, Ints, Series, Spans, forward_fill
 from tidegate.training.judging.metrics import Doubles
 
+# Errors that are held at once to take their quantiles: 32 MB in float64.
+ERRORS_AT_ONCE = 2**22
 
-def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
-    """The last observed value, for every horizon: (rows of the spans, horizons, targets); NaN before the first of a group.
 
-    It reads rows before a span too: a baseline may know the past of its group.
+class Baseline(Protocol):
+    """Forecasts of some rows at a time: those of all rows and horizons at once would fill the memory."""
+
+    def at(self, rows: Ints, horizons: Some = ALL, targets: Some = ALL) -> Floats:
+        """(rows, horizons, targets), NaN where there is no forecast."""
+
+
+class Persistence:
+    """The last observed value, for every horizon; NaN before the first of a group."""
+
+    def __init__(self, series: Series, targets: Sequence[int], horizons: Sequence[int]) -> None:
+        self._seen = _last_seen(series, targets)
+        self._horizons = np.asarray(horizons, np.int64)
+
+    def at(self, rows: Ints, horizons: Some = ALL, targets: Some = ALL) -> Floats:
+        """(rows, horizons, targets). The rows share one copy for all horizons."""
+        seen = self._seen[rows][:, targets]
+        return np.broadcast_to(seen[:, None, :], (len(seen), len(self._horizons[horizons]), seen.shape[1]))
+
+
+class SeasonalNaive:
+    """The value one season before the forecast time, or more seasons, until it lies in the past.
+
+    It counts rows, so it is NaN if a time gap lies between.
     """
-    seen = np.concatenate([_last_seen(series, targets, span) for span in spans])  # (rows, targets)
-    return np.broadcast_to(seen[:, None, :], (len(seen), len(horizons), len(targets)))  # one copy for all horizons
+
+    def __init__(self, series: Series, targets: Sequence[int], horizons: Sequence[int], season: int) -> None:
+        self._seen = _last_seen(series, targets)
+        self._begins = np.zeros(len(series), np.int64)
+        for first, end in series.segments():
+            self._begins[first:end] = first
+        ahead = np.asarray(horizons, np.int64)
+        self._back = season * -(-ahead // season) - ahead  # rows before the present one, 0 <= back < season
+
+    def at(self, rows: Ints, horizons: Some = ALL, targets: Some = ALL) -> Floats:
+        """(rows, horizons, targets)."""
+        past = rows[:, None] - self._back[horizons]
+        forecast = self._seen[np.maximum(past, 0)][..., targets]
+        forecast[past < self._begins[rows][:, None]] = np.nan
+        return forecast
 
 
-def seasonal_naive(
-    series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans, *, season: int
-) -> Floats:
-    """The value one season before the forecast time (or more seasons, until it lies in the past).
-
-    It reads rows before a span too. It counts rows, so it is NaN if a time gap lies between.
-
-    Returns:
-        (rows of the spans, horizons, targets).
-    """
-    parts = []
-    for first, end in spans:
-        past = _group_of(series, first)
-        values = _last_seen(series, targets, (past, end))
-        forecast = np.full((end - first, len(horizons), len(targets)), np.nan, np.float32)
-        for low, high in series.segments(((past, end),)):
-            for index, horizon in enumerate(horizons):
-                back = season * -(-horizon // season) - horizon  # rows before the present one, 0 <= back < season
-                begin = max(low + back, first)
-                if begin < high:
-                    forecast[begin - first : high - first, index] = values[begin - back - past : high - back - past]
-        parts.append(forecast)
-    return np.concatenate(parts)
-
-
-def residual_quantiles(forecast: Floats, truth: Floats, levels: Sequence[float]) -> Doubles:
-    """The quantiles of the errors of a forecast. Added to the forecast, they are its quantiles.
-
-    Args:
-        forecast: (rows, horizons, targets).
-        truth: the same shape, NaN if unknown.
-        levels: of the quantiles.
+def residual_quantiles(baseline: Baseline, truth: FutureValues, rows: Ints, levels: Sequence[float]) -> Doubles:
+    """The quantiles of the errors of a baseline on these rows. Added to its forecast, they are the quantiles of that.
 
     Returns:
         (horizons, targets, levels); NaN without a known error.
     """
-    offsets = np.full((*truth.shape[1:], len(levels)), np.nan)
-    for horizon, target in np.ndindex(offsets.shape[:2]):  # all at once are twice the memory of all forecasts
-        place = horizon, target
-        known = truth[:, horizon, target].astype(np.float64) - forecast[:, horizon, target]
-        known = known[~np.isnan(known)]
-        if len(known):
-            offsets[place] = np.quantile(known, levels)
+    offsets = np.full((*truth.shape, len(levels)), np.nan)
+    for horizons, target in columns_at_once(truth.shape, len(rows)):
+        part = horizons, slice(target, target + 1)
+        errors = truth.at(rows, *part).astype(np.float64) - baseline.at(rows, *part)
+        for place, column in enumerate(errors[..., 0].T, start=horizons.start):
+            known = column[~np.isnan(column)]
+            if len(known):
+                offsets[place, target] = np.quantile(known, levels)
     return offsets
 
 
-def _group_of(series: Series, row: int) -> int:
-    """The first row of the group that a row belongs to."""
-    return next(first for first, end in series.spans if first <= row < end)
+def columns_at_once(shape: tuple[int, int], rows: int) -> Iterator[tuple[slice, int]]:
+    """Some horizons and a target at a time, of so many (horizons, targets), with at most `ERRORS_AT_ONCE` errors."""
+    group = max(ERRORS_AT_ONCE // max(rows, 1), 1)
+    for target in range(shape[1]):
+        for low in range(0, shape[0], group):
+            yield slice(low, min(low + group, shape[0])), target
 
 
-def _last_seen(series: Series, targets: Sequence[int], span: Span) -> Floats:
-    """(rows of the span, targets), each missing value replaced by the last one of its group; NaN before the first."""
-    first, end = span
-    past = _group_of(series, first)
-    return forward_fill(series.values[past:end, list(targets)])[first - past :]
+def _last_seen(series: Series, targets: Sequence[int]) -> Floats:
+    """(time, targets), each missing value replaced by the last one of its group; NaN before the first."""
+    seen = series.values[:, list(targets)]
+    for first, end in series.spans:
+        seen[first:end] = forward_fill(seen[first:end])
+    return seen
+
+
+def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
+    """The forecasts of `Persistence` for all rows of the spans: (rows, horizons, targets)."""
+    return Persistence(series, targets, horizons).at(np.concatenate([np.arange(*span) for span in spans]))

@@ -9,7 +9,7 @@ from tidegate.training.data.series import UNLABELLED, Floats, Ints, Series, Span
 from tidegate.training.data.split import Split
 from tidegate.training.errors import SeriesTooShort, SettingsError
 from tidegate.training.judging import metrics
-from tidegate.training.judging.ridge import fit_classifier
+from tidegate.training.judging.linear_classifier import fit_classifier
 from tidegate.training.judging.scores import ClassError, ClassScores, Confidence
 
 # Bins of the reliability diagram.

@@ -1,16 +1,17 @@
 """Cold start: new streams that begin all over the held-out part, beside a long one.
 
-A server restarts no stream, but clients open new ones all the time, and their first predictions matter too.
+A server restarts no stream, but clients open new ones all the time, and their first predictions matter too. The errors of
+the long stream come some rows at a time, while it runs; so do those of the new ones.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 
-from tidegate.training.data.series import Floats, Ints, Series, Span, Spans, segment_offsets
-from tidegate.training.judging.graph import BATCH, Graph
-from tidegate.training.judging.metrics import Doubles
+from tidegate.training.data.series import Floats, Ints, Series, Spans, segment_offsets
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.metrics import Bools, Doubles
 from tidegate.training.judging.scores import ColdStart, ColdStartErrors
 
 # The last timesteps of the bands of mean errors.
@@ -21,84 +22,93 @@ STREAMS = 256
 TOLERANCE = 0.05
 
 
-def cold_start(
-    graph: Graph,
-    series: Series,
-    spans: Spans,
-    output: str,
-    truth: Floats | Ints,
-    warm: Floats,
-    names: Sequence[tuple[str, int]],
-) -> ColdStart | None:
-    """Replay streams that begin in the middle, and compare their errors with those of the long stream.
+# Of some rows of the series and their output: the errors (n, columns), NaN where the true value is unknown.
+ErrorsOf = Callable[[Ints, Floats], Doubles]
+
+
+class NewStreams:
+    """Streams that begin in the middle of the spans, beside those that have run for long.
 
     Args:
-        graph: to score.
-        series: with the columns of the graph.
-        spans: the held-out rows.
-        output: `forecast` or `probability`.
-        truth: the true values, see `column_errors`; (rows of the spans, ...).
-        warm: that output of the long streams over the spans, (rows of the spans, ...).
+        begins: (streams,) their first rows in the series.
+        places: (streams,) and in the spans.
+        length: of each, in timesteps.
         names: target and horizon of each column of the errors.
 
-    Returns:
-        None if no segment is long enough for a new stream beside a warm one.
     """
-    chosen = _starts(series, spans)
-    if chosen is None:
-        return None
-    starts, places, length = chosen  # rows of the series, and of the spans end to end
-    sums = [_Sums.zeros(length) for _ in names]
-    # Few streams at a time: all forecasts of all streams together grow to gigabytes with many horizons.
-    for low in range(0, len(starts), BATCH):
-        begins, offsets = starts[low : low + BATCH], places[low : low + BATCH]
-        streams: list[Span] = [(int(row), int(row) + length) for row in begins]
-        cold = graph.replay_segments(series.values, streams, keep=(output,))[output]
-        rows = (offsets[:, None] + np.arange(length)).ravel()
-        known_truth, long = truth[rows], warm[rows]
-        for column, total in enumerate(sums):
-            total.add(
-                column_errors(cold, known_truth, column).reshape(-1, length),
-                column_errors(long, known_truth, column).reshape(-1, length),
-            )
-    steps = tuple(step for step in STEPS if step <= length)
-    table = (_start(name, total, steps) for name, total in zip(names, sums, strict=True))
-    return ColdStart(len(starts), steps, TOLERANCE, tuple(start for start in table if start is not None))
 
-
-@dataclass
-class _Sums:
-    """The errors of one column, summed over the streams by their timestep (timesteps,); `count` counts the known ones."""
-
-    cold: Doubles
-    warm: Doubles
-    count: Ints
+    def __init__(self, begins: Ints, places: Ints, length: int, names: Sequence[tuple[str, int]]) -> None:
+        self._begins = begins
+        self._length = length
+        self._names = names
+        self._steps = tuple(step for step in STEPS if step <= length)
+        # How many streams have a row of the spans in each band: (bands, rows).
+        rows = int(places.max()) + length
+        firsts = (0, *self._steps[:-1])
+        self._streams_at = np.stack(
+            [
+                np.bincount((places[:, None] + np.arange(first, end)).ravel(), minlength=rows)
+                for first, end in zip(firsts, self._steps, strict=True)
+            ]
+        )
+        self._long = _BandSums(len(self._steps), len(names))
 
     @classmethod
-    def zeros(cls, timesteps: int) -> "_Sums":
-        """Of no stream."""
-        return cls(np.zeros(timesteps), np.zeros(timesteps), np.zeros(timesteps, np.int64))
+    def within(cls, series: Series, spans: Spans, names: Sequence[tuple[str, int]]) -> Self | None:
+        """All over the spans; None if no segment is long enough for a new stream beside a long one."""
+        chosen = _starts(series, spans)
+        return cls(*chosen, names) if chosen else None
 
-    def add(self, cold: Doubles, warm: Doubles) -> None:
-        """Add the errors (streams, timesteps) of new streams and of the long one; NaN is unknown."""
-        known = ~np.isnan(cold + warm)
-        self.cold += np.where(known, cold, 0.0).sum(axis=0)
-        self.warm += np.where(known, warm, 0.0).sum(axis=0)
-        self.count += known.sum(axis=0)
+    def add_long(self, positions: Ints, errors: Doubles) -> None:
+        """Add errors (n, columns) of the long streams at these rows of the spans."""
+        inside = positions < self._streams_at.shape[1]
+        self._long.add(self._streams_at[:, positions[inside]], errors[inside])
+
+    def replay(self, graph: Graph, series: Series, output: str, errors_of: ErrorsOf) -> ColdStart:
+        """Replay the new streams, and compare the errors of their `output` with those of the long ones."""
+        bands = np.searchsorted(self._steps, np.arange(1, self._length + 1))
+        streams = [(int(row), int(row) + self._length) for row in self._begins]
+        new = _BandSums(len(self._steps), len(self._names))
+        for places, outputs in graph.replay_chunks(series.values, streams, keep=(output,)):
+            stream, step = np.divmod(places, self._length)
+            errors = errors_of(self._begins[stream] + step, outputs[output])
+            new.add(np.arange(len(self._steps))[:, None] == bands[step], errors)
+        table = (
+            _start(name, self._steps, new.means[:, column], self._long.means[:, column])
+            for column, name in enumerate(self._names)
+        )
+        return ColdStart(len(streams), self._steps, TOLERANCE, tuple(start for start in table if start is not None))
 
 
-def column_errors(outputs: Floats, truth: Floats | Ints, column: int) -> Doubles:
-    """(rows,) the errors of one column, NaN if the true value is unknown.
+class _BandSums:
+    """The errors in each band and column (bands, columns), and their number."""
 
-    For forecasts (rows, horizons, targets): the absolute error; all horizons of the first target are the first columns. For
-    probabilities (rows, classes) there is one column: 1 if the likeliest class is not the true one (rows,); a negative class
-    is unknown.
-    """
-    if truth.ndim == 1:
-        return np.where(truth < 0, np.nan, (outputs.argmax(axis=1) != truth).astype(np.float64))
-    target, horizon = divmod(column, outputs.shape[1])
-    errors: Doubles = np.abs(outputs[:, horizon, target].astype(np.float64) - truth[:, horizon, target])
-    return errors
+    def __init__(self, bands: int, columns: int) -> None:
+        self._sums = np.zeros((bands, columns))
+        self._counts = np.zeros((bands, columns))
+
+    def add(self, weights: Ints | Bools, errors: Doubles) -> None:
+        """Add errors (n, columns), each as often in a band as its weight (bands, n) says."""
+        known = ~np.isnan(errors)
+        times = weights.astype(np.float64)
+        self._sums += times @ np.where(known, errors, 0.0)
+        self._counts += times @ known.astype(np.float64)
+
+    @property
+    def means(self) -> Doubles:
+        """The mean errors; NaN without one."""
+        return np.divide(self._sums, self._counts, out=np.full_like(self._sums, np.nan), where=self._counts > 0)
+
+
+def class_errors(probability: Floats, truth: Ints) -> Doubles:
+    """(rows, classes) and (rows,) -> (rows, 1): 1 if the likeliest class is not the true one; NaN for a negative class."""
+    return np.where(truth < 0, np.nan, (probability.argmax(axis=1) != truth).astype(np.float64))[:, None]
+
+
+def forecast_errors(forecast: Floats, truth: Floats) -> Doubles:
+    """(rows, horizons, targets) -> (rows, columns): absolute errors, all horizons of the first target first."""
+    errors = np.abs(forecast.astype(np.float64) - truth)
+    return errors.swapaxes(1, 2).reshape(len(errors), -1)
 
 
 def _starts(series: Series, spans: Spans) -> tuple[Ints, Ints, int] | None:
@@ -120,13 +130,10 @@ def _starts(series: Series, spans: Spans) -> tuple[Ints, Ints, int] | None:
     return None
 
 
-def _start(name: tuple[str, int], sums: _Sums, steps: Sequence[int]) -> ColdStartErrors | None:
-    """The mean errors of one column by band; None if a band has no true value."""
-    begins = np.array((0, *steps[:-1]))
-    counts = np.add.reduceat(sums.count, begins)
-    if not counts.all():
+def _start(name: tuple[str, int], steps: Sequence[int], new: Doubles, long: Doubles) -> ColdStartErrors | None:
+    """The mean errors (bands,) of one column; None if a band has no true value."""
+    if np.isnan(new + long).any():
         return None
-    cold, warm = (tuple((np.add.reduceat(errors, begins) / counts).tolist()) for errors in (sums.cold, sums.warm))
-    worse = [place for place, pair in enumerate(zip(cold, warm, strict=True)) if pair[0] > (1.0 + TOLERANCE) * pair[1]]
-    after = 0 if not worse else None if worse[-1] == len(steps) - 1 else steps[worse[-1]]
-    return ColdStartErrors(*name, cold=cold, warm=warm, settled=after)
+    worse = np.flatnonzero(new > (1.0 + TOLERANCE) * long)
+    after = 0 if not len(worse) else None if worse[-1] == len(steps) - 1 else steps[worse[-1]]
+    return ColdStartErrors(*name, cold=tuple(new.tolist()), warm=tuple(long.tolist()), settled=after)

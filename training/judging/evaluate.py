@@ -5,53 +5,37 @@ This module knows no torch. It scores the file, through onnxruntime, beside the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
+from tidegate.training.data.future import FutureValues
 from tidegate.training.data.gaps import absence
-from tidegate.training.data.series import Floats, Series, Spans, count_rows, future_values, season_steps
+from tidegate.training.data.series import Floats, Ints, Series, Spans, count_rows, season_steps
 from tidegate.training.data.split import Split
 from tidegate.training.errors import MissingColumn, SeriesTooShort
 from tidegate.training.judging import metrics
-from tidegate.training.judging.baselines import persistence, residual_quantiles, seasonal_naive
+from tidegate.training.judging.baselines import Baseline, Persistence, SeasonalNaive, residual_quantiles
 from tidegate.training.judging.classification import labels_of, score_classes
-from tidegate.training.judging.cold_start import cold_start
+from tidegate.training.judging.cold_start import NewStreams, class_errors, forecast_errors
 from tidegate.training.judging.detection import FaultyReplay, left_out, score_anomalies
+from tidegate.training.judging.forecast_sums import ForecastSums
 from tidegate.training.judging.graph import Graph
-from tidegate.training.judging.metrics import Bools, Doubles
+from tidegate.training.judging.least_squares import row_indices
 from tidegate.training.judging.replay import Replay
-from tidegate.training.judging.ridge import Ridge, fit_ridge
-from tidegate.training.judging.scores import Error, Interval, Quantile, Score, Scores
-
-# A baseline with forecasts for a smaller share of the timesteps is left out; otherwise all would be scored on those few.
-# An example is seasonal-naive on segments shorter than a season.
-MIN_SHARE = 0.5
+from tidegate.training.judging.ridge import Ridge, RidgeForecasts, fit_ridge
+from tidegate.training.judging.scores import Score, Scores
 
 
 @dataclass(frozen=True)
-class Forecasts:
-    """The forecasts of one model or baseline.
+class Judged:
+    """The scores of a graph, and what a report draws of its replays."""
 
-    `point` is (rows, horizons, targets), `quantiles` (rows, horizons, targets, levels). A baseline has, instead of
-    quantiles, their `offsets` (horizons, targets, levels) from its point forecast.
-    """
-
-    point: Floats
-    quantiles: Floats | None = None
-    offsets: Doubles | None = None
-
-    def at(self, horizon_index: int, target_index: int, known: Bools) -> tuple[Doubles, Doubles | None]:
-        """One horizon of one target on the known rows: point (n,), and quantiles (n, levels) or None."""
-        point = self.point[known, horizon_index, target_index].astype(np.float64)
-        if self.quantiles is not None:
-            return point, self.quantiles[known, horizon_index, target_index].astype(np.float64)
-        if self.offsets is None or np.isnan(self.offsets[horizon_index, target_index]).any():
-            return point, None
-        return point, point[:, None] + self.offsets[horizon_index, target_index]
+    scores: Scores
+    replay: Replay
+    faulty: FaultyReplay | None
 
 
-def evaluate(  # noqa: PLR0913  what is there already need not be made again
+def evaluate(
     graph: Graph,
     series: Series,
     spans: Spans | None = None,
@@ -59,10 +43,23 @@ def evaluate(  # noqa: PLR0913  what is there already need not be made again
     season: int | None = None,
     split: Split | None = None,
     scales: dict[str, float] | None = None,
-    replay: Replay | None = None,
-    faulty: FaultyReplay | None = None,
     ridge: Ridge | None = None,
 ) -> Scores:
+    """The scores of `judge`."""
+    return judge(graph, series, spans, season=season, split=split, scales=scales, ridge=ridge).scores
+
+
+def judge(
+    graph: Graph,
+    series: Series,
+    spans: Spans | None = None,
+    *,
+    season: int | None = None,
+    split: Split | None = None,
+    scales: dict[str, float] | None = None,
+    ridge: Ridge | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Judged:
     """Replay the spans as new streams and score every forecast whose true value is known.
 
     A time gap ends a stream and opens a new one. A timestep counts if the model and all baselines have a forecast.
@@ -74,9 +71,8 @@ def evaluate(  # noqa: PLR0913  what is there already need not be made again
         season: the season of the seasonal-naive baseline, in timesteps; by default a day, if the period is known.
         split: of this series, if the model was trained on it. Without it there are no fitted baselines.
         scales: the divisor of a MAE that gives the MASE, by target; for use without a split.
-        replay: of the spans, if there is one already; then the series has exactly the columns of the graph.
-        faulty: of the copies with faults, if there is one already.
         ridge: what `fit_ridge` gives for this split and season, if it is solved already.
+        on_note: called with a sentence on what is done now.
 
     Raises:
         MissingColumn: the series lacks a feature of the graph.
@@ -86,69 +82,126 @@ def evaluate(  # noqa: PLR0913  what is there already need not be made again
         spans = split.test if split else series.spans
     ordered = _ordered(series, graph.features)
     season = season or season_steps(series.period_s)
-    replay = replay or Replay.of(graph, ordered, spans)
-    if "probability" in replay.outputs:
-        scores = _classes(graph, ordered, spans, replay, split)
+    if "probability" in graph.outputs:
+        on_note(f"replaying {count_rows(spans)} held-out timesteps through the graph, and scoring them")
+        judged = _classes(graph, ordered, spans, split)
     else:
-        faulty = faulty or FaultyReplay.of(graph, ordered, spans, split, replay)
-        scores = replace(
-            _forecasts(graph, ordered, spans, replay, split=split, season=season, scales=scales or {}, ridge=ridge),
-            anomaly=score_anomalies(graph, ordered, spans, split, replay, faulty) if faulty else None,
-            anomaly_left_out=left_out(graph, ordered, spans, split, replay, faulty),
-        )
-    return replace(
-        scores,
+        on_note("fitting the baselines")
+        forecasts = _Forecasts(graph, ordered, spans, split=split, season=season, scales=scales, ridge=ridge)
+        on_note(f"replaying {count_rows(spans)} held-out timesteps through the graph, and scoring them")
+        judged = forecasts.judge()
+    scores = replace(
+        judged.scores,
         data=series.name,
         start=series.stamp(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
         end=series.stamp(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
         rows=count_rows(spans),
         absent=absence(ordered, spans),
     )
+    return replace(judged, scores=scores)
 
 
-def _classes(graph: Graph, series: Series, spans: Spans, replay: Replay, split: Split | None) -> Scores:
+def _classes(graph: Graph, series: Series, spans: Spans, split: Split | None) -> Judged:
     """The sections of a classification."""
-    classes, probability = graph.targets, replay.outputs["probability"]
-    series = replace(series, labels=labels_of(series, classes), classes=tuple(classes))
-    assert series.labels is not None  # set in the line above
-    truth = np.concatenate([series.labels[first:end] for first, end in spans])
-    return Scores(
+    classes = graph.targets
+    labels = labels_of(series, classes)
+    series = replace(series, labels=labels, classes=tuple(classes))
+    replay = Replay.of(graph, series, spans)
+    probability = replay.outputs["probability"]
+    streams = NewStreams.within(series, spans, [("class", 0)])
+    if streams:
+        streams.add_long(np.arange(len(probability)), class_errors(probability, labels[row_indices(spans)]))
+    scores = Scores(
         classification=score_classes(series, classes, spans, probability, split),
-        cold_start=cold_start(graph, series, spans, "probability", truth, probability, [("class", 0)]),
+        cold_start=streams.replay(graph, series, "probability", lambda rows, output: class_errors(output, labels[rows]))
+        if streams
+        else None,
     )
+    return Judged(scores, replay, None)
 
 
-def _forecasts(
-    graph: Graph,
-    series: Series,
-    spans: Spans,
-    replay: Replay,
-    *,
-    split: Split | None,
-    season: int | None,
-    scales: dict[str, float],
-    ridge: Ridge | None,
-) -> Scores:
-    """The sections of a forecast, without the anomalies."""
-    outputs = replay.outputs
-    targets, horizons = [series.column(name) for name in graph.targets], graph.horizons
-    truth = future_values(series, targets, horizons, spans)
-    scales = _scales(graph, series, split, season) if split else scales
-    forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
-    forecasts |= _baselines(series, targets, graph, spans, season, split, ridge)
-    names = [(target, horizon) for target in graph.targets for horizon in horizons]
-    table = tuple(
-        _score(graph, truth, forecasts, outputs.get("interval"), target_index, horizon_index, series.name, scales)
-        for target_index in range(len(targets))
-        for horizon_index in range(len(horizons))
-    )
-    return Scores(
-        season=season,
-        table=table,
-        missing_baselines=_missing_baselines(table, set(forecasts), split, season),
-        mase_scale=scales,
-        cold_start=cold_start(graph, series, spans, "forecast", truth, outputs["forecast"], names),
-    )
+class _Forecasts:
+    """The forecasts of a graph and of the baselines, scored while the graph runs."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        series: Series,
+        spans: Spans,
+        *,
+        split: Split | None,
+        season: int | None,
+        scales: dict[str, float] | None,
+        ridge: Ridge | None,
+    ) -> None:
+        self.graph, self.series, self.spans, self.split, self.season = graph, series, spans, split, season
+        targets = [series.column(name) for name in graph.targets]
+        self.scales = _scales(graph, series, split, season) if split else scales or {}
+        self.truth = FutureValues(series, targets, graph.horizons, spans)
+        self.rows = row_indices(spans)
+        self.baselines = _baselines(series, targets, graph, season, split, ridge)
+        offsets = _offsets(self.baselines, series, targets, graph, split) if split else {}
+        self.sums = ForecastSums(self.truth.shape, self.baselines, offsets, graph.quantiles)
+        names = [(target, horizon) for target in graph.targets for horizon in graph.horizons]
+        self.new_streams = NewStreams.within(series, spans, names)
+
+    def judge(self) -> Judged:
+        """Replay and score."""
+        graph, series, spans, split = self.graph, self.series, self.spans, self.split
+        replay = Replay.of(graph, series, spans, drawn=True, on_rows=self._add)
+        table = tuple(
+            self._score(target, horizon, len(replay.times))
+            for target in range(len(graph.targets))
+            for horizon in range(len(graph.horizons))
+        )
+        faulty = FaultyReplay.of(graph, series, spans, split, replay)
+        scores = Scores(
+            season=self.season,
+            table=table,
+            missing_baselines=_missing_baselines(table, set(self.baselines), split, self.season),
+            mase_scale=self.scales,
+            cold_start=self.new_streams.replay(graph, series, "forecast", self._errors) if self.new_streams else None,
+            anomaly=score_anomalies(graph, series, spans, split, replay, faulty) if faulty else None,
+            anomaly_left_out=left_out(graph, series, spans, split, replay, faulty),
+        )
+        return Judged(scores, replay, faulty)
+
+    def _add(self, positions: Ints, outputs: dict[str, Floats]) -> None:
+        """Add rows of the spans."""
+        rows = self.rows[positions]
+        truth = self.truth.at(rows)
+        self.sums.add(rows, truth, outputs)
+        if self.new_streams:
+            self.new_streams.add_long(positions, forecast_errors(outputs["forecast"], truth))
+
+    def _errors(self, rows: Ints, forecast: Floats) -> metrics.Doubles:
+        """The absolute errors of forecasts at these rows."""
+        return forecast_errors(forecast, self.truth.at(rows))
+
+    def _score(self, target_index: int, horizon_index: int, rows: int) -> Score:
+        """The score of one target and horizon."""
+        graph = self.graph
+        target, horizon = graph.targets[target_index], graph.horizons[horizon_index]
+        nominal = graph.output("interval").get("coverage") if "interval" in graph.outputs else None
+        summed = self.sums.at(horizon_index, target_index, self.scales.get(target), nominal)
+        if summed is None:
+            raise SeriesTooShort(
+                f"{self.series.name}: no forecast of {target!r} {horizon} steps ahead can be scored on {rows} rows; give more "
+                f"rows"
+            )
+        period_s = graph.description["period_s"]
+        return Score(
+            target=target,
+            unit=graph.units[target_index],
+            horizon=horizon,
+            horizon_s=None if period_s is None else horizon * period_s,
+            count=summed.count,
+            model=summed.errors["model"],
+            persistence=summed.errors["persistence"],
+            seasonal_naive=summed.errors.get("seasonal_naive"),
+            ridge=summed.errors.get("ridge"),
+            interval=summed.interval if "interval" in graph.outputs else None,
+        )
 
 
 def _ordered(series: Series, features: Sequence[str]) -> Series:
@@ -181,27 +234,31 @@ def _baselines(
     series: Series,
     targets: Sequence[int],
     graph: Graph,
-    spans: Spans,
     season: int | None,
     split: Split | None,
     ridge: Ridge | None,
-) -> dict[str, Forecasts]:
-    """The baselines, with quantiles of constant width from the validation part, if there is one."""
-    horizons, levels = graph.horizons, graph.quantiles
+) -> dict[str, Baseline]:
+    """The baselines by name."""
+    horizons = graph.horizons
     if split:
         ridge = ridge or fit_ridge(series, split, targets, horizons, season=season)
-    baselines: dict[str, Callable[[Spans], Floats]] = {"persistence": partial(persistence, series, targets, horizons)}
+    baselines: dict[str, Baseline] = {"persistence": Persistence(series, targets, horizons)}
     if season:
-        baselines["seasonal_naive"] = partial(seasonal_naive, series, targets, horizons, season=season)
+        baselines["seasonal_naive"] = SeasonalNaive(series, targets, horizons, season)
     if ridge:
-        baselines["ridge"] = partial(ridge.forecast, series)
-    offsets: dict[str, Doubles] = {}
-    if split and levels:
-        truth = future_values(series, targets, horizons, split.validation)
-        offsets = {
-            name: residual_quantiles(forecast(split.validation), truth, levels) for name, forecast in baselines.items()
-        }
-    return {name: Forecasts(forecast(spans), offsets=offsets.get(name)) for name, forecast in baselines.items()}
+        baselines["ridge"] = RidgeForecasts(ridge, series)
+    return baselines
+
+
+def _offsets(
+    baselines: dict[str, Baseline], series: Series, targets: Sequence[int], graph: Graph, split: Split
+) -> dict[str, metrics.Doubles]:
+    """The quantiles of constant width of the baselines, from the validation part: (horizons, targets, levels) by name."""
+    if not graph.quantiles:
+        return {}
+    truth = FutureValues(series, targets, graph.horizons, split.validation)
+    rows = row_indices(split.validation)
+    return {name: residual_quantiles(part, truth, rows, graph.quantiles) for name, part in baselines.items()}
 
 
 def _missing_baselines(
@@ -221,80 +278,3 @@ def _missing_baselines(
         no_truth = "a horizon has no true value in the training part or in the validation part"
         missing[name] = dropped if name in forecasting else reason or no_truth
     return missing
-
-
-def _score(
-    graph: Graph,
-    truth: Floats,
-    forecasts: dict[str, Forecasts],
-    interval: Floats | None,
-    target_index: int,
-    horizon_index: int,
-    data: str,
-    scales: dict[str, float],
-) -> Score:
-    """The score of one target and horizon."""
-    target, horizon = graph.targets[target_index], graph.horizons[horizon_index]
-    true = truth[:, horizon_index, target_index].astype(np.float64)
-    points = {
-        name: forecast.point[:, horizon_index, target_index].astype(np.float64) for name, forecast in forecasts.items()
-    }
-    required = ~np.isnan(true + points["model"] + points["persistence"])
-    forecasts = {
-        name: forecast
-        for name, forecast in forecasts.items()
-        if (~np.isnan(points[name][required])).sum() >= MIN_SHARE * required.sum()
-    }
-    known = ~np.isnan(true + sum(points[name] for name in forecasts))
-    if not known.any():
-        raise SeriesTooShort(
-            f"{data}: no forecast of {target!r} {horizon} steps ahead can be scored on {len(truth)} rows; give more rows"
-        )
-    scored = {
-        name: _error(true[known], forecast.at(horizon_index, target_index, known), graph.quantiles, scales.get(target))
-        for name, forecast in forecasts.items()
-    }
-    period_s = graph.description["period_s"]
-    return Score(
-        target=target,
-        unit=graph.units[target_index],
-        horizon=horizon,
-        horizon_s=None if period_s is None else horizon * period_s,
-        count=int(known.sum()),
-        model=scored["model"],
-        persistence=scored["persistence"],
-        seasonal_naive=scored.get("seasonal_naive"),
-        ridge=scored.get("ridge"),
-        interval=None
-        if interval is None
-        else _interval(graph, interval[known, horizon_index, target_index], true[known]),
-    )
-
-
-def _error(
-    truth: Doubles, forecast: tuple[Doubles, Doubles | None], levels: Sequence[float], scale: float | None
-) -> Error:
-    """The errors of one model or baseline: true values (n,), point forecasts (n,) and quantiles (n, levels)."""
-    point, quantiles = forecast
-    mae = metrics.mean_absolute(point - truth)
-    error = Error(mae=mae, rmse=metrics.root_mean_square(point - truth), mase=None if scale is None else mae / scale)
-    if quantiles is None or not levels:
-        return error
-    losses, below = metrics.pinball(truth, quantiles, levels), metrics.share_below(truth, quantiles)
-    share, width = metrics.coverage_and_width(truth, quantiles[:, 0], quantiles[:, -1])
-    return replace(
-        error,
-        pinball=float(losses.mean()),
-        # A single quantile makes no interval.
-        coverage=share if len(levels) > 1 else None,
-        width=width if len(levels) > 1 else None,
-        quantiles=tuple(
-            Quantile(level, float(loss), float(part)) for level, loss, part in zip(levels, losses, below, strict=True)
-        ),
-    )
-
-
-def _interval(graph: Graph, interval: Floats, truth: Doubles) -> Interval:
-    """The score of the output `interval` (n, 2)."""
-    share, width = metrics.coverage_and_width(truth, *interval.astype(np.float64).T)
-    return Interval(graph.output("interval").get("coverage"), share, width)

@@ -1,8 +1,9 @@
 """An exported graph, stepped as it is served: timestep by timestep, with its state carried. This module knows no torch."""
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,9 @@ import onnxruntime as ort
 
 # Streams that are replayed as one batch. The bits of a row were measured to be the same alone and in batches of up to 64.
 BATCH = 64
+# Values of the kept outputs that a chunk of a replay holds at most: 4 MB. Their errors in float64, with all that is summed of
+# them, need some twenty times that.
+VALUES_AT_ONCE = 2**20
 # The types of state beside float32; our own networks have none.
 DTYPES = {"tensor(double)": np.float64, "tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 
@@ -139,9 +143,23 @@ class Graph:
         Returns:
             For each output (rows, ...), the segments concatenated in the given order.
         """
-        kept = [output for output in self.description["outputs"] if not keep or output["name"] in keep]
         total = sum(end - first for first, end in segments)
-        results = {output["name"]: np.empty((total, *output["shape"][1:]), np.float32) for output in kept}
+        results = {name: np.empty((total, *shape), np.float32) for name, shape in self._kept(keep).items()}
+        for places, outputs in self.replay_chunks(values, segments, keep=keep):
+            for name, rows in outputs.items():
+                results[name][places] = rows
+        return results
+
+    def replay_chunks(
+        self, values: Floats, segments: Sequence[Span], *, keep: Sequence[str] = ()
+    ) -> Iterator[tuple[Ints, dict[str, Floats]]]:
+        """The same, some rows at a time, in the order of the timesteps: all outputs at once may not fit into memory.
+
+        Yields:
+            The positions of rows in the concatenated segments, and for each output (rows, ...).
+        """
+        kept = self._kept(keep)
+        values_of_row = sum(math.prod(shape) for shape in kept.values())
         lengths = np.array([end - first for first, end in segments], np.int64)
         places = np.cumsum(lengths) - lengths
         # The longest first: streams that have ended are then the last rows of the batch, and are cut off.
@@ -149,13 +167,29 @@ class Graph:
         for low in range(0, len(order), BATCH):
             together = order[low : low + BATCH]
             firsts = np.array([segments[index][0] for index in together], np.int64)
-            self._replay_batch(values, firsts, lengths[together], places[together], results)
-        return results
+            steps: list[tuple[Ints, dict[str, Floats]]] = []
+            held = 0
+            for step in self._replay_batch(values, firsts, lengths[together], places[together]):
+                steps.append(step)
+                held += len(step[0]) * values_of_row
+                if held >= VALUES_AT_ONCE:
+                    yield _joined(steps, kept)
+                    steps, held = [], 0
+            if steps:
+                yield _joined(steps, kept)
+
+    def _kept(self, keep: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the kept outputs of a row, by name."""
+        return {
+            output["name"]: tuple(output["shape"][1:])
+            for output in self.description["outputs"]
+            if not keep or output["name"] in keep
+        }
 
     def _replay_batch(
-        self, values: Floats, firsts: Ints, lengths: Ints, places: Ints, results: dict[str, Floats]
-    ) -> None:
-        """Replay streams (batch,) that begin at `firsts`, the longest first; write their outputs to `results` at `places`."""
+        self, values: Floats, firsts: Ints, lengths: Ints, places: Ints
+    ) -> Iterator[tuple[Ints, dict[str, Floats]]]:
+        """Replay streams (batch,) that begin at `firsts`, the longest first: for each step the positions and the outputs."""
         state = self.initial_state(len(firsts))
         alive = len(firsts)
         for step in range(int(lengths.max(initial=0))):
@@ -164,9 +198,17 @@ class Graph:
                 alive = remaining
                 state = {name: self._first_streams(name, part, alive) for name, part in state.items()}
             outputs, state = self.step(values[firsts[:alive] + step], state)
-            for name, rows in results.items():
-                rows[places[:alive] + step] = outputs[name]
+            yield places[:alive] + step, outputs
 
     def _first_streams(self, name: str, part: Floats, count: int) -> Floats:
         """The first streams of a state tensor."""
         return np.ascontiguousarray(part[(slice(None),) * self._batch_axis(name) + (slice(count),)])
+
+
+def _joined(steps: Sequence[tuple[Ints, dict[str, Floats]]], names: Iterable[str]) -> tuple[Ints, dict[str, Floats]]:
+    """Some steps as one chunk."""
+    places = np.concatenate([part for part, _ in steps])
+    return places, {
+        name: np.concatenate([outputs[name] for _, outputs in steps], dtype=np.float32, casting="unsafe")
+        for name in names
+    }

@@ -1,39 +1,33 @@
-"""Linear models of the last few values: ridge autoregression and a linear classifier, the fitted baselines.
+"""Ridge autoregression: a linear model of the last few values, the fitted baseline of a forecast.
 
-Both are fitted in closed form in float64 (Hoerl and Kennard, Ridge Regression, Technometrics 12, 1970), on the training
-part alone. The validation part selects the number of lags and the ridge penalty. They see what a network sees: a missing
-value is replaced by the last observed one, and by the training mean before the first.
+It is fitted in closed form in float64 (Hoerl and Kennard, Ridge Regression, Technometrics 12, 1970), on the training part
+alone. The validation part selects the number of lags and the ridge penalty. It sees what a network sees: a missing value is
+replaced by the last observed one, and by the training mean before the first.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from tidegate.training.data.features import ELAPSED
+from tidegate.training.data.future import ALL, FutureValues, Some
 from tidegate.training.data.scaler import fit_scaler
-from tidegate.training.data.series import (
-    UNLABELLED,
-    Floats,
-    Ints,
-    Series,
-    Spans,
-    count_rows,
-    future_values,
-)
+from tidegate.training.data.series import Floats, Ints, Series, Spans
 from tidegate.training.data.split import Split
+from tidegate.training.judging.baselines import columns_at_once
 from tidegate.training.judging.least_squares import (
     BLOCK,
     PENALTIES,
     Inputs,
     NormalEquations,
-    blocks,
     linear_inputs,
     one_thread,
     row_indices,
     subsample,
 )
-from tidegate.training.judging.metrics import Doubles, surprise
+from tidegate.training.judging.metrics import Bools, Doubles
 
 # The candidate numbers of lags, the present value among them: up to four days of hourly values, and two weeks. One season
 # and two are others, which see the same time of the last season.
@@ -53,12 +47,8 @@ KINDS = 4  # of lines, see `Ridge`
 LEVELLED = 2  # from this kind on a line knows the level
 # A kind of line that knows more must be better by so much.
 BETTER = 0.99
-CLASSIFIER_LAGS = (1, 8, 25)
-CLASSIFIER_COLUMNS = 600
 # All horizons share one matrix if this share of the rows that any horizon can use serves all.
 SHARED_ROWS = 0.8
-# Least squares to 0 and 1 gives no probabilities. A softmax of it times one of these does; the validation part selects which.
-SHARPNESSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True)
@@ -107,34 +97,57 @@ class Ridge:
         )
         return window, features, np.array([[[line.intercept for line in lines] for lines in lag] for lag in self.lines])
 
+    @cached_property
+    def _weights(self) -> tuple[Doubles, Doubles]:
+        """Those of window and features as one, and the intercepts."""
+        window, features, intercepts = self.weights()
+        return np.concatenate([window, features], axis=2), intercepts
+
     def forecast(self, series: Series, spans: Spans) -> Floats:
         """(rows of the spans, horizons, targets). It reads rows before a span too."""
-        return self._forecast(linear_inputs(series, self.mean, self.std), row_indices(spans))
+        return RidgeForecasts(self, series).at(row_indices(spans))
 
-    def errors(self, series: Series, horizons: Sequence[int], spans: Spans) -> Floats:
-        """True value less forecast (rows, horizons, targets) on evenly chosen rows, in scaled units; NaN where unknown."""
-        forecast = self._forecast(linear_inputs(series, self.mean, self.std), subsample(row_indices(spans)))
-        errors: Floats = (_truth(series, self.targets, horizons, spans) - forecast) / self.std[list(self.targets)]
-        return errors
+    def error_quantiles(
+        self, series: Series, horizons: Sequence[int], spans: Spans, levels: Sequence[float]
+    ) -> Doubles:
+        """Quantiles of true value less forecast on evenly chosen rows, in scaled units: (levels, horizons, targets)."""
+        rows = subsample(row_indices(spans))
+        forecasts, truth = RidgeForecasts(self, series), FutureValues(series, self.targets, horizons, spans)
+        found = np.empty((len(levels), *truth.shape))
+        for some, target in columns_at_once(truth.shape, len(rows)):
+            part = some, slice(target, target + 1)
+            errors = (truth.at(rows, *part) - forecasts.at(rows, *part)) / self.std[self.targets[target]]
+            found[:, some, target] = np.nanquantile(errors[..., 0], levels, axis=0)
+        return found
 
-    def _forecast(self, inputs: Inputs, rows: Ints) -> Floats:
+
+class RidgeForecasts:
+    """The forecasts of a ridge for the rows of a series; it reads the rows before them too."""
+
+    def __init__(self, ridge: Ridge, series: Series) -> None:
+        self._ridge = ridge
+        self._inputs = linear_inputs(series, ridge.mean, ridge.std)
+
+    def at(self, rows: Ints, horizons: Some = ALL, targets: Some = ALL) -> Floats:
         """(rows, horizons, targets)."""
+        ridge, inputs = self._ridge, self._inputs
+        weights, intercepts = (part[..., horizons] for part in ridge._weights)  # noqa: SLF001  of the same file
         everything = range(inputs.values.shape[1])
-        window, features, intercepts = self.weights()
-        weights = np.concatenate([window, features], axis=2)
+        places = np.arange(len(ridge.targets))[targets]
         # The most lags that the segment of a row has.
-        usable = np.searchsorted(self.lags, rows - inputs.begins[rows] + 1, side="right") - 1
-        forecast = np.empty((len(rows), len(self.lines[0][0]), len(self.targets)), np.float32)
-        for place, target in enumerate(self.targets):
+        usable = np.searchsorted(ridge.lags, rows - inputs.begins[rows] + 1, side="right") - 1
+        forecast = np.empty((len(rows), weights.shape[-1], len(places)), np.float32)
+        for column, place in enumerate(places):
+            target = ridge.targets[place]
             for low in range(0, len(rows), BLOCK):
                 block = slice(low, low + BLOCK)
-                design = inputs.centred(rows[block], target, self.lags[-1], everything)
+                design = inputs.centred(rows[block], target, ridge.lags[-1], everything)
                 scaled = np.empty((len(design), forecast.shape[1]))
                 for lags in np.unique(usable[block]):
                     own = usable[block] == lags
                     scaled[own] = design[own] @ weights[lags, place] + intercepts[lags, place]
                 scaled += inputs.values[rows[block], target].astype(np.float64)[:, None]
-                forecast[block, :, place] = scaled * float(self.std[target]) + float(self.mean[target])
+                forecast[block, :, column] = scaled * float(ridge.std[target]) + float(ridge.mean[target])
         return forecast
 
 
@@ -158,20 +171,25 @@ def fit_ridge(
     inputs = linear_inputs(series, scaler.mean, scaler.std)
     early, late = _cut(split.train)
     parts = [
-        (rows, (truth - scaler.mean[list(targets)]) / scaler.std[list(targets)])
+        _Part(
+            subsample(row_indices(spans)),
+            FutureValues(series, targets, horizons, spans),
+            scaler.mean[list(targets)],
+            scaler.std[list(targets)],
+            ALL,
+            ALL,
+        )
         for spans in (early, late, split.train, split.validation)
-        for rows, truth in [(subsample(row_indices(spans)), _truth(series, targets, horizons, spans))]
     ]
-    if not (_known_everywhere(parts[2][1]) and _known_everywhere(parts[3][1])):
+    known = [part.is_known_everywhere() for part in parts]
+    if not (known[2] and known[3]):
         return None
-    folds = [parts[:2], parts[2:]] if all(_known_everywhere(truth) for _, truth in parts[:2]) else [parts[2:]]
+    folds = [parts[:2], parts[2:]] if known[0] and known[1] else [parts[2:]]
     # The network takes the logarithm of elapsed time, so a line on it would not be the same there.
     others = [column for column, name in enumerate(series.names) if name != ELAPSED]
-    candidates = _candidates(season, len(folds[0][0][0]), MAX_WINDOWS // len(targets))
+    candidates = _candidates(season, len(folds[0][0].rows), MAX_WINDOWS // len(targets))
     fitted = [
-        _fit_target(
-            inputs, target, candidates, others, [[(rows, truth[..., place]) for rows, truth in fold] for fold in folds]
-        )
+        _fit_target(inputs, target, candidates, others, [[part.of(place) for part in fold] for fold in folds])
         for place, target in enumerate(targets)
     ]
     lines = tuple(zip(*fitted, strict=True))  # (lags, targets, horizons)
@@ -193,8 +211,54 @@ def _candidates(season: int | None, rows: int, longest: int) -> list[int]:
     return sorted({lags for lags in (*LAGS, *seasonal) if lags <= most})
 
 
-# Rows (n,) and true values (n, horizons) in scaled units, NaN where unknown.
-_Part = tuple[Ints, Floats]
+@dataclass(frozen=True)
+class _Part:
+    """Rows to fit or to judge on, and their true values in scaled units, which are made block by block."""
+
+    rows: Ints
+    future: FutureValues
+    mean: Floats  # of the targets
+    std: Floats
+    horizons: Some
+    targets: Some
+
+    def of(self, target: int) -> "_Part":
+        """Of one target."""
+        return replace(self, targets=slice(target, target + 1))
+
+    def truth(self, rows: Ints) -> Floats:
+        """(rows, horizons) of one target, NaN where unknown."""
+        return self._values(rows)[..., 0]
+
+    def _values(self, rows: Ints) -> Floats:
+        values = self.future.at(rows, self.horizons, self.targets)
+        scaled: Floats = (values - self.mean[self.targets]) / self.std[self.targets]
+        return scaled
+
+    def blocks(self, rows: Ints) -> Iterator[tuple[Ints, Floats]]:
+        """Rows and their true values (rows, horizons), block by block."""
+        for low in range(0, len(rows), BLOCK):
+            yield rows[low : low + BLOCK], self.truth(rows[low : low + BLOCK])
+
+    def known(self) -> tuple[Bools, Bools]:
+        """(rows,) whether all true values of a row are known, and whether any is."""
+        known = [~np.isnan(truth) for _, truth in self.blocks(self.rows)]
+        return np.concatenate([part.all(axis=1) for part in known]), np.concatenate(
+            [part.any(axis=1) for part in known]
+        )
+
+    def is_known_everywhere(self) -> bool:
+        """Whether each horizon of each target has a true value."""
+        found = np.zeros(self.future.shape, np.bool_)
+        for low in range(0, len(self.rows), BLOCK):
+            found |= (~np.isnan(self._values(self.rows[low : low + BLOCK]))).any(axis=0)
+        return bool(found.all())
+
+    def sample(self) -> tuple[Ints, Floats]:
+        """Evenly chosen rows of those with any true value, and their true values."""
+        rows = self.rows[self.known()[1]]
+        rows = rows[:: max(-(-len(rows) // JUDGED_ROWS), 1)]
+        return rows, self.truth(rows)
 
 
 def _fit_target(
@@ -204,14 +268,13 @@ def _fit_target(
 
     A fold has a part to fit on, and one to judge on.
     """
-    (_, truth), _ = folds[-1]
-    known = ~np.isnan(truth)
-    horizons = range(truth.shape[1])
-    shared = known.all(axis=1).sum() >= SHARED_ROWS * known.any(axis=1).sum()
+    whole, some = folds[-1][0].known()
+    horizons = range(folds[-1][0].future.shape[0])
+    shared = whole.sum() >= SHARED_ROWS * some.sum()
     lines: list[list[Line]] = [[] for _ in candidates]
     for chosen in [list(horizons)] if shared else [[index] for index in horizons]:
         fits = [
-            _Fits.of(inputs, target, candidates, others, *[(rows, truth[:, chosen]) for rows, truth in fold])
+            _Fits.of(inputs, target, candidates, others, *[replace(part, horizons=chosen) for part in fold])
             for fold in folds
         ]
         errors = np.array([fit.errors for fit in fits])  # (folds, candidates, penalties, outputs)
@@ -273,10 +336,10 @@ class _Fits:
         """Fit and judge."""
         longest = lags[-1] - 1
         own = longest + list(others).index(target)  # the column of the present value
-        complete = ~np.isnan(train[1]).any(axis=1)
+        complete, _ = train.known()
         moments = NormalEquations.over(
             (inputs.centred(rows, target, lags[-1], others), truth)
-            for rows, truth in blocks(train[0][complete], train[1][complete])
+            for rows, truth in train.blocks(train.rows[complete])
         )
         changes = moments.less(own)
         everything = longest + np.arange(len(others))
@@ -286,7 +349,7 @@ class _Fits:
             for kind, level in enumerate((np.empty(0), np.empty(0), np.array([own]), everything))
         ]
         samples = [
-            (inputs.centred(rows, target, lags[-1], others), truth) for rows, truth in map(_sample, (train, judged))
+            (inputs.centred(rows, target, lags[-1], others), truth) for rows, truth in (train.sample(), judged.sample())
         ]
         solutions, errors = [], []
         for _, columns, kind in candidates:
@@ -314,87 +377,3 @@ class _Fits:
             features[self.target] -= 1.0
         window = weights[: lags - 1, penalty, output]
         return Line(lags, PENALTIES[penalty], window, features, float(intercepts[penalty, output]))
-
-
-def _sample(part: _Part) -> _Part:
-    """Evenly chosen rows of those with any true value."""
-    rows, truth = part
-    places = np.flatnonzero(~np.isnan(truth).all(axis=1))
-    places = places[:: max(-(-len(places) // JUDGED_ROWS), 1)]
-    return rows[places], truth[places]
-
-
-@dataclass(frozen=True)
-class LinearClassifier:
-    """Least squares to one-hot classes over a window of all features, turned into probabilities by a softmax."""
-
-    lags: int
-    penalty: float
-    sharpness: float
-    weights: Doubles  # (features * lags, classes)
-    intercepts: Doubles  # (classes,)
-    mean: Floats
-    std: Floats
-
-    def probability(self, series: Series, spans: Spans) -> Floats:
-        """(rows of the spans, classes). It reads rows before a span too."""
-        inputs = linear_inputs(series, self.mean, self.std)
-        everything = range(inputs.values.shape[1])
-        rows = row_indices(spans)
-        prediction = np.empty((len(rows), len(self.intercepts)), np.float32)
-        for low in range(0, len(rows), BLOCK):
-            window = inputs.windows(rows[low : low + BLOCK], everything, self.lags, ())
-            prediction[low : low + BLOCK] = _softmax(self.sharpness * (window @ self.weights + self.intercepts))
-        return prediction
-
-
-@one_thread()
-def fit_classifier(series: Series, split: Split) -> LinearClassifier | None:
-    """Fit on the training part and select by cross-entropy on the validation part; None if one of them has no labels."""
-    assert series.labels is not None  # the caller scores classes
-    scaler = fit_scaler(series, split.train)
-    inputs = linear_inputs(series, scaler.mean, scaler.std)
-    train_rows, validation_rows = (
-        rows[series.labels[rows] != UNLABELLED] for rows in (row_indices(split.train), row_indices(split.validation))
-    )
-    if not (len(train_rows) and len(validation_rows)):
-        return None
-    train_rows, validation_rows = subsample(train_rows), subsample(validation_rows)
-    everything = range(inputs.values.shape[1])
-    one_hot = np.eye(len(series.classes))
-    best: tuple[float, LinearClassifier] | None = None
-    for lags in CLASSIFIER_LAGS:
-        if lags > 1 and lags * len(everything) > CLASSIFIER_COLUMNS:
-            break
-        moments = NormalEquations.over(
-            (inputs.windows(part, everything, lags, ()), one_hot[known])
-            for part, known in blocks(train_rows, series.labels[train_rows])
-        )
-        weights, intercepts = moments.solve(np.arange(lags * len(everything)))
-        design = inputs.windows(validation_rows, everything, lags, ())
-        for place, penalty in enumerate(PENALTIES):
-            scores = design @ weights[:, place] + intercepts[place]
-            for sharpness in SHARPNESSES:
-                loss = float(surprise(_softmax(sharpness * scores), series.labels[validation_rows]).mean())
-                if best is None or loss < best[0]:
-                    fitted = LinearClassifier(
-                        lags, penalty, sharpness, weights[:, place], intercepts[place], scaler.mean, scaler.std
-                    )
-                    best = loss, fitted
-    assert best is not None  # a single lag is always tried
-    return best[1]
-
-
-def _truth(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
-    """The true values of the rows that `subsample` takes: (rows, horizons, targets), by horizon to save memory."""
-    places = subsample(np.arange(count_rows(spans)))
-    return np.stack([future_values(series, targets, (horizon,), spans)[places, 0] for horizon in horizons], axis=1)
-
-
-def _known_everywhere(truth: Floats) -> bool:
-    return bool((~np.isnan(truth)).any(axis=0).all())
-
-
-def _softmax(scores: Doubles) -> Floats:
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)

@@ -118,9 +118,8 @@ def keep_corrections(network: Network) -> None:
 
 def _set_quantiles(head: ForecastHead, ridge: Ridge, series: Series, spans: Spans) -> None:
     """The first steps of the quantiles: those of the errors of the regression, whatever the cells say."""
-    errors = ridge.errors(series, head.task.horizons, spans)  # (rows, horizons, targets) in scaled units
     levels = sorted({*head.task.quantiles, 0.5})
-    edges = np.nanquantile(errors, levels, axis=0)  # (levels, horizons, targets)
+    edges = ridge.error_quantiles(series, head.task.horizons, spans, levels)  # in scaled units
     gaps = np.diff(edges, axis=0)
     # The step of a quantile below the median leads to the one above it, that of another to the one below.
     steps = [gap for level, gap in zip([level for level in levels if level != 0.5], gaps, strict=True)]

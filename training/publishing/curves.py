@@ -21,11 +21,11 @@ TAIL = 0.02  # share of the errors beyond the outermost bars, which count them
 def typical_window(replay: Replay, target: int) -> Span:
     """The window of `WINDOW` rows to draw: among the more active half of all windows, the one with the most typical error.
 
-    An active window changes from row to row. A typical error is nearest to the mean over all rows and horizons. So the
-    window is neither quiet, nor the best or the worst.
+    An active window changes from row to row. A typical error is nearest to the mean over all rows and the horizons that the
+    replay has kept. So the window is neither quiet, nor the best or the worst.
     """
     truth = replay.truth[:, target]
-    errors = np.stack([np.abs(replay.errors(index)[:, target]) for index in range(len(replay.horizons))], axis=1)
+    errors = np.stack([np.abs(replay.errors(index)[:, target]) for index in replay.kept], axis=1)
     mean_errors = _means(errors)
     changes = np.abs(np.diff(truth, prepend=np.nan))
     longest = max(end - first for first, end in replay.segments)

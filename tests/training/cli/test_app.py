@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tidegate.cli.sensor_table import InvalidTable, read_table
 from tidegate.training.cli.app import main
 from tidegate.training.data.load import read
 from tidegate.training.data.series import Series
 from tidegate.training.data.write import write_csv
 from tidegate.training.judging.graph import Graph
 from tidegate.training.published import evaluate_version
+from tidegate.training.publishing.version import read_card
 
 QUICK = ["--epochs", "8", "--hidden", "8", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
 REPOSITORY = Path(__file__).parents[3]
@@ -115,6 +117,24 @@ def test_evaluating_on_other_data_scores_all_of_it(work: Path) -> None:
     main(["evaluate", str(work / "models/toy/1"), "--data", str(work / "held-out.csv"), "--json", str(work / "b.json")])
     result = json.loads((work / "b.json").read_text(encoding="utf-8"))
     assert result["scores"]["rows"] == 90
+
+
+def test_rows_of_any_kind_are_written_as_the_model_takes_them(work: Path, tmp_path: Path) -> None:
+    """`--csv` makes of a file that `tidegate stream` refuses one that it reads, with the same values."""
+    features = [feature["name"] for feature in read_card(work / "models/toy/1")["features"]]
+    lines = (work / "held-out.csv").read_text(encoding="utf-8").splitlines()
+    other = tmp_path / "rows.csv"
+    other.write_text("\n".join(line.replace(",", ";").replace(".", ",") for line in lines), encoding="utf-16")
+    with pytest.raises(InvalidTable, match="text in UTF-16"):
+        read_table(other, features)
+    main(
+        ["evaluate", str(work / "models/toy/1"), "--data", str(other), "--csv", str(tmp_path / "out.csv"), "--all-rows"]
+    )
+    found, wanted = (read_table(path, features) for path in (tmp_path / "out.csv", work / "held-out.csv"))
+    np.testing.assert_array_equal(found.values, wanted.values)
+    assert found.when is not None
+    assert wanted.when is not None
+    assert found.when.moments == wanted.when.moments
 
 
 def evaluated(work: Path, tmp_path: Path, lines: list[str], *options: str) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Fresh streams beside one that has run for long."""
 
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tidegate.training.data.series import Series, future_values
+from tidegate.training.data.series import Series
 from tidegate.training.judging import cold_start as module
 from tidegate.training.judging.evaluate import evaluate
 from tidegate.training.judging.graph import Graph
@@ -37,31 +36,13 @@ def test_bands_hold_the_errors_of_new_streams(
     np.testing.assert_allclose(start.warm, [np.nanmean(np.array(warm)[:, band]) for band in bands], rtol=1e-5)
 
 
-def test_memory_does_not_grow_with_the_number_of_new_streams(
-    graph: Graph, make_series: Callable[..., Series], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their forecasts at all horizons at once were most of what scoring needed: 1.3 GB at 672 lines."""
-    series = make_series(2000)
-    peaks = []
-    for streams in (64, 512):
-        monkeypatch.setattr(module, "STREAMS", streams)
-        truth = future_values(series, [0, 2], (1, 3), series.spans)
-        names = [(target, horizon) for target in graph.targets for horizon in graph.horizons]
-        tracemalloc.start()
-        module.cold_start(graph, series, series.spans, "forecast", truth, truth, names)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0]
-
-
 @pytest.mark.parametrize(
     ("fresh", "settled"),
     [([1.0, 1.0, 1.0, 1.0], 0), ([9.0, 1.0, 1.0, 1.0], 1), ([1.0, 1.2, 1.04, 1.04], 2), ([9.0, 9.0, 9.0, 9.0], None)],
 )
 def test_a_stream_has_settled_when_no_later_band_is_worse(fresh: list[float], settled: int | None) -> None:
     """Within the tolerance; never, when the last band is still worse."""
-    sums = module._Sums(np.repeat(fresh, [1, 1, 3, 5]), np.ones(10), np.ones(10, np.int64))
-    start = module._start(("s0", 1), sums, (1, 2, 5, 10))
+    start = module._start(("s0", 1), (1, 2, 5, 10), np.array(fresh), np.ones(4))
     assert start is not None
     assert start.settled == settled
 

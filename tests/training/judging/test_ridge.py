@@ -14,7 +14,8 @@ from tidegate.training.data.split import Split, split_by_time
 from tidegate.training.judging import least_squares, ridge
 from tidegate.training.judging.baselines import persistence
 from tidegate.training.judging.least_squares import PENALTIES, linear_inputs
-from tidegate.training.judging.ridge import fit_classifier, fit_ridge
+from tidegate.training.judging.linear_classifier import fit_classifier
+from tidegate.training.judging.ridge import fit_ridge
 
 
 @pytest.fixture

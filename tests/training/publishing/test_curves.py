@@ -88,6 +88,7 @@ def test_the_segment_is_usual_and_not_quiet() -> None:
         segments=((0, rows),),
         outputs={"forecast": forecast[:, None, None].astype(np.float32)},
         horizons=(1,),
+        kept=(0,),
     )
     first, end = curves.typical_window(made, 0)
     assert end - first == curves.WINDOW

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from tidegate.training.data.gaps import Absence
+from tidegate.training.judging.replay import DRAWN
 from tidegate.training.judging.verdict import duration, joined
 from tidegate.training.publishing import charts
 from tidegate.training.publishing.card import STOP_REASONS
 from tidegate.training.publishing.charts import Plot
 from tidegate.training.publishing.page import Html, facts, figure, grid, section, table, tag
-from tidegate.training.publishing.report.content import SHOWN, Json, ReportContent
+from tidegate.training.publishing.report.content import Json, ReportContent
 from tidegate.training.publishing.report.formats import (
     RAISED,
     day,
@@ -66,8 +67,8 @@ def _summary(content: ReportContent) -> str:
         classes = network["task"].get("classes", [])
         return f"A recurrent {what} predicts which of {len(classes)} classes each timestep belongs to, from {seen}, {interval}."
     targets = [with_unit(name, unit) for name, unit in zip(described["targets"], described["units"], strict=True)]
-    if len(targets) > SHOWN + 1:
-        targets = [*targets[:SHOWN], f"{len(targets) - SHOWN} more"]
+    if len(targets) > DRAWN + 1:
+        targets = [*targets[:DRAWN], f"{len(targets) - DRAWN} more"]
     horizons = [content.horizon_text(horizon) for horizon in described["horizons"]]
     return f"A recurrent {what} forecasts {joined(targets)} {joined(horizons)} ahead, from {seen}, {interval}."
 

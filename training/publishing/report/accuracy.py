@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from tidegate.training.judging.replay import DRAWN
 from tidegate.training.judging.verdict import BASELINE_NAMES
 from tidegate.training.publishing import charts
 from tidegate.training.publishing.page import Html, figure, grid, section, table, tag
-from tidegate.training.publishing.report.content import SHOWN, Json, ReportContent, quantile_levels
+from tidegate.training.publishing.report.content import Json, ReportContent, quantile_levels
 from tidegate.training.publishing.report.formats import digits, percent, stacked, with_unit
 
 
@@ -73,7 +74,7 @@ def intervals(content: ReportContent) -> Html:
 def skill(content: ReportContent) -> Html:
     """Skill by horizon, as bars."""
     parts = []
-    for target, rows in list(content.by_target.items())[:SHOWN]:
+    for target, rows in list(content.by_target.items())[:DRAWN]:
         bars = [
             # A skill has no lower end; a bar has.
             (

@@ -4,14 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tidegate.training.judging.detection import FaultyReplay
-from tidegate.training.judging.replay import Replay
+from tidegate.training.judging.replay import DRAWN, Replay, drawn_horizons
 from tidegate.training.judging.verdict import duration
 
-# More charts of one kind add nothing, and a hundred targets would fill a book.
-SHOWN = 4
 COLOURS = "abcd"
 Json = dict[str, Any]
 
@@ -49,15 +45,17 @@ class ReportContent:
         return duration(horizon, None if period_s is None else horizon * period_s).replace(" ", "\u00a0")
 
     def shown(self) -> Iterator[tuple[int, str, str, list[tuple[int, str, str]]]]:
-        """The first targets (index, name, unit), each with up to `SHOWN` horizons (index, name, colour) across the range."""
+        """The first targets (index, name, unit), each with up to `DRAWN` horizons (index, name, colour) across the range."""
         described = self.forecasts
         if described is None:
             return
         horizons = described["horizons"]
-        chosen = sorted({round(place) for place in np.linspace(0, len(horizons) - 1, SHOWN)})
-        drawn = [(place, self.horizon_text(horizons[place]), COLOURS[index]) for index, place in enumerate(chosen)]
+        drawn = [
+            (place, self.horizon_text(horizons[place]), COLOURS[index])
+            for index, place in enumerate(drawn_horizons(len(horizons)))
+        ]
         names = zip(described["targets"], described["units"], strict=True)
-        for place, (name, unit) in list(enumerate(names))[:SHOWN]:
+        for place, (name, unit) in list(enumerate(names))[:DRAWN]:
             yield place, name, unit, drawn
 
 
