@@ -15,13 +15,16 @@ TRITONCLIENT := .venv-tritonclient
 DEPLOY := .venv-deploy
 RELEASED := protos/tidegate/v1/released.binpb
 IMAGE ?= tidegate
+ENGINE = $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 # Builds the image where no container engine runs, if such a tool is at hand.
 IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 
 # Half as many processes again as there are cores: tests wait for servers and disks, and others work meanwhile.
-PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist worksteal
+# The tests of a file run in one process, which trains the models they share once; the longest files come first (tests/longest.py).
+PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo examples test quick coverage slow check bench bench-peers lock protos check-protos release-protos stubs image
+.PHONY: demo examples test quick coverage slow check bench bench-peers lock lock-image protos check-protos release-protos stubs image test-image \
+	check-reproducible sbom
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -94,6 +97,19 @@ image:
 	elif [ -n "$(IMAGE_TOOL)" ]; then $(IMAGE_TOOL) build -t $(IMAGE) .; \
 	else echo "make image: no container engine runs here" >&2; exit 2; fi
 
+# On the image that `make image` has built: as it runs in production, and what is in it.
+test-image: $(READY)
+	TIDEGATE_IMAGE=$(IMAGE) $(BIN)/pytest -n 0 tests/image
+
+# Builds it again, from the start, and compares the files of both.
+check-reproducible: $(READY) image
+	$(MAKE) image IMAGE=$(IMAGE)-again
+	$(BIN)/python -m tests.image.files $(IMAGE) $(IMAGE)-again
+
+# What is in the image, as a file here.
+sbom:
+	@id=$$($(ENGINE) create $(IMAGE)) && $(ENGINE) cp $$id:/sbom.cdx.json sbom.cdx.json && $(ENGINE) rm --volumes $$id >/dev/null
+
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
@@ -120,12 +136,23 @@ $(DEPLOY)/.ready:
 	rm -r $(DEPLOY)/helm
 	touch $@
 
-# The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests.
+# The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests. The image is built from
+# the same versions with the hashes of their files: those of all platforms, of which Linux on x86-64 and ARM64 is tried.
+COMPILE = .venv-lock/bin/uv pip compile --quiet --no-header --no-annotate --no-python-downloads --no-build --generate-hashes --upgrade \
+	--python-version 3.13 --python-platform x86_64-manylinux_2_28 --constraint requirements.lock
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
 	(head -1 requirements.lock; .venv-lock/bin/pip freeze --exclude tidegate | sed 's/+cpu//') >requirements.new
 	mv requirements.new requirements.lock
+	rm -r .venv-lock
+	$(MAKE) lock-image
+
+lock-image:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(COMPILE) pyproject.toml --extra server --extra redis --output-file deploy/image/server.lock
+	$(COMPILE) deploy/image/build.in --output-file deploy/image/build.lock
 	rm -r .venv-lock
 
 $(TRITON)/.ready:

@@ -1,10 +1,11 @@
-"""Measures the start of a server: from the start of the process to the ready line, with the committed model.
+"""Measures the start of a server: from the start of the process to the ready line, with the committed model, and with ten of it.
 
 python benchmarks/ready.py [--rounds 7] [--quick]
 
 It is compared with its lower limits: Python that does nothing, and Python that imports the same libraries.
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -23,10 +24,13 @@ FLOORS = {
 }
 
 
-def ready_seconds(data: Path) -> dict[str, float]:
+TEN = "ten models, {} workers"
+
+
+def ready_seconds(data: Path, models: Path = ROOT / "models", *options: str) -> dict[str, float]:
     """Starts a server, waits for its ready line, and stops it."""
     begun = time.perf_counter()
-    with ServerProcess(BASE, serve(ROOT / "models", "--data-dir", str(data))):
+    with ServerProcess(BASE, serve(models, "--data-dir", str(data), *options)):
         return {"ms": (time.perf_counter() - begun) * 1000}
 
 
@@ -42,6 +46,12 @@ def main(rounds: Rounds = 7, quick: Quick = False) -> None:
     with Comparison(BASE, rounds, 0.0, 0.0, quick=quick) as compare:
         turns = {name: partial(run_seconds, code) for name, code in FLOORS.items()}
         turns[BASE] = partial(ready_seconds, compare.folder / "data")
+        for number in range(10):
+            shutil.copytree(ROOT / "models" / "appliances", compare.folder / "ten" / f"model-{number}")
+        for workers in ("1", "2"):
+            turns[TEN.format(workers)] = partial(
+                ready_seconds, compare.folder / "data", compare.folder / "ten", "--workers", workers
+            )
         compare.case("from exec to ready", turns, {"ms": "ms"})
 
 

@@ -138,11 +138,15 @@ class Client:
         """One model and its card as JSON; see `tidegate.client.Client.describe`."""
         return self._call(self._client.describe(model, version))
 
-    def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> Iterator[StreamInfo]:
+    def streams(
+        self, prefix: str = "", state: str = "", *, model: str = "", version: str = "", page_size: int = 1000
+    ) -> Iterator[StreamInfo]:
         """The streams in the order of their ids; see `tidegate.client.Client.streams`."""
         token = ""
         while True:
-            page, token = self._call(self._client.streams_page(prefix, state, page_size, token))
+            page, token = self._call(
+                self._client.streams_page(prefix, state, page_size, token, model=model, version=version)
+            )
             yield from page
             if not token:
                 return

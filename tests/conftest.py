@@ -1,11 +1,14 @@
+import gc
 import socketserver
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.graphs import lstm, running_sum, write_model
+from tests.longest import LONGEST
 
 # Hypothesis would fail an example that takes 0.2 s.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,9 +33,24 @@ SLOW = (
 )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Has the collector of garbage leave what is loaded alone: to look through it takes half a second, again and again."""
+    gc.disable()
+    try:
+        result = yield
+        gc.collect()
+        gc.freeze()
+    finally:
+        gc.enable()
+    return result
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks slow tests."""
+    """Puts the longest files first, and marks slow tests."""
     folder = f"{Path(__file__).parent}/"
+    places = {folder + name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
     slow = tuple(folder + part for part in SLOW)
     for item in items:
         if str(item.path).startswith(slow):

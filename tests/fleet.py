@@ -76,17 +76,28 @@ class ServerProcess:
         models: the folder of models.
         state: the address of the store.
         options: more options of `tidegate serve`.
+        before: a command that runs it.
+        stderr: a descriptor for its log.
 
     """
 
-    def __init__(self, models: Path, state: str, *options: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        models: Path,
+        state: str,
+        *options: str,
+        port: int | None = None,
+        before: Sequence[str] = (),
+        stderr: int = 2,
+    ) -> None:
         self.models = models
+        self.stderr = stderr
         self.state = state
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.metrics_url = ""
         self._command = [
-            sys.executable, "-m", "tidegate", "serve", "--models", str(models), "--host", "127.0.0.1",
+            *before, sys.executable, "-m", "tidegate", "serve", "--models", str(models), "--host", "127.0.0.1",
             "--port", str(self.port), "--metrics-port", "0", "--state", state, "--log-level", "warning",
             "--workers", "1", *options,
         ]  # fmt: skip
@@ -95,7 +106,7 @@ class ServerProcess:
     async def start(self, crash: str = "") -> None:
         """Starts the server and waits until it is ready; `crash` is a crash point, as in `tidegate.runtime.crash_points`."""
         environment = {**os.environ, "TIDEGATE_CRASH": crash, "TIDEGATE_LOG_FORMAT": "text"}
-        self.process = await asyncio.to_thread(start, self._command, env=environment, cwd=ROOT, stderr=2)
+        self.process = await asyncio.to_thread(start, self._command, env=environment, cwd=ROOT, stderr=self.stderr)
         assert self.process.stdout is not None
         async with asyncio.timeout(TIMEOUT_S):
             line = await asyncio.to_thread(self.process.stdout.readline)
@@ -128,6 +139,11 @@ class ServerProcess:
             if b"tidegate.cli.worker" in words:  # else it has died
                 found[int(words[words.index(b"tidegate.cli.worker") + 1])] = pid
         return found
+
+    def descriptors(self) -> int:
+        """How many descriptors the process has open."""
+        assert self.process is not None
+        return len([*Path(f"/proc/{self.process.pid}/fd").iterdir()])
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tidegate.conformance": {"tidegate.conformance", "tidegate.v1"},
     "tidegate.cli.conformance": {"tidegate.cli", "tidegate.conformance"},
     "tidegate.cli.bench": {"tidegate.cli", "tidegate.bench", "tidegate.client", "tidegate.core.spec"},
+    "tidegate.cli.backup": {"tidegate.cli", "tidegate.runtime", "tidegate.store", "tidegate.core.errors"},
     "tidegate.cli.inspect_graph": {"tidegate.cli", "tidegate.core"},
     "tidegate.cli.graph_trial": {"tidegate.core"},
     "tidegate.cli.model_toml": {"tidegate.core.guess"},
@@ -98,6 +99,7 @@ ONLY_HERE = {
     "sqlite3": {"tidegate.store"},
     "redis": {"tidegate.store.redis", "tidegate.store.redis_client"},
     "matplotlib": {"tidegate.cli.plot", "tidegate.bench.plot"},
+    "opentelemetry": {"tidegate.runtime.open_telemetry"},
 }
 
 # The same for training; the rooms that are not named for torch work on arrays and files.
@@ -258,7 +260,7 @@ def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     users = {module for module, tree in modules("serving") if "tidegate.runtime.config" in set(imports(module, tree))}
     assert users <= {
         "tidegate.runtime.server",
-        *(f"tidegate.cli.{each}" for each in ("app", "settings_file", "worker")),
+        *(f"tidegate.cli.{each}" for each in ("app", "backup", "settings_file", "worker")),
     }
 
 
@@ -306,7 +308,10 @@ def test_functions_stay_short() -> None:
             "tidegate.client",
             ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "onnxruntime", "prometheus_client"],
         ),
-        ("tidegate.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "matplotlib", "redis"]),
+        (
+            "tidegate.runtime.server",
+            ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "matplotlib", "redis", "opentelemetry"],
+        ),
         ("tidegate.runtime.supervisor", ["torch", "onnxruntime", "grpc", "google", "numpy", "uvloop", "pydantic"]),
         # Its first line handles the signals. While modules load before that, a container loses SIGTERM.
         ("tidegate.cli", ["asyncio", "typer", "rich", "numpy"]),

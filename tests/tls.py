@@ -48,8 +48,11 @@ class Certificates:
         return context
 
 
-def make_certificates(folder: Path) -> Certificates:
-    """Creates a CA, and certificates for a server on this machine and a client. Skips if openssl is missing."""
+def make_certificates(folder: Path, *, days: int = 2) -> Certificates:
+    """Creates a CA, and certificates for a server on this machine and a client. Skips if openssl is missing.
+
+    The certificates that it signs are valid for so many days; with -1 they have expired yesterday.
+    """
     if shutil.which("openssl") is None:
         assert os.environ.get("TIDEGATE_REQUIRE_ALL") != "1", "openssl is missing; apt-get install openssl"
         pytest.skip("openssl is missing")
@@ -62,7 +65,7 @@ def make_certificates(folder: Path) -> Certificates:
     for name, purpose in PURPOSES.items():
         (folder / f"{name}.ext").write_text(purpose)
         openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signed = ("-in", f"{name}.csr", "-out", f"{name}.pem", "-extfile", f"{name}.ext", "-days", "2")
+        signed = ("-in", f"{name}.csr", "-out", f"{name}.pem", "-extfile", f"{name}.ext", "-days", str(days))
         openssl("x509", "-req", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", *signed)
     files = ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")
     return Certificates(*(folder / file for file in files))

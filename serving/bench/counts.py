@@ -2,15 +2,24 @@
 
 A timestep belongs to the measured time when it was *due* in it. Its latency counts from then, whenever the answer came.
 Rates count the answers of a second.
+
+What is counted for each timestep is kept and added up many at a time: a program that measures a client must not cost as
+much as the client.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import floor
 from typing import Self
 
-from tidegate.bench.histogram import Histogram, bucket_index
+import numpy as np
+
+from tidegate.bench.histogram import Histogram, bucket_indices
+
+# Of so many answers numpy adds up one in 0.1 us, and all of them in about 0.1 ms: no answer waits long for that.
+ADDED_UP_AT = 1024
 
 
 @dataclass(slots=True)
@@ -55,9 +64,12 @@ class Counts:
         self._seconds: dict[int, SecondCounts] = {}
         self._second_end = float("-inf")  # the end of the second in `_current`
         self._current = SecondCounts()
+        # of each answer since they were added up last: when it came, when it was due, when it was sent, and its rows
+        self._answers = array("d")
 
     def set_measured_time(self, begin: float, end: float) -> None:
         """Sets the measured time. What came before counts as warm-up: in seconds with negative numbers."""
+        self._add_up()
         self.begin, self.end = begin, end
 
     def add_offered(self, due: float, rows: int) -> None:
@@ -77,16 +89,29 @@ class Counts:
             self.latency.unanswered += rows
 
     def add_answered(self, now: float, due: float, sent: float, rows: int) -> None:
-        """Adds answered timesteps."""
-        latency_s = now - due
-        bucket = bucket_index(latency_s)
-        if now < self.end:
-            second = self._second(now)
-            second.answered += rows
-            second.latency.add_to_bucket(bucket, latency_s, rows)
-        if self._is_measured(due):
-            self.latency.add_to_bucket(bucket, latency_s, rows)
-            self.service.add_to_bucket(bucket if sent == due else bucket_index(now - sent), now - sent, rows)
+        """Adds answered timesteps. They are in the histograms after the next `pop_seconds` or `merge`."""
+        self._answers.extend((now, due, sent, rows))
+        if len(self._answers) >= 4 * ADDED_UP_AT:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Adds the answers that were kept to the histograms."""
+        if not self._answers:
+            return
+        now, due, sent, rows = np.array(self._answers).reshape(-1, 4).T
+        del self._answers[:]
+        latency, service = now - due, now - sent
+        buckets = bucket_indices(latency)
+        measured = (due >= self.begin) & (due < self.end)
+        self.latency.add_many(buckets[measured], latency[measured], rows[measured])
+        self.service.add_many(bucket_indices(service[measured]), service[measured], rows[measured])
+        in_time = now < self.end
+        numbers = np.floor(now - self.begin)
+        for number in np.unique(numbers[in_time]).tolist():
+            here = in_time & (numbers == number)
+            second = self._second(self.begin + number)
+            second.answered += int(rows[here].sum())
+            second.latency.add_many(buckets[here], latency[here], rows[here])
 
     def add_refused(self, now: float, due: float, refused: Mapping[str, int]) -> None:
         """Adds timesteps that were refused and are not sent again."""
@@ -103,12 +128,15 @@ class Counts:
 
     def pop_seconds(self, before: int) -> dict[int, SecondCounts]:
         """Removes and returns the counts of the seconds that are over."""
+        self._add_up()
         over = [number for number in self._seconds if number < before]
         self._second_end = float("-inf")
         return {number: self._seconds.pop(number) for number in over}
 
     def merge(self, other: Self) -> None:
         """Adds the totals of another process. The counts per second are sent separately."""
+        self._add_up()
+        other._add_up()
         self.latency.merge(other.latency)
         self.service.merge(other.service)
         self.lateness.merge(other.lateness)

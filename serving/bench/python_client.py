@@ -20,8 +20,9 @@ from tidegate.core.spec import Floats
 
 # Shorter than the time limit of `load`, so that the client reports why a stream could not be opened.
 TIMEOUT_S = 5.0
-# Sends a timestep of every row; the result counts refused rows by reason.
-StepCall = Coroutine[Any, Any, Mapping[str, int]]
+# Sends a timestep of every row, and returns what the client does.
+StepCall = Coroutine[Any, Any, Any]
+NOTHING_REFUSED: Mapping[str, int] = {}
 
 
 class PythonCallRunner(CallRunner):
@@ -47,6 +48,7 @@ class PythonCallRunner(CallRunner):
         self._open_task: asyncio.Task[None] | None = None
         self._step_number = 0
         self._step: Callable[[], StepCall]
+        self._is_block = False
         self._close_streams: Callable[[], Coroutine[Any, Any, None]]
 
     @property
@@ -101,9 +103,8 @@ class PythonCallRunner(CallRunner):
         stream: Stream = await self._stack.enter_async_context(self._client.open(self._names[0], **options))
         rows = self._values.tolist()  # lists, as a program that reads a sensor has them
 
-        async def step() -> Mapping[str, int]:
-            await stream.step(rows[(self._offset + self._step_number) % self._row_count])
-            return {}
+        def step() -> StepCall:
+            return stream.step(rows[(self._offset + self._step_number) % self._row_count])
 
         self._step, self._close_streams = step, lambda: stream.close(forget=True)
 
@@ -113,17 +114,16 @@ class PythonCallRunner(CallRunner):
         self.streams -= len(block.refused)
         rows = None if not block.refused else [row for row in range(len(self._names)) if row not in block.refused]
 
-        async def step() -> Mapping[str, int]:
+        def step() -> StepCall:
             first = (self._offset + self._step_number) % self._row_count
-            answer = await block.step(self._values[first : first + self.streams], rows)
-            return Counter(error.reason for error in answer.errors.values()) if answer.errors else {}
+            return block.step(self._values[first : first + self.streams], rows)
 
         self._step, self._close_streams = step, lambda: block.close(forget=True)
+        self._is_block = True
 
-    async def _predict_one(self) -> Mapping[str, int]:
+    def _predict_one(self) -> StepCall:
         row = self._values[(self._offset + self._step_number) % self._row_count]
-        await self._client.predict_one(self._names[0], row, step=self._step_number)
-        return {}
+        return self._client.predict_one(self._names[0], row, step=self._step_number)
 
     async def _delete_stream(self) -> None:
         if self._step_number:
@@ -139,9 +139,11 @@ class PythonCallRunner(CallRunner):
             due = self._in_flight[task] = next_due
             counts.add_offered(due, self.streams)
             self._step_number += 1
-            refused: Mapping[str, int] = {}
+            refused = NOTHING_REFUSED
             try:
-                refused = await self._step()
+                answer = await self._step()
+                if self._is_block and answer.errors:
+                    refused = Counter(error.reason for error in answer.errors.values())
             except (TimestepRefused, AnswerLost) as error:
                 refused = {error.reason: self.streams}
                 self._step_number -= isinstance(error, TimestepRefused)
@@ -149,11 +151,12 @@ class PythonCallRunner(CallRunner):
                 self.end(error.reason, str(error))
                 return
             now = time.monotonic()
-            applied = self.streams - sum(refused.values())
+            applied = self.streams
+            if refused:
+                applied -= sum(refused.values())
+                counts.add_refused(now, due, refused)
             if applied:
                 counts.add_answered(now, due, due, applied)
-            if refused:
-                counts.add_refused(now, due, refused)
             next_due = load.next_due(self, now)
 
     def _done(self, task: "asyncio.Task[None]") -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from tidegate.cli import bench, conformance, models, streams, tokens
+from tidegate.cli import backup, bench, conformance, models, streams, tokens
 from tidegate.cli.command_group import SERVING, STREAMS_AND_MODELS, TOOLS, TRAINING, CommandGroup
 from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
 from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
@@ -54,6 +54,7 @@ app.add_typer(models.app, name="models", rich_help_panel=STREAMS_AND_MODELS)
 app.command("promote", rich_help_panel=STREAMS_AND_MODELS)(models.promote)
 app.command("rollback", rich_help_panel=STREAMS_AND_MODELS)(models.rollback)
 app.add_typer(tokens.app, name="token", rich_help_panel=SERVING)
+app.command("backup", rich_help_panel=SERVING)(backup.backup)
 app.command("bench", rich_help_panel=TOOLS)(bench.bench)
 app.command("conformance", rich_help_panel=TOOLS)(conformance.conformance)
 
@@ -110,6 +111,7 @@ def serve(
         log.info("settings are read from %s", config_file)
     raise_limit()
     config = _make_config(settings)
+    _check_collector(config.otlp_endpoint)
     try:
         if check:
             _check(config)
@@ -262,6 +264,18 @@ def _make_config(settings: Mapping[str, Any]) -> ServerConfig:
         raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
     except ValueError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
+
+
+def _check_collector(option: str) -> None:
+    """Checks whether spans can be sent, before anything else is done. A worker says nothing of it again."""
+    from tidegate.runtime.collector import find_collector
+
+    try:
+        find_collector(option, os.environ)
+    except ValueError as error:
+        if option:
+            raise CommandError(f"--otlp-endpoint: {error}", EXIT_USAGE) from None
+        log.warning("no spans are sent: %s", error)
 
 
 def _check(config: ServerConfig) -> None:

@@ -48,12 +48,10 @@ def list_(
 
     async def fetch(client: "Client") -> list["StreamInfo"]:
         found: list[StreamInfo] = []
-        async for info in client.streams(prefix=prefix, state=state):
-            # Selected here: every server can list, also one that cannot select by model.
-            if model in ("", info.model) and version in ("", info.version):
-                found.append(info)
-                if len(found) == limit:
-                    break
+        async for info in client.streams(prefix, state, model=model, version=version):
+            found.append(info)
+            if len(found) == limit:
+                break
         return found
 
     _print_streams(_call(connection, fetch), as_json=as_json)

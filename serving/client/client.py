@@ -16,8 +16,9 @@ from tidegate.client.model_changes import change_models
 from tidegate.client.retry import Backoff, Limits
 from tidegate.client.session import Session
 from tidegate.client.stream import Stream
+from tidegate.client.stream_list import fetch_page
 from tidegate.client.tensors import BeginInputs, StreamInputs, stream_inputs
-from tidegate.client.types import STATES, Model, ModelChange, Prediction, StreamInfo, decode_model, decode_stream_info
+from tidegate.client.types import Model, ModelChange, Prediction, StreamInfo, decode_model, decode_stream_info
 from tidegate.client.unary import UnaryPredictor
 from tidegate.client.versions import VersionCalls
 from tidegate.core.spec import STEP_MAX
@@ -155,41 +156,39 @@ class Client(VersionCalls):
         """
         return await change_models(self._connection, action, model, version)
 
-    async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
-        """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, only those in that state.
+    async def streams(
+        self, prefix: str = "", state: str = "", *, model: str = "", version: str = "", page_size: int = 1000
+    ) -> AsyncIterator[StreamInfo]:
+        """The streams whose ids begin with `prefix`, in the order of their ids; see `streams_page`.
 
         They are listed page by page; each is as it was when its page was made. Raises InvalidArgument as `streams_page` does.
         """
         token = ""
         while True:
-            page, token = await self.streams_page(prefix, state, page_size, token)
+            page, token = await self.streams_page(prefix, state, page_size, token, model=model, version=version)
             for info in page:
                 yield info
             if not token:
                 return
 
-    async def streams_page(self, prefix: str, state: str, page_size: int, token: str) -> tuple[list[StreamInfo], str]:
-        """One page of `streams`, and the token of the next page, empty when there is none.
+    async def streams_page(
+        self, prefix: str, state: str, page_size: int, token: str, *, model: str = "", version: str = ""
+    ) -> tuple[list[StreamInfo], str]:
+        """One page of `streams`, which may be empty, and the token of the next page, empty when there is none.
 
         Args:
             prefix: the begin of the ids; empty for all.
             state: "live", "parked" or "expired"; empty for all.
             page_size: the largest number of streams. The server gives at most 10,000; 0 means 100.
             token: the token of this page; empty for the first.
+            model: only streams of this model; empty for all.
+            version: only streams of this version; empty for all.
 
         Raises:
             InvalidArgument: an argument is invalid.
 
         """
-        number = arguments.choice("state", state, {"": pb.Stream.STATE_UNSPECIFIED, **STATES})
-        request = pb.ListStreamsRequest(
-            prefix=arguments.name("prefix", prefix),
-            state=number,
-            page_size=arguments.integer("page_size", page_size, 0, arguments.UINT32_MAX),
-            page_token=arguments.text("token", token),
-        )
-        answer = await self._connection.call_unary("ListStreams", request)
-        return [decode_stream_info(stream) for stream in answer.streams], answer.next_page_token
+        return await fetch_page(self._connection, prefix, state, page_size, token, model=model, version=version)
 
     async def describe_stream(self, stream_id: str) -> StreamInfo:
         """One stream. Raises StreamNotFound."""

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 
@@ -37,9 +38,16 @@ def make_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-# How often this process was forked since this file was loaded. `os.getpid` takes longer.
-_forks: list[None] = []
-os.register_at_fork(after_in_child=lambda: _forks.append(None))
+# The connections of this process. Each is told when the process was forked: to ask `os.getpid` at each timestep takes longer.
+_connections: WeakSet["Connection"] = WeakSet()
+
+
+def _after_fork() -> None:
+    for connection in _connections:
+        connection.forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Connection:
@@ -73,12 +81,8 @@ class Connection:
         self._owned = owned
         self._unary_calls: set[grpc.aio.Call] = set()  # in flight
         self._pid = os.getpid()
-        self._forks = len(_forks)
-
-    @property
-    def forked(self) -> bool:
-        """Whether this process was forked from the one that made the channel."""
-        return len(_forks) != self._forks
+        self.forked = False
+        _connections.add(self)
 
     def check_process(self) -> None:
         """Raises WrongProcess in a process that was forked from the one that made the channel."""

@@ -3,7 +3,7 @@
 Rows are appended at the end. Compaction removes the rows that are no longer needed, and changes the places of the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from operator import mul
 from struct import Struct
@@ -58,6 +58,8 @@ class ResendBuffer:
         }
         self._grow(INITIAL_ROWS)
         self._singles: list[SingleTimestep] = []
+        # Queues a single timestep. Adding many at once to the columns costs a tenth of adding each alone.
+        self.queue_single: Callable[[SingleTimestep], None] = self._singles.append
         self._word_count = [_word_count(output.dtype, output.shape) for output in model.outputs]
         self._factors = _factors(sum(self._word_count))
         self._factor_list: list[int] = self._factors.tolist()
@@ -83,13 +85,10 @@ class ResendBuffer:
         """Whether timesteps may be left to send."""
         return self.unsent_from < self._count or bool(self._singles)
 
-    def queue_single(self, single: SingleTimestep) -> None:
-        """Queues a single timestep. Adding many at once to the columns costs a tenth of adding each alone."""
-        self._singles.append(single)
-
     def take_singles(self) -> list[SingleTimestep]:
         """Returns the queued single timesteps and empties the queue."""
-        singles, self._singles = self._singles, []
+        singles = self._singles.copy()
+        self._singles.clear()
         return singles
 
     def append(self, results: int, places: Ints | int, streams: Ints | int, steps: Ints | int, values: Array) -> int:

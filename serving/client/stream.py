@@ -106,7 +106,7 @@ class Stream(View):
         """
         if step is None and group is None and not self._submit_lock.locked() and self._window.has_room(self._index):
             self._session.check_process()
-            return await self._add(self._read(values)[1], None)  # the fast path of most steps
+            return await self._add(self._packed(values), None)  # the fast path of most steps
         return await (await self._submit(values, step, group))
 
     async def predict(self, rows: Rows[Values]) -> AsyncIterator[Prediction]:
@@ -173,6 +173,16 @@ class Stream(View):
     def _read(self, values: Values, step: int | None = None) -> tuple[int, bytes]:
         """Checks what a caller gives. Returns the number, 0 for the next timestep, and the packed values."""
         try:
-            return 0 if step is None else arguments.integer("step", step, 0, STEP_MAX), self._pack(values)
+            number = 0 if step is None else arguments.integer("step", step, 0, STEP_MAX)
         except InvalidArgument as error:
-            raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None
+            raise self._invalid(error) from None
+        return number, self._packed(values)
+
+    def _packed(self, values: Values) -> bytes:
+        try:
+            return self._pack(values)
+        except InvalidArgument as error:
+            raise self._invalid(error) from None
+
+    def _invalid(self, error: InvalidArgument) -> InvalidTimestep:
+        return InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step)

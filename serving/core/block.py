@@ -5,6 +5,7 @@ results are the same bits as those of one timestep at a time.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from tidegate.core.engine import BatchResult, Engine, RowStatus, refusal_error
 from tidegate.core.errors import ModelFailed, TimestepRefused
 from tidegate.core.handle_table import Selection
 from tidegate.core.input_layout import InputLayout
+from tidegate.core.masks import Mask, all_true
 from tidegate.core.spec import Array, Ints
 from tidegate.core.value_hash import Hashes
 
@@ -48,7 +50,6 @@ class Block:
         all_applied: whether every row that has run was applied.
         statuses: (rows,) a `RowStatus` each.
         outputs: one array (rows, *shape) for each output; zero for rows without an answer.
-        forgotten: (rows,) duplicates whose answers are no longer remembered.
         missing: how many values of the applied timesteps were NaN.
         rows_left: how many rows have not run.
 
@@ -65,14 +66,10 @@ class Block:
         self.outputs: tuple[Array, ...] = tuple(
             np.zeros((len(handles), *output.shape), output.dtype) for output in self.slots.spec.outputs
         )
-        self.forgotten = np.zeros(len(handles), np.bool_)
         self.missing = 0
         self.rows_left = len(handles)
         self._hashes: Hashes | None = None  # of x; None until the first chunk, and when values are missing
         self._pass = 0  # the index in `_pass_ends` of the pass that runs now
-        # The inputs of `refusal_error`, which builds a message only when it is asked: thousands of messages would block
-        # the loop.
-        self._expected: Ints = np.zeros(len(handles), np.int64)
         self._failures: dict[int, ModelFailed] = {}
 
     def __repr__(self) -> str:
@@ -82,10 +79,23 @@ class Block:
         """The number of rows."""
         return len(self.handles)
 
+    @cached_property
+    def forgotten(self) -> Mask:
+        """(rows,) duplicates whose answers are no longer remembered. Made when it is first needed: rarely."""
+        return np.zeros(len(self), np.bool_)
+
+    @cached_property
+    def _expected(self) -> Ints:
+        """(rows,) the number that the stream of a refused row expected.
+
+        It is for `refusal_error`, which builds a message only when it is asked: thousands of messages would block the loop.
+        """
+        return np.zeros(len(self), np.int64)
+
     @property
     def all_live(self) -> bool:
         """Whether every stream is live and held by the call."""
-        return bool(self.streams.live_mask().all())
+        return all_true(self.streams.live_mask())
 
     @property
     def not_live(self) -> Ints:
@@ -118,15 +128,13 @@ class Block:
         if self.rows_left == len(self):
             self._hashes = engine.hash_rows(self.x)
         rows = live_rows = self._next_rows(rows_max)
-        handles = self.handles[rows]
-        is_live = self.table.live_mask(handles, self.slots)
-        if not is_live.all():
+        slots, is_live = self.table.live_slots(self.handles[rows], self.slots)
+        if not all_true(is_live):
             self.all_applied = False
             indices = np.arange(len(self))[rows]
             self.statuses[indices[~is_live]] = RowStatus.NOT_HELD
-            live_rows, handles = indices[is_live], handles[is_live]
+            live_rows, slots = indices[is_live], slots[is_live]
         hashes = None if self._hashes is None else self._hashes[live_rows]
-        slots = self.table.slots_of(handles)
         return Chunk(rows, live_rows, slots, self.steps[live_rows], self.x[live_rows], hashes)
 
     def apply_result(self, chunk: "Chunk", result: BatchResult) -> None:

@@ -1,10 +1,9 @@
 """Which other files an ONNX file names: a graph may keep its weights beside itself.
 
-The protobuf messages are read by hand, for serving needs nothing else of them. Weights are skipped, not copied, so a
-mapped file of gigabytes costs no memory.
+Weights are skipped, not copied: see `core.protobuf_fields`.
 """
 
-from collections.abc import Iterator
+from tidegate.core.protobuf_fields import LENGTH, read_fields
 
 # Field numbers of onnx.proto. Only messages that can hold a tensor are followed: kind -> field -> kind.
 MODEL, GRAPH, NODE, ATTRIBUTE, TENSOR, SPARSE, FUNCTION, TRAINING, ENTRY = range(9)
@@ -19,10 +18,7 @@ INSIDE = {
     TRAINING: {1: GRAPH, 2: GRAPH},
 }
 ENTRY_KEY, ENTRY_VALUE = 1, 2
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 LOCATION = b"location"
-VARINT_BYTES_MAX = 10
-TAG_MAX = 2**32 - 1  # protobuf cuts a larger one
 
 
 def external_files(graph: bytes | memoryview) -> list[str]:
@@ -36,47 +32,13 @@ def external_files(graph: bytes | memoryview) -> list[str]:
     while waiting:
         kind, start, end = waiting.pop()
         if kind == ENTRY:
-            entry = {field: bytes(graph[first:last]) for field, first, last in _fields(graph, start, end)}
+            parts = read_fields(graph, start, end)
+            entry = {field: bytes(graph[first:last]) for field, wire, _, first, last in parts if wire == LENGTH}
             if entry.get(ENTRY_KEY) == LOCATION:
                 found[entry.get(ENTRY_VALUE, b"").decode("utf-8", "replace")] = None
             continue
         inside = INSIDE[kind]
-        for field, first, last in _fields(graph, start, end):
-            if field in inside:
+        for field, wire, _, first, last in read_fields(graph, start, end):
+            if wire == LENGTH and field in inside:
                 waiting.append((inside[field], first, last))
     return list(found)
-
-
-def _fields(graph: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The number of each field with a length, and where its content is."""
-    place = start
-    while place < end:
-        tag, place = _varint(graph, place, end)
-        if tag > TAG_MAX:
-            raise ValueError("it has a field with a number beyond 32 bits")
-        kind = tag & 7
-        if kind == LENGTH:
-            size, place = _varint(graph, place, end)
-            if size > end - place:
-                raise ValueError("it ends in the middle of a message")
-            yield tag >> 3, place, place + size
-            place += size
-        elif kind == VARINT:
-            _, place = _varint(graph, place, end)
-        elif kind in (FIXED32, FIXED64):
-            place += 4 if kind == FIXED32 else 8
-        else:
-            raise ValueError(f"it has a field of the wire type {kind}, which no ONNX file has")
-
-
-def _varint(graph: bytes | memoryview, place: int, end: int) -> tuple[int, int]:
-    """A number of protobuf, and where the next one begins."""
-    number = 0
-    for shift in range(VARINT_BYTES_MAX):
-        if place + shift >= end:
-            break
-        byte = graph[place + shift]
-        number |= (byte & 0x7F) << (7 * shift)
-        if byte < 0x80:
-            return number, place + shift + 1
-    raise ValueError("it has a number that does not end")

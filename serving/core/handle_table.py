@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tidegate.core.errors import InvalidField
+from tidegate.core.masks import Mask, all_true, any_true
 from tidegate.core.slots import NO_ROWS, Slots
 from tidegate.core.spec import Ints, Spec
 from tidegate.core.streams import Lease
@@ -39,7 +39,7 @@ class Selection(NamedTuple):
     pass_ends: tuple[int, ...]
     """The ends of the passes in that order. A pass has each stream at most once."""
 
-    def live_mask(self) -> npt.NDArray[np.bool_]:
+    def live_mask(self) -> Mask:
         """(rows,) whether each stream is live and still held by the call."""
         return self.table.live_mask(self.handles, self.slots)
 
@@ -186,16 +186,20 @@ class HandleTable:
 
     def accept_moves(self, handles: Ints) -> bool:
         """Whether one of these streams may move to another version."""
-        return bool(self._accept_move[handles].any())
+        return any_true(self._accept_move[handles] > 0)
+
+    def live_slots(self, handles: Ints, slots: Slots) -> tuple[Ints, Mask]:
+        """What `slots_of` and `live_mask` return."""
+        found = self._slot[handles]
+        return found, slots.lease_number[found] == self._lease_number[handles]
 
     def slots_of(self, handles: Ints) -> Ints:
         """The slots that the streams had when they were last refreshed."""
         return self._slot[handles]
 
-    def live_mask(self, handles: Ints, slots: Slots) -> npt.NDArray[np.bool_]:
+    def live_mask(self, handles: Ints, slots: Slots) -> Mask:
         """(rows,) whether each stream is live in one of `slots` and still held by the call."""
-        is_live: npt.NDArray[np.bool_] = slots.lease_number[self._slot[handles]] == self._lease_number[handles]
-        return is_live
+        return self.live_slots(handles, slots)[1]
 
     def refresh(self, handle: int) -> Lease | None:
         """Updates the slot of a stream, and its version. Returns its lease, None when the handle was removed."""
@@ -207,10 +211,9 @@ class HandleTable:
 
     def report_durable(self, handles: Ints, slots: Slots) -> Ints:
         """The durable step of each stream. From now on it counts as reported to the client."""
-        rows = self._slot[handles]
+        rows, is_live = self.live_slots(handles, slots)
         durable: Ints = slots.durable_step[rows]
-        is_live = slots.lease_number[rows] == self._lease_number[handles]
-        if not is_live.all():
+        if not all_true(is_live):
             not_live = np.flatnonzero(~is_live)
             leases = [self._leases[handle] for handle in handles[not_live].tolist()]
             durable[not_live] = [0 if lease is None else lease.durable_step for lease in leases]
@@ -236,7 +239,7 @@ class HandleTable:
     def half_full_buffers(self, handles: Ints, steps: Ints, durable_steps: Ints) -> Ints:
         """The streams, each once, for which timesteps that are not durable fill half of the client's buffer."""
         half_full = 2 * (steps - durable_steps) >= self._client_buffer_max[handles]
-        return np.unique(handles[half_full]) if half_full.any() else NO_ROWS
+        return np.unique(handles[half_full]) if any_true(half_full) else NO_ROWS
 
     def durable_updates(self) -> tuple[Ints, Ints]:
         """The streams whose durable step has risen since the last report, and these steps.

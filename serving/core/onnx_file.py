@@ -8,6 +8,8 @@ trusted: every length is checked, and depth and number of fields are bounded.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tidegate.core.protobuf_fields import read_fields
+
 # Element types of `TensorProto.DataType`, as numpy writes them.
 ELEMENT_TYPES = {
     1: "float32",
@@ -30,12 +32,10 @@ ELEMENT_TYPES = {
 
 # Real graphs nest a few `If` and `Loop` in each other.
 DEPTH_MAX = 32
-# About a microsecond each: an unreadable file is given up after some seconds. A large graph has some 100,000.
+# About two microseconds each: an unreadable file is given up after some seconds. A large graph has some 100,000.
 FIELDS_MAX = 4_000_000
 # Attributes that are text are names, such as a direction; longer ones are code or data.
 TEXT_MAX = 64
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class NotOnnx(ValueError):
@@ -209,34 +209,13 @@ class _Reader:
 
     def _fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """The fields of a message: number, value of a varint, and where its bytes begin and end."""
-        while at < end:
-            self.fields += 1
-            if self.fields > FIELDS_MAX:
-                raise NotOnnx(f"it has more than {FIELDS_MAX:,} fields")
-            tag, at = self._varint(at, end)
-            number, kind = tag >> 3, tag & 7
-            value, start = 0, at
-            if kind == _VARINT:
-                value, at = self._varint(at, end)
-            elif kind == _BYTES:
-                length, start = self._varint(at, end)
-                at = start + length
-            elif kind in {_FIXED64, _FIXED32}:
-                at += 8 if kind == _FIXED64 else 4
-            else:
-                raise NotOnnx(f"byte {at} is not protobuf")
-            if at > end or number == 0:
-                raise NotOnnx("it is cut short or not protobuf")
-            yield number, value, start, at
-
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        value = 0
-        for shift in range(0, 70, 7):
-            if at >= end:
-                raise NotOnnx("it is cut short")
-            byte = self.data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at
-        raise NotOnnx(f"byte {at} is not protobuf")
+        try:
+            for number, _, value, start, stop in read_fields(self.data, at, end):
+                self.fields += 1
+                if self.fields > FIELDS_MAX:
+                    break
+                yield number, value, start, stop
+        except ValueError as error:
+            raise NotOnnx(str(error)) from None
+        if self.fields > FIELDS_MAX:
+            raise NotOnnx(f"it has more than {FIELDS_MAX:,} fields")

@@ -194,6 +194,10 @@ class ModelId(NamedTuple):
         """Name and version in the form NAME/VERSION."""
         return f"{self.name}/{self.version}"
 
+    def matches(self, name: str, version: str) -> bool:
+        """Whether it has this name and version; an empty one stands for all."""
+        return name in ("", self.name) and version in ("", self.version)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

@@ -39,7 +39,7 @@ class ValueHash:
         if not finite and (missing := np.isnan(x)).any():
             values = np.where(missing, np.uint32(QUIET_NAN), values)
         hashes: Hashes = values @ self._factors
-        if not hashes.all():
+        if np.count_nonzero(hashes) < len(hashes):
             hashes[hashes == UNKNOWN] = 1
         return hashes
 

@@ -122,11 +122,19 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
 
     @unary
     async def ListStreams(self, request: pb.ListStreamsRequest, caller: Caller) -> pb.ListStreamsResponse:  # noqa: N802
-        """Lists streams, page by page. The token of a page is the last id of the page before."""
+        """Lists streams, page by page. The token of a page is the last id that was looked at for the page before."""
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
         phase = wire.decode_phase(request.state)
-        streams = await self._admin.list(caller.tenant.name, request.prefix, request.page_token, size, phase)
-        page = pb.ListStreamsResponse(next_page_token=streams[-1].stream_id if len(streams) == size else "")
+        streams, token = await self._admin.list(
+            caller.tenant.name,
+            request.prefix,
+            request.page_token,
+            size,
+            phase,
+            model=request.model,
+            version=request.version,
+        )
+        page = pb.ListStreamsResponse(next_page_token=token)
         time_slice = TimeSlice()
         for info in streams:
             page.streams.append(wire.encode_stream(info))

@@ -171,8 +171,13 @@ class AdminBackend(Protocol):
     async def change_models(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
         """Loads, unloads or looks for versions, in every process. Without a version, all versions of a name."""
 
-    async def list(self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None) -> list[StreamInfo]:
-        """Streams in the order of their ids: at most `limit` after `after`, only those in `phase` if it is given."""
+    async def list(
+        self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None, *, model: str, version: str
+    ) -> tuple[list[StreamInfo], str]:
+        """Streams in the order of their ids: at most `limit` after `after`, and the id to continue after, empty at the end.
+
+        Only those in `phase`, of `model` and of `version`, as far as these are given.
+        """
 
     async def describe(self, key: Key) -> StreamInfo:
         """One stream."""

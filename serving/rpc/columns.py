@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tidegate.core.errors import InvalidField, TidegateError
 from tidegate.core.handle_table import HandleTable
 from tidegate.core.input_layout import InputLayout
+from tidegate.core.masks import any_true
 from tidegate.core.named_inputs import Named, check_named, pack_rows
 from tidegate.core.spec import STEP_MAX, Array, Ints, Timestep
 from tidegate.core.streams import Lease
@@ -69,7 +70,7 @@ def decode_steps(message: pb.Block, rows: int) -> Ints:
             "steps", f"got {len(message.steps)} bytes, expected {rows * STEP.itemsize}: 8 for each of {rows} rows"
         )
     steps = np.frombuffer(message.steps, STEP)
-    if rows and steps.max() > STEP_MAX:
+    if any_true(steps > STEP_MAX):
         raise InvalidField("steps", f"got {steps.max()}, expected at most {STEP_MAX}")
     return steps.view(NUMBER).astype(np.int64, copy=False)
 

@@ -24,6 +24,7 @@ from tidegate.rpc import columns, wire
 from tidegate.rpc.backend import Access, CloseReason, ModelInfo, OpenResult, StreamBackend
 from tidegate.rpc.background_queue import wait_for_end
 from tidegate.rpc.call import Call, Context, log_failure
+from tidegate.rpc.status import next_step_of
 from tidegate.rpc.stream_quota import StreamQuota
 from tidegate.rpc.time_slice import TimeSlice
 from tidegate.v1 import tidegate_pb2 as pb
@@ -125,7 +126,7 @@ class MultiStreamCall(Call):
                 with self._quota.reserve(served.spec):
                     result = await self._backend.open(key, served.spec.name, version, options)
             except TidegateError as error:
-                errors.add(row, error, 0, 0)
+                errors.add(row, error, 0, next_step_of(error))
                 return
             # No await may come between the open and this: from here on the call releases the lease when it ends.
             lease = result.lease

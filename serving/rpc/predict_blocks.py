@@ -223,7 +223,7 @@ class PredictBlocksCall(MultiStreamCall):
                 if self._moves:
                     self._last_handles = None
                     block = self._decode(message)
-            await self._submit(block)
+            await (self._backend.submit_block(block) if isinstance(block, Block) else self._submit_parts(block))
         except (TimestepRefused, InvalidField) as error:
             return await self._refuse(message, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
@@ -301,20 +301,17 @@ class PredictBlocksCall(MultiStreamCall):
                 (rows, self._handles.select(handles[rows])) for rows in self._handles.by_version(handles)
             ]
             self._last_handles = message.handles
-        count = sum(len(rows) for rows, _ in self._selections)
+        count = len(message.handles) // columns.HANDLE.itemsize
         steps = columns.decode_steps(message, count)
-        (_, selection), *others = self._selections
+        _, selection = self._selections[0]
         values = columns.decode_rows(message, count, selection.slots.layout)
-        if not others:
+        if len(self._selections) == 1:
             return Block(selection, steps, values)
         parts = [(rows, Block(selection, steps[rows], values[rows])) for rows, selection in self._selections]
         return MixedBlock(parts)
 
-    async def _submit(self, block: "Block | MixedBlock") -> None:
-        """Runs a block. Raises TimestepRefused when the queue has no room for it."""
-        if isinstance(block, Block):
-            await self._backend.submit_block(block)
-            return
+    async def _submit_parts(self, block: MixedBlock) -> None:
+        """Runs the parts of a block. Raises TimestepRefused when the queue has no room for them."""
         running: list[asyncio.Future[Block]] = []
         try:
             for _, part in block.parts:

@@ -121,6 +121,15 @@ def error_message(error: errors.TidegateError) -> str:
     return encoded[: ERROR_MESSAGE_BYTES_MAX - 3].decode(errors="ignore") + "..."
 
 
+def next_step_of(error: errors.TidegateError) -> int:
+    """The number of the timestep that the stream of an error expects next; 0 when the error does not know it."""
+    if isinstance(error, errors.StreamExpired):
+        return error.step + 1
+    if isinstance(error, errors.StepGap):
+        return error.expected
+    return error.kept_step + 1 if isinstance(error, errors.StateLost) else 0
+
+
 async def abort(context: Any, error: errors.TidegateError) -> NoReturn:
     """Ends a call with an error: its code, its message, and google.rpc details for programs."""
     code, reason, action = wire_status(error, of_timestep=isinstance(error, errors.TimestepRefused))
@@ -128,12 +137,8 @@ async def abort(context: Any, error: errors.TidegateError) -> NoReturn:
         action = pb.Error.ACTION_STREAM_LOST
     info = error_details_pb2.ErrorInfo(reason=reason_name(reason), domain=DOMAIN)
     info.metadata["action"] = action_name(action)
-    if isinstance(error, errors.StreamExpired):
-        info.metadata["next_step"] = str(error.step + 1)
-    elif isinstance(error, errors.StepGap):
-        info.metadata["next_step"] = str(error.expected)
-    elif isinstance(error, errors.StateLost):
-        info.metadata["next_step"] = str(error.kept_step + 1)
+    if next_step := next_step_of(error):
+        info.metadata["next_step"] = str(next_step)
     details: list[any_pb2.Any] = [_pack(info)]
     if isinstance(error, errors.InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error_message(error))

@@ -28,7 +28,7 @@ from tidegate.core.stream_id import check_stream_id
 from tidegate.core.streams import Existence, OpenKind, OpenOptions, Phase
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc.backend import StreamInfo
-from tidegate.rpc.status import RETRYABLE, error_message, wire_status
+from tidegate.rpc.status import RETRYABLE, error_message, next_step_of, wire_status
 from tidegate.rpc.varint import varint
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -208,7 +208,7 @@ def encode_error(error: TidegateError, step: int = 0, next_step: int = 0, *, of_
         reason=reason,
         message=error_message(error),
         field=_field_of(error),
-        next_step=next_step,
+        next_step=next_step or next_step_of(error),
         retry_after=_retry_after(error),
         action=action,
         code=code,

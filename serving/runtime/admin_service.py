@@ -29,6 +29,8 @@ from tidegate.runtime.stream_registry import StreamRegistry, contention_error, i
 from tidegate.runtime.stream_service import CLAIM_TRIES, PHASE_BY_TOMBSTONE, STREAM_ID_BYTES
 from tidegate.store import Holder, Record, ScanFilter, Store, StreamMetadata, Tombstone, decode, encode
 
+# How many scans look for the streams of a page: about a second, when few of a million streams match. The caller asks on.
+SCANS_OF_A_PAGE = 100
 # The filter of the store's scan for each phase that a client lists.
 SCAN_FILTERS = {Phase.LIVE: ScanFilter.IN_MEMORY, Phase.PARKED: ScanFilter.ALL, Phase.EXPIRED: ScanFilter.EXPIRED}
 
@@ -77,18 +79,25 @@ class AdminService:
             raise ModelNotFound(name, version, [served.spec.title for served in self._repository.shown])
         return changes
 
-    async def list(self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None) -> list[StreamInfo]:
-        """Streams in the order of their ids: at most `limit` after `after`, only those in `phase` if it is given.
+    async def list(
+        self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None, *, model: str, version: str
+    ) -> tuple[list[StreamInfo], str]:
+        """Streams in the order of their ids: at most `limit` after `after`, and the id to continue after, empty at the end.
 
-        A stream that another server has in memory is described as of its last checkpoint.
+        Only those in `phase`, of `model` and of `version`, as far as these are given. A stream that another server has
+        in memory is described as of its last checkpoint.
         """
         scan_filter = ScanFilter.ALL if phase is None else SCAN_FILTERS.get(phase, ScanFilter.ALL)
         streams: list[StreamInfo] = []
-        next_id: str | None = after
-        while next_id is not None and len(streams) < limit:
-            heads, next_id = await self._store.scan(tenant, prefix, next_id, limit - len(streams), scan_filter)
+        for _ in range(SCANS_OF_A_PAGE):
+            heads, following = await self._store.scan(
+                tenant, prefix, after, limit - len(streams), scan_filter, model=model, version=version
+            )
             streams += [info for info in map(self._info, heads) if phase is None or info.phase is phase]
-        return streams
+            after = following or ""
+            if not after or len(streams) == limit:
+                break
+        return streams, after
 
     async def describe(self, key: Key) -> StreamInfo:
         """One stream as of its last applied timestep, whichever server has it.

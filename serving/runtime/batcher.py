@@ -151,7 +151,7 @@ class Batcher:
         """
         self._check_accepting(len(block))
         # An empty queue accepts any block, however long. The bound counts for the blocks behind it.
-        waiting = sum(entry.block.rows_left for entry in self._queued_blocks())
+        waiting = sum([entry.block.rows_left for entry in self._queued_blocks()]) if self._blocks else 0
         bound = BLOCK_ROWS_MAX if len(block) > self.batch_max else SHORT_BLOCK_ROWS_MAX
         if waiting and waiting + len(block) > bound:
             self.metrics.steps["overloaded"] += len(block)

@@ -111,6 +111,9 @@ class ServerConfig:
     tokens: str = setting(
         "", "TOML file with the hashes of the tokens that get in, their tenants and limits. Empty: everybody gets in."
     )
+    otlp_endpoint: str = setting(
+        "", "OpenTelemetry collector that gets spans, http://HOST:PORT. Empty: as the OTEL_ variables say."
+    )
     message_bytes_max: int = setting(4 * 1024 * 1024, "Longest message that is read.", at_least=1024)
     # Below the 30 s that Kubernetes waits.
     drain_after: float = duration("20s", "Longest time that stopping may take.")

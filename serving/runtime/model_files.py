@@ -117,7 +117,10 @@ class ModelCopies:
             _remove_stale(parent)
             self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         except OSError as error:
-            raise StartFailed(f"models cannot be copied to {parent}: {error.strerror}; set TMPDIR") from error
+            raise StartFailed(
+                f"models cannot be copied to {parent}: {error.strerror}; let user {os.getuid()} write to it, or set "
+                "TMPDIR to a folder where it can"
+            ) from error
         # The lock has its name only once it is held, so nobody takes the folder for a stale one.
         unnamed = self.folder / f"{LOCK}.tmp"
         self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -42,6 +42,7 @@ from tidegate.runtime.permanent_tasks import PermanentTasks
 from tidegate.runtime.process import measure
 from tidegate.runtime.repository import Limits, Repository, ServedModel
 from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
+from tidegate.runtime.spans import SPANS
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
 from tidegate.runtime.version_service import VersionService
@@ -142,11 +143,12 @@ class Server:
 
     async def _start(self, resources: AsyncExitStack) -> None:
         config, metrics = self.config, self.metrics
+        SPANS.start(config.otlp_endpoint)
         self._access = Access(config.tokens_path, metrics.count_refusal)
         # This servicer's overall status starts as SERVING. Nothing is served before the end of `start`.
         await self._health.tell(serving=False)
         self._server = make_grpc_server(
-            [self._connection_limiter, MalformedRequestInterceptor()],
+            [self._connection_limiter, MalformedRequestInterceptor(), *SPANS.interceptors()],
             connections_max=self._connection_limiter.connections_max,
             message_bytes_max=config.message_bytes_max,
             shares_port=self.context is not None,
@@ -362,8 +364,10 @@ class Server:
             watch.cancel()
             asking.cancel()
             try:
-                await self.stop()
+                with SPANS.span("drain", calls=len(self._calls), streams=len(self.registry.streams)):
+                    await self.stop()
             finally:
+                await SPANS.stop()
                 if self.hangs:  # Python would wait for the thread
                     end_at_once(self.hangs)
 

@@ -29,6 +29,8 @@ from tidegate.rpc.time_slice import TimeSlice
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.replayer import Replayer
 from tidegate.runtime.repository import Repository, ServedModel
+from tidegate.runtime.span import Span
+from tidegate.runtime.spans import SPANS
 from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.store import Store
@@ -136,29 +138,29 @@ class StreamMover:
 
     async def _move(self, stream: Stream, old: ServedModel, new: ServedModel, slot: int, policy: SwapPolicy) -> Moved:
         """Moves a stream to a slot. Returns NOT when it stays; then its lease may have ended."""
-        try:
-            [checkpoint] = await old.batcher.run_between(lambda: checkpoint_rows([stream]))
-            state, how = await self._new_state(checkpoint, old, new, policy)
-            moved = await self._store_move(stream, with_state(checkpoint, old.slots, new.spec, state))
-            if moved is None:
-                new.slots.release(slot)
+        with SPANS.span("swap", previous_version=old.spec.version) as span:
+            try:
+                [checkpoint] = await old.batcher.run_between(lambda: checkpoint_rows([stream]))
+                state, how = await self._new_state(checkpoint, old, new, policy)
+                moved = await self._store_move(stream, with_state(checkpoint, old.slots, new.spec, state))
+                if moved is None:
+                    span.fail("another server has the stream")
+                    new.slots.release(slot)
+                    return Moved.NOT
+                self._registry.mark_in_use(stream)
+                await old.batcher.run_between(
+                    partial(self._registry.streams.change_version, stream, moved, new.slots, slot)
+                )
+            except ModelFailed as error:
+                log.error("stream %s stays on %s: %s", stream.key.stream_id, old.spec.title, error)
+                _count_failure(stream, new, slot, span, error)
                 return Moved.NOT
-            self._registry.mark_in_use(stream)
-            await old.batcher.run_between(
-                partial(self._registry.streams.change_version, stream, moved, new.slots, slot)
-            )
-        except ModelFailed as error:
-            log.error("stream %s stays on %s: %s", stream.key.stream_id, old.spec.title, error)
-            new.metrics.moves["failed"] += 1
-            new.slots.release(slot)
-            return Moved.NOT
-        except TidegateError as error:  # the store may have the stream on either version: the next open finds out
-            new.metrics.moves["failed"] += 1
-            new.slots.release(slot)
-            await self._registry.drop(stream, error)
-            return Moved.NOT
-        new.metrics.moves[how.value] += 1
-        log_event("moved", stream.key, new.spec, step=stream.step, epoch=stream.epoch, state=how.value)
+            except TidegateError as error:  # the store may have the stream on either version: the next open finds out
+                _count_failure(stream, new, slot, span, error)
+                await self._registry.drop(stream, error)
+                return Moved.NOT
+            new.metrics.moves[how.value] += 1
+            log_event("moved", stream.key, new.spec, span, step=stream.step, epoch=stream.epoch, state=how.value)
         if stream.lease is not None and stream.lease.on_durable is not None:
             stream.lease.on_durable()
         return how
@@ -203,6 +205,14 @@ class StreamMover:
     def close(self) -> None:
         """Ends the thread."""
         self.replayer.close()
+
+
+def _count_failure(stream: Stream, new: ServedModel, slot: int, span: Span, error: TidegateError) -> None:
+    """Gives the slot back after a move that has failed, counts it and tells why."""
+    new.metrics.moves["failed"] += 1
+    new.slots.release(slot)
+    span.fail(error)
+    log_event("not_moved", stream.key, new.spec, span, reason=str(error))
 
 
 def _is_recorded(stream: Stream) -> bool:

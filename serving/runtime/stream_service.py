@@ -29,13 +29,14 @@ from tidegate.core.errors import (
 )
 from tidegate.core.spec import Key
 from tidegate.core.stream_inputs import decide_inputs
-from tidegate.core.streams import Lease, OpenOptions, Phase, Stream, StreamStatus, decide_open
+from tidegate.core.streams import Lease, OpenKind, OpenOptions, Phase, Stream, StreamStatus, decide_open
 from tidegate.core.swap_policy import Moved, MoveRequest, may_move
 from tidegate.rpc.backend import CloseReason, ModelInfo, OpenResult
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.repository import Repository, ServedModel
+from tidegate.runtime.spans import SPANS
 from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_mover import StreamMover
 from tidegate.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
@@ -90,19 +91,22 @@ class StreamService:
         """
         if not key.stream_id:
             key = Key(key.tenant, secrets.token_urlsafe(STREAM_ID_BYTES))
-        try:
-            async with self._registry.lock(key):
-                opening = await self._open(key, model, version, options)
-        except Exception as error:
-            self._metrics.opened["refused"] += 1
-            log_event("refused", key, reason=str(error))
-            if isinstance(error, StateLost):
-                self._registry.record_loss(error)
-            raise
-        self._metrics.opened[opening.kind.value] += 1
-        stream = opening.lease.stream
-        log_event(opening.kind.value, stream.key, stream.slots.spec, step=stream.step, epoch=stream.epoch)
-        return opening
+        with SPANS.span("open", of_call=True, model=model, version=version) as span:
+            try:
+                async with self._registry.lock(key):
+                    opening = await self._open(key, model, version, options)
+            except Exception as error:
+                self._metrics.opened["refused"] += 1
+                log_event("refused", key, span=span, reason=str(error))
+                if isinstance(error, StateLost):
+                    self._registry.record_loss(error)
+                raise
+            self._metrics.opened[opening.kind.value] += 1
+            stream = opening.lease.stream
+            if opening.kind is not OpenKind.NEW:
+                span.rename("resume")
+            log_event(opening.kind.value, key, stream.slots.spec, span, step=stream.step, epoch=stream.epoch)
+            return opening
 
     def acquire_idle(self, key: Key, model: str, version: str) -> Lease | None:
         """Opens an idle stream; see `StreamRegistry.acquire_idle`."""

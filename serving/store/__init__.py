@@ -1,9 +1,10 @@
 """Stores the checkpoints of streams, and the epochs that fence their writers."""
 
-from tidegate.store.address import make_store
+from tidegate.store.address import make_store, sqlite_path
 from tidegate.store.codec import decode, encode
 from tidegate.store.memory import MemoryStore
 from tidegate.store.sqlite import SqliteStore
+from tidegate.store.sqlite_backup import copy_database
 from tidegate.store.store import (
     Holder,
     Record,
@@ -27,7 +28,9 @@ __all__ = [
     "Store",
     "StreamMetadata",
     "Tombstone",
+    "copy_database",
     "decode",
     "encode",
     "make_store",
+    "sqlite_path",
 ]

@@ -25,18 +25,23 @@ def make_store(address: str, clock: Callable[[], int] = time.time_ns) -> Store:
     """
     if address.partition("://")[0] in redis_address.SCHEMES:
         return _redis(address, clock)
+    path = sqlite_path(address)
+    return MemoryStore(clock) if path is None else SqliteStore(path, clock)
+
+
+def sqlite_path(address: str) -> Path | None:
+    """The file of a `sqlite:///path`, None for `memory:` and the addresses of a redis. Raises ValueError for all others."""
+    if address == "memory:" or address.partition("://")[0] in redis_address.SCHEMES:
+        return None
     try:
         url = urlsplit(address)
     except ValueError:
         raise ValueError(f"{_shown(address)}: {EXPECTED}") from None
     if url.query or url.fragment:
         raise ValueError(f"{_shown(address)}: options after ? or # are not known; {EXPECTED}")
-    match url.scheme:
-        case "memory" if address == "memory:":
-            return MemoryStore(clock)
-        case "sqlite" if not url.netloc and url.path.strip("/") and url.path.startswith("/"):
-            return SqliteStore(Path("/" + unquote(url.path).lstrip("/")), clock)
-    raise ValueError(f"{_shown(address)}: {EXPECTED}")
+    if url.scheme != "sqlite" or url.netloc or not url.path.strip("/") or not url.path.startswith("/"):
+        raise ValueError(f"{_shown(address)}: {EXPECTED}")
+    return Path("/" + unquote(url.path).lstrip("/"))
 
 
 def _redis(address: str, clock: Callable[[], int]) -> Store:

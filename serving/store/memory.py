@@ -168,7 +168,15 @@ class MemoryStore:
         return True
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
+        self,
+        tenant: str,
+        prefix: str,
+        after: str,
+        limit: int,
+        scan_filter: ScanFilter = ScanFilter.ALL,
+        *,
+        model: str = "",
+        version: str = "",
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
         ids, prefix_bytes = self._order.get(tenant, []), prefix.encode()
@@ -179,7 +187,7 @@ class MemoryStore:
             if not ids[index].startswith(prefix_bytes):
                 return found, None
             metadata = self._records[Key(tenant, ids[index].decode())].metadata
-            if _is(metadata, scan_filter):
+            if _is(metadata, scan_filter) and metadata.model.matches(model, version):
                 found.append(metadata)
             if len(found) == limit:
                 return found, metadata.key.stream_id

@@ -189,7 +189,15 @@ class RedisStore:
         return bool(await self._one(DELETE, key, epoch))
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
+        self,
+        tenant: str,
+        prefix: str,
+        after: str,
+        limit: int,
+        scan_filter: ScanFilter = ScanFilter.ALL,
+        *,
+        model: str = "",
+        version: str = "",
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
         prefix_bytes, after_bytes = prefix.encode(), after.encode()
@@ -197,7 +205,8 @@ class RedisStore:
         # UTF-8 has no byte 255. So the prefix with its last byte incremented comes after all ids with the prefix.
         greatest = b"(" + prefix_bytes[:-1] + bytes([prefix_bytes[-1] + 1]) if prefix_bytes else b"+"
         beginning = stream_key(Key(tenant, ""))
-        arguments = (least, greatest, limit, SCAN_ROWS, beginning, writer_key(""), scan_filter.value, self._writer)
+        selected = (scan_filter.value, self._writer, model, version)
+        arguments = (least, greatest, limit, SCAN_ROWS, beginning, writer_key(""), *selected)
         found_json, next_id = await self._script(SCAN, (ids_key(tenant),), arguments)
         found = [
             self._metadata(Key(tenant, stream_id), values[:-1], alive=bool(values[-1]))

@@ -122,7 +122,7 @@ end
 return 1
 """
 # KEYS: ids. ARGV: least, greatest, most heads, most ids to read, prefixes of the keys of streams and of writers,
-# filter, writer. Returns the metadata as one JSON text, and the id to continue after.
+# filter, writer, model and version (empty: all). Returns the metadata as one JSON text, and the id to continue after.
 SCAN = """
 local heads, least, looked, last = {}, ARGV[1], 0, false
 local most, budget, wanted = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[7]
@@ -137,8 +137,9 @@ repeat
         alive = 1
       end
       local expired = head[9] == '1'
-      if wanted == 'all' or (wanted == 'expired' and expired) or (wanted == 'held' and not expired and alive == 1)
-          or (wanted == 'rest' and not expired and alive == 0) then
+      local of_model = (ARGV[9] == '' or ARGV[9] == head[3]) and (ARGV[10] == '' or ARGV[10] == head[4])
+      if of_model and (wanted == 'all' or (wanted == 'expired' and expired)
+          or (wanted == 'held' and not expired and alive == 1) or (wanted == 'rest' and not expired and alive == 0)) then
         table.insert(head, 1, id)
         head[#head + 1] = alive
         heads[#heads + 1] = cjson.encode(head)

@@ -122,11 +122,19 @@ class SqliteStore:
         return deleted
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
+        self,
+        tenant: str,
+        prefix: str,
+        after: str,
+        limit: int,
+        scan_filter: ScanFilter = ScanFilter.ALL,
+        *,
+        model: str = "",
+        version: str = "",
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
         found: tuple[list[StreamMetadata], str | None] = await self._submit(
-            "scan", (tenant, prefix, after, limit, scan_filter)
+            "scan", (tenant, prefix, after, limit, scan_filter, model, version)
         )
         return found
 

@@ -35,6 +35,8 @@ from tidegate.store.store import (
 
 # How many rows one `expire` changes, so that it holds the write lock for about 10 ms at most.
 EXPIRE_ROWS = 1000
+# How many rows one `scan` for a model reads: about ten milliseconds.
+SCAN_ROWS = 2_500
 # How long a notice is kept, in seconds. Writers read them several times a second. One that was suspended for longer
 # finds out when it next saves.
 NOTICE_SECONDS = 60
@@ -240,31 +242,42 @@ class Database:
         return self._execute(sql, (now, *key, epoch)).rowcount == 1
 
     def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter
+        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter, model: str, version: str
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids, and the id to continue after."""
         now = self._clock()
+        arguments = {
+            "tenant": tenant,
+            "after": after,
+            "prefix": prefix,
+            "all": _after_all(prefix) is None,
+            "end": _after_all(prefix),
+            "self": self._writer,
+            "first": now - DEAD_NANO,
+            "last": now + DEAD_NANO,
+            "limit": limit,
+            "model": model,
+            "version": version,
+        }
+        condition = f"""tenant = :tenant AND stream_id > :after AND stream_id >= :prefix AND (:all OR stream_id < :end)
+            AND {SCAN_CONDITIONS[scan_filter]}"""
+        stop: str | None = None
+        if model or version:  # perhaps few of many: there is no index for them
+            last = self._execute(
+                f"SELECT stream_id FROM streams WHERE {condition} ORDER BY stream_id LIMIT 1 OFFSET {SCAN_ROWS - 1}",
+                arguments,
+            ).fetchone()
+            [stop] = last or [None]
+            condition += """ AND (:model = '' OR model_name = :model) AND (:version = '' OR model_version = :version)
+                AND (:stop IS NULL OR stream_id <= :stop)"""
         rows = self._query_json(
             f"""SELECT json_group_array(json_array({METADATA_COLUMNS})) FROM (
-                SELECT * FROM streams
-                WHERE tenant = :tenant AND stream_id > :after AND stream_id >= :prefix AND (:all OR stream_id < :end)
-                    AND {SCAN_CONDITIONS[scan_filter]}
-                ORDER BY stream_id LIMIT :limit) AS streams""",
-            {
-                "tenant": tenant,
-                "after": after,
-                "prefix": prefix,
-                "all": _after_all(prefix) is None,
-                "end": _after_all(prefix),
-                "self": self._writer,
-                "first": now - DEAD_NANO,
-                "last": now + DEAD_NANO,
-                "limit": limit,
-            },
+                SELECT * FROM streams WHERE {condition} ORDER BY stream_id LIMIT :limit) AS streams""",
+            {**arguments, "stop": stop},
         )
         # SQLite does not promise that the array keeps the order of the rows.
         found = sorted((self._metadata(tenant, head, now) for head in rows), key=lambda head: head.key)
-        return found, found[-1].key.stream_id if len(found) == limit else None
+        return found, found[-1].key.stream_id if len(found) == limit else stop
 
     def expire(self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int) -> int:
         """Turns some old streams into tombstones, after deleting some old tombstones. In a transaction."""

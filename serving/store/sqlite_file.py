@@ -102,12 +102,7 @@ class SqliteFile:
 
     def explained(self, error: sqlite3.Error) -> StoreUnavailable:
         """What is wrong with the file, and what to do about it."""
-        name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
-        meaning = _MEANINGS.get(_code(error), "{error} ({name})")
-        return StoreUnavailable(
-            self._name,
-            meaning.format(error=error, name=name, folder=self._path.absolute().parent, seconds=self.busy_timeout_s),
-        )
+        return explain(self._path, error, self.busy_timeout_s)
 
     def _prepare(self) -> None:
         """Sets the mode and the schema of the file."""
@@ -196,6 +191,16 @@ _MEANINGS = {
     sqlite3.SQLITE_CORRUPT: "is damaged; stop all servers that use it and put a backup in its place",
     sqlite3.SQLITE_IOERR: "the disk failed ({name}); look at the system's log",
 }
+
+
+def explain(path: Path, error: sqlite3.Error, busy_timeout_s: float) -> StoreUnavailable:
+    """What is wrong with a file, and what to do about it."""
+    name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
+    meaning = _MEANINGS.get(_code(error), "{error} ({name})")
+    folder = path.absolute().parent
+    return StoreUnavailable(
+        f"sqlite://{path.absolute()}", meaning.format(error=error, name=name, folder=folder, seconds=busy_timeout_s)
+    )
 
 
 def _inode(path: Path) -> int | None:

@@ -184,13 +184,21 @@ class Store(Protocol):
         """
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
+        self,
+        tenant: str,
+        prefix: str,
+        after: str,
+        limit: int,
+        scan_filter: ScanFilter = ScanFilter.ALL,
+        *,
+        model: str = "",
+        version: str = "",
     ) -> tuple[list[StreamMetadata], str | None]:
         """The metadata of a tenant's streams, also of expired ones, in the order of their ids (as UTF-8 bytes).
 
         Returns at most `limit` streams whose ids begin with `prefix` and come after `after`; and the id to continue
-        after, None when there are no more. A call may stop early, so that it takes milliseconds even if few streams
-        match.
+        after, None when there are no more. With `model` or `version`, only streams that were claimed under it last. A
+        call may stop early, so that it takes milliseconds even if few streams match.
         """
 
     async def expire(

@@ -138,7 +138,7 @@ def test_a_bad_file_ends_the_start(tmp_path: Path) -> None:
 
 def test_the_example_of_the_docs_is_right(tmp_path: Path) -> None:
     """As it stands there."""
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
     example = text.split("```toml\n")[1].split("```")[0]
     assert read_settings_file(write(tmp_path, example))["batch_max"] == 128
 

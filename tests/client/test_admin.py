@@ -83,6 +83,24 @@ async def test_streams_come_page_by_page(ask: Ask) -> None:
     assert asked == [("pump-", pb.Stream.STATE_PARKED, 2, token) for token in ("", "more", "on")]
 
 
+async def test_a_server_that_cannot_select_by_model_is_no_trouble(ask: Ask) -> None:
+    """It is asked for the model; what it lists beside that is left out."""
+    asked = []
+
+    def page(request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:
+        asked.append((request.model, request.version))
+        listed = [("a", "toy", "1"), ("b", "toy", "2"), ("c", "lake", "2")]
+        return pb.ListStreamsResponse(
+            streams=[pb.Stream(stream_id=name, model=model, version=version) for name, model, version in listed]
+        )
+
+    async with scripted() as server:
+        server.replies["ListStreamsRequest"] = page
+        found = await ask(server, "streams", model="toy", version="2")
+    assert [info.stream_id for info in found] == ["b"]
+    assert asked == [("toy", "2")]
+
+
 async def test_a_state_that_there_is_not_is_refused_here(ask: Ask) -> None:
     """With those that there are."""
     async with scripted() as server:

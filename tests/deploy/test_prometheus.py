@@ -5,28 +5,23 @@ import json
 import re
 import signal
 import subprocess
-import urllib.parse
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fleet import ServerProcess, free_port
+from tests.deploy.prometheus import DEBIAN, PROMETHEUS, RULES, ask, results, run_prometheus
+from tests.fleet import ServerProcess
 from tests.graphs import with_moments, write_model
 from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
 from tidegate.client import Client
 
-PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "tidegate.json").read_text("utf-8"))
 DOC = (ROOT / "docs" / "metrics.md").read_text("utf-8")
-RULES = (PROMETHEUS / "rules.yaml").read_text("utf-8")
-DEBIAN = "it is in the Debian package prometheus"
 METRIC = re.compile(r"\b(?:tidegate|process|python)_[a-z_]+\b")
 # Made by the rules, not by a server.
 RECORDED = re.compile(r"^ *- record: (\S+)$", re.MULTILINE)
@@ -115,47 +110,18 @@ def test_promtool_accepts(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def ask(address: str, path: str, **parameters: str) -> Any:
-    """An answer of Prometheus' API."""
-    url = f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-        return json.load(answer)["data"]
-
-
-async def results(address: str, query: str) -> list[Any]:
-    """The result of a query, waited for until there is one."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            try:
-                if found := (await asyncio.to_thread(ask, address, "query", query=query))["result"]:
-                    return list(found)
-            except OSError:  # it has not started yet
-                pass
-            await asyncio.sleep(0.1)
-
-
 @pytest.mark.slow
 async def test_prometheus_answers_the_queries_of_the_dashboard(tmp_path: Path) -> None:
     """The real Prometheus scrapes a server under load; each query of the dashboard has a result, and no rule fails."""
-    prometheus = find_tool("prometheus", DEBIAN)
-    async with server_under_load(tmp_path) as server:
-        address = f"127.0.0.1:{free_port()}"
-        target = server.metrics_url.removeprefix("http://").removesuffix("/metrics")
-        text = (PROMETHEUS / "prometheus.yaml").read_text("utf-8").replace("tidegate:9464", target)
-        text = re.sub(r"(scrape|evaluation)_interval: \d+s", r"\1_interval: 1s", text)
-        (tmp_path / "prometheus.yaml").write_text(text, "utf-8")
-        (tmp_path / "rules.yaml").write_text(RULES, "utf-8")
-        command = [prometheus, f"--config.file={tmp_path / 'prometheus.yaml'}", f"--web.listen-address={address}"]
-        command.append(f"--storage.tsdb.path={tmp_path / 'tsdb'}")
-        process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
-        try:
-            for query in queries():
-                assert await results(address, query), query
-            groups = (await asyncio.to_thread(ask, address, "rules"))["groups"]
-            rules = [rule for group in groups for rule in group["rules"]]
-            assert [rule for rule in rules if rule["health"] == "err"] == []
-            firing = [rule["name"] for rule in rules if rule.get("state") == "firing"]
-            assert firing == []
-        finally:
-            process.terminate()
-            await process.wait()
+    async with (
+        server_under_load(tmp_path) as server,
+        run_prometheus(tmp_path, {"rules.yaml": RULES}, interval_ms=1000) as prometheus,
+    ):
+        await prometheus.scrape("server", server.metrics_url)
+        for query in queries():
+            assert await results(prometheus.address, query), query
+        groups = (await asyncio.to_thread(ask, prometheus.address, "rules"))["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        assert [rule for rule in rules if rule["health"] == "err"] == []
+        firing = [rule["name"] for rule in rules if rule.get("state") == "firing"]
+        assert firing == []

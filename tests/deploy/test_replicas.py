@@ -19,6 +19,7 @@ from tests.store.support import RedisServer
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ClientError
 
+# A hundred streams on each server when something happens to it.
 STREAMS, STEPS = 300, 100
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from tidegate.client import Client, Model
 STREAMS, STEPS = 5, 6
 
 
-def described(root: Path, foreign: Foreign, cache: Path) -> Path:
-    """Writes the graph where a server finds it, with its description. Returns the path of the graph."""
-    path = foreign.write(root / "toy" / "1", cache)
+def described(root: Path, foreign: Foreign, cache: Path, name: str = "toy") -> Path:
+    """Writes the graph where a server finds it under a name, with its description. Returns the path of the graph."""
+    path = foreign.write(root / name / "1", cache)
     if foreign.toml:
         path.with_name("model.toml").write_text(foreign.toml, "utf-8")
     else:
@@ -64,7 +65,15 @@ class Streams:
         """Checks one answer, bit for bit."""
         for name in self.foreign.outputs:
             expected = self.expected[stream][step][name]
-            assert same_numbers(got[name], expected), f"{name} of stream {stream}, step {step}: {got[name]}, {expected}"
+            assert same_numbers(got[name], expected), (
+                f"{self.foreign}: {name} of stream {stream}, step {step}: {got[name]}, {expected}"
+            )
+
+    def check_block(self, step: int, answers: Any) -> None:
+        """Checks the answer to a block of all streams."""
+        assert not answers.errors, self.foreign
+        for stream in range(STREAMS):
+            self.check(stream, step, {name: answers[name][stream] for name in self.foreign.outputs})
 
     def block_inputs(self, model: Model) -> dict[str, Any] | None:
         """What the streams of a block bring when they are opened."""
@@ -93,33 +102,35 @@ async def check_served(tmp_path: Path, packages_cache: Path, foreign: Foreign) -
                 group.create_task(run(f"beside-{number}", number))
         async with client.block(STREAMS, inputs=streams.block_inputs(model)) as block:
             for step in range(STEPS):
-                answers = await block.step(streams.block(model, step))
-                assert not answers.errors
-                for number in range(STREAMS):
-                    streams.check(number, step, {name: answers[name][number] for name in foreign.outputs})
+                streams.check_block(step, await block.step(streams.block(model, step)))
 
 
-async def check_survival(tmp_path: Path, packages_cache: Path, foreign: Foreign) -> None:
-    """`kill -9` of a server process between two timesteps of a stream and of a block."""
-    streams = Streams(described(tmp_path / "models", foreign, packages_cache), foreign)
+async def check_survival(tmp_path: Path, packages_cache: Path, *foreign: Foreign) -> None:
+    """`kill -9` of a server process with these graphs, between two timesteps of a stream and of a block of each."""
+    graphs = {
+        f"graph-{place}": Streams(described(tmp_path / "models", each, packages_cache, f"graph-{place}"), each)
+        for place, each in enumerate(foreign)
+    }
     server = ServerProcess(tmp_path / "models", f"sqlite:///{tmp_path / 'state.db'}")
     await server.start()
     try:
-        async with Client(server.address) as client:
-            (model,) = await client.models()
-            async with (
-                client.open("single", inputs=once(model, streams.starts[0])) as stream,
-                client.block(STREAMS, inputs=streams.block_inputs(model)) as block,
-            ):
-                for step in range(STEPS):
-                    if step == STEPS // 2:
-                        await server.kill()
-                        await server.start()
-                    streams.check(0, step, await stream.step(row_of(model, streams.rows[0][step])))
-                    answers = await block.step(streams.block(model, step))
-                    assert not answers.errors
-                    for number in range(STREAMS):
-                        streams.check(number, step, {name: answers[name][number] for name in foreign.outputs})
+        async with Client(server.address) as client, AsyncExitStack() as stack:
+            models = {model.name: model for model in await client.models()}
+            enter = stack.enter_async_context
+            opened = {}
+            for name, streams in graphs.items():
+                begin = once(models[name], streams.starts[0])
+                single = await enter(client.open(f"single-{name}", model=name, inputs=begin))
+                begin = streams.block_inputs(models[name])
+                opened[name] = single, await enter(client.block(STREAMS, model=name, inputs=begin))
+            for step in range(STEPS):
+                if step == STEPS // 2:
+                    await server.kill()
+                    await server.start()
+                for name, (single, block) in opened.items():
+                    model, streams = models[name], graphs[name]
+                    streams.check(0, step, await single.step(row_of(model, streams.rows[0][step])))
+                    streams.check_block(step, await block.step(streams.block(model, step)))
         assert server.metrics()["tidegate_state_lost_total"] == 0
     finally:
         await server.close()

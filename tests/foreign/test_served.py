@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.foreign.graphs import FOREIGN, SLOW_IF_PUBLISHED, Foreign
+from tests.foreign.graphs import EXPORTED, PUBLISHED, SLOW_IF_PUBLISHED, Foreign
 from tests.foreign.served import check_served, check_survival
 
 
@@ -18,7 +18,7 @@ async def test_it_is_served_with_the_bits_of_its_loop(tmp_path: Path, packages_c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("foreign", FOREIGN, ids=str)
-async def test_its_streams_survive_a_kill(tmp_path: Path, packages_cache: Path, foreign: Foreign) -> None:
-    """`kill -9` of the server between two timesteps: streams go on where they were, with the bits of their loops."""
-    await check_survival(tmp_path, packages_cache, foreign)
+@pytest.mark.parametrize("foreign", [PUBLISHED, EXPORTED], ids=["published", "exported"])
+async def test_streams_of_each_survive_a_kill(tmp_path: Path, packages_cache: Path, foreign: list[Foreign]) -> None:
+    """`kill -9` of their server between two timesteps: streams go on where they were, with the bits of their loops."""
+    await check_survival(tmp_path, packages_cache, *foreign)

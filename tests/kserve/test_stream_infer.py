@@ -277,9 +277,12 @@ async def test_a_client_that_does_not_read_stops_being_read(sum_root: Path) -> N
         flood = StreamInfer(channel)
         await flood.step(1, 1.0, start=True)
 
+        # Each answer has the id of its request: with a long one, few answers fill what the connection holds.
+        request = infer_request(1, 1.0, durability="background", request_id="x" * 3_000).SerializeToString()
+
         async def send() -> None:
             while True:
-                await flood.call.write(infer_request(1, 1.0, durability="background").SerializeToString())
+                await flood.call.write(request)
 
         def pending() -> int:
             return max(len(call._pending) for call in server._servicer._calls)  # type: ignore[attr-defined]

@@ -176,6 +176,33 @@ async def test_a_tenant_does_not_see_the_streams_of_another(sum_root: Path, tmp_
         assert (await stream.step([1.0]))["sum"].item() == 6.0  # nobody took it over
 
 
+async def test_a_tenant_does_not_reach_the_streams_of_another_by_other_calls(sum_root: Path, tmp_path: Path) -> None:
+    """Not by a call with blocks, by an open that must exist, by an import of the same name, nor by a page that begins elsewhere."""
+    async with (
+        guarded(sum_root, tmp_path, "a", "b") as server,
+        client_of(server, "a") as first,
+        client_of(server, "b") as second,
+        first.open("s") as stream,
+    ):
+        await stream.step([5.0])
+        for open_it in (second.open("s", existence="must_exist"), second.block(["s"], existence="must_exist")):
+            with pytest.raises(StreamNotFound):
+                async with open_it:
+                    pass
+        async with second.block(["s"]) as block:
+            assert (await block.step(np.ones((1, 1), np.float32))).outputs["sum"].item() == 1.0
+        await second.import_stream(await first.export_stream("s"), "t")
+        await second.delete_stream("t")
+        await second.delete_stream("s")
+        async with grpc.aio.insecure_channel(address_of(server)) as channel:
+            stub: Any = pb_grpc.TidegateServiceStub(channel)
+            for token in ("", "a", "a/", "r", "\U0010ffff"):
+                request = pb.ListStreamsRequest(page_token=token)
+                answer = await stub.ListStreams(request, metadata=bearer("b-token"), timeout=TIMEOUT_S)
+                assert not answer.streams
+        assert (await stream.step([1.0]))["sum"].item() == 6.0  # nobody took it over or deleted it
+
+
 async def test_an_export_of_one_tenant_becomes_a_stream_of_the_other(sum_root: Path, tmp_path: Path) -> None:
     """The record does not say whose it is: who imports it owns it."""
     async with (

@@ -17,8 +17,9 @@ from tests.engines import key
 from tests.graphs import LSTM_FEATURES, lstm, write_model
 from tests.oracle import replay, sensor_rows
 from tests.servers import run_server
-from tests.timeouts import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.rpc.kserve import messages as kserve
+from tidegate.runtime.process import measure
 from tidegate.v1 import tidegate_pb2 as pb
 
 # `TIDEGATE_FUZZ_MESSAGES=100000` takes some minutes.
@@ -33,6 +34,12 @@ TAKEN |= {"ENDED"}
 # What grpc.aio reports instead of the server's status when it writes to a call that has just ended.
 WRITE_FAILED = "Internal error from Core"
 WIDTH = len(LSTM_FEATURES)
+MEMORY_SPARE_BYTES = 16 << 20
+
+
+def resident_bytes() -> float:
+    """The memory of the server, which runs in this process."""
+    return measure(os.getpid())["process_resident_memory_bytes"]
 
 
 def seeds(record: bytes) -> dict[str, Sequence[Message]]:
@@ -151,6 +158,7 @@ async def test_messages_that_make_no_sense_do_not_affect_others(
         caplog.clear()
         codes: set[str] = set()
         left = MESSAGES
+        memory: list[float] = []
 
         async def fuzz() -> None:
             nonlocal left
@@ -161,6 +169,8 @@ async def test_messages_that_make_no_sense_do_not_affect_others(
                     messages = [messages[0], *chance.choices(messages, k=chance.randrange(4))]
                 sent = [mangled(chance, message) for message in messages]
                 left -= len(sent)
+                if left < MESSAGES / 2 and not memory:
+                    memory.append(resident_bytes())
                 codes.add(await send(channel, method, sent))
 
         fuzzing = asyncio.gather(*(fuzz() for _ in range(TOGETHER)))
@@ -170,9 +180,13 @@ async def test_messages_that_make_no_sense_do_not_affect_others(
             assert answer.outputs[0] == truth[step]["forecast"].tobytes()
             step += 1
         await fuzzing
+        memory.append(resident_bytes())
         log = list(caplog.records)
+        await eventually(lambda: len(server._servicer._calls) == 2, "the end of the calls")
     assert codes <= TAKEN
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= codes
+    # The first half has warmed everything up. An allocator keeps some megabytes; a leak of a message each would be more.
+    assert memory[1] - memory[0] < MEMORY_SPARE_BYTES
     # A client that continues beyond what is stored reports a loss, which is logged.
     assert not [text for record in log if "was reported as stored" not in (text := record.getMessage())]
 

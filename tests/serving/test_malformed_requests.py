@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from tests.calls import Ending, RawCall, ending_of, raw_channel, read_ending
 from tests.graphs import running_sum, write_model
@@ -91,15 +92,17 @@ async def test_what_can_be_read_is_answered_as_before(sum_root: Path) -> None:
         watch.cancel()
 
 
-@pytest.fixture
-async def crowded(tmp_path: Path) -> AsyncIterator[Server]:
-    """A server of many models with long names."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def crowded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    """A server of many models with long names; it takes a second to start, so there is one for all tests."""
+    models = tmp_path_factory.mktemp("crowded")
     for number in range(40):
-        write_model(tmp_path, running_sum(), f"{number:03}" + "n" * 200)
-    async with run_server(tmp_path, live_max=8) as server:
+        write_model(models, running_sum(), f"{number:03}" + "n" * 200)
+    async with run_server(models, live_max=8) as server:
         yield server
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("method", "request_"),
     [
@@ -125,6 +128,7 @@ async def test_a_refusal_fits_into_what_metadata_may_weigh(crowded: Server, meth
         assert 3 * len((await call.details()).encode()) + len(details) * 4 / 3 + 200 < METADATA_BYTES_MAX
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_the_error_for_an_unknown_model_lists_some_served_ones(crowded: Server) -> None:
     """Eight by name, the others as a number."""
     async with raw_channel(crowded) as channel:

@@ -1,10 +1,18 @@
 """The HTTP server of /metrics, as Prometheus, load balancers and people use it."""
 
+import gzip
 import http.client
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.servers import Scrape
 from tests.timeouts import TIMEOUT_S
@@ -105,3 +113,118 @@ def test_a_silent_connection_does_not_keep_a_thread(monkeypatch: pytest.MonkeyPa
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as silent:
         assert ask(port, "/metrics")[0].status == 200
         assert silent.recv(1) == b""
+
+
+def test_a_request_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """The time counts from the first byte, so a byte now and then does not keep a thread."""
+    monkeypatch.setattr(metrics_server_module._Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=0.05) as slow:
+        for number in range(10_000):
+            with suppress(TimeoutError):
+                try:
+                    slow.sendall(b"GET /metrics HTTP/1.1\r\n" if not number else b"x")
+                    if slow.recv(1) == b"":
+                        break
+                except ConnectionError:
+                    break
+        else:
+            raise AssertionError("it is read for ever")
+
+
+def test_a_client_that_does_not_read_is_no_error(monkeypatch: pytest.MonkeyPatch, port: int, capfd: Any) -> None:
+    """Its connection is closed, and nothing is written to the log, nor by Python to stderr."""
+    monkeypatch.setattr(metrics_server_module._Handler, "timeout", 0.1)
+    monkeypatch.setattr(metrics_server_module._Rendering, "response", lambda *_: (["200 OK", []], [bytes(64 << 20)]))
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as slow:
+        slow.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as silent:
+            assert silent.recv(1) == b""
+        deadline = time.monotonic() + TIMEOUT_S
+        while any("process_request_thread" in thread.name for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nx: " + bytes(1 << 18).replace(b"\0", b"y") + b"\r\n\r\n", 431),
+        (b"GET /" + b"y" * (1 << 18) + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET /metrics HTTP/1.1\r\n" + 150 * b"x: y\r\n" + b"\r\n", 431),
+        (b"GET\r\n\r\n", 400),
+        (b"GET /metrics HTTP/9.9\r\n\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"POST /metrics HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: 500000\r\n\r\n" + bytes(500_000), 405),
+        (b"POST /healthz HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 405),
+        (b"\x16\x03\x01\x02\x00\x01\xff\xff\n\n", 400),
+    ],
+    ids=["huge header", "huge path", "many headers", "no path", "version", "http2", "gzip bomb", "endless body", "tls"],
+)
+def test_what_is_no_request_for_metrics_is_refused(port: int, head: bytes, status: int) -> None:
+    """With its status, and no body is read or unpacked; the next scrape is answered."""
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as client:
+        client.sendall(head)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert answer.status == status
+    assert ask(port, "/metrics")[0].status == 200
+
+
+def test_one_client_does_not_keep_the_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has some of the threads, and another address has room."""
+    monkeypatch.setattr(metrics_server_module, "REQUESTS_A_PEER_MAX", 3)
+    monkeypatch.setattr(metrics_server_module._Handler, "timeout", 10 * TIMEOUT_S)
+    made = MetricsServer("127.0.0.1", 0, Exposition([WorkerMetrics("0")], lambda: None, supervised=False))
+    with ExitStack() as stack:
+        stack.callback(made.close)
+        for _ in range(6):
+            stack.enter_context(socket.create_connection(("127.0.0.1", made.port), TIMEOUT_S))
+        other = http.client.HTTPConnection("127.0.0.1", made.port, TIMEOUT_S, source_address=("127.0.0.2", 0))
+        other.request("GET", "/metrics")
+        assert other.getresponse().status == 200
+        with socket.create_connection(("127.0.0.1", made.port), TIMEOUT_S) as one_more:
+            assert one_more.recv(1) == b""
+
+
+def test_those_who_ask_at_the_same_time_get_the_same(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Metrics are rendered once for all who wait, so a flood of requests does not take the processor from timesteps."""
+    rendered = []
+    collect = Exposition.collect
+
+    def count(exposition: Exposition) -> Any:
+        rendered.append(1)
+        time.sleep(0.2)
+        return collect(exposition)
+
+    monkeypatch.setattr(Exposition, "collect", count)
+    with ThreadPoolExecutor(12) as pool:
+        answers = [*pool.map(lambda _: ask(port, "/metrics")[0].status, range(12))]
+    assert answers == [200] * 12
+    assert len(rendered) <= 4
+
+
+@pytest.mark.parametrize(
+    ("headers", "encoding", "kind"),
+    [
+        ({"Accept-Encoding": "gzip, deflate"}, "gzip", "text/plain"),
+        ({"Accept-Encoding": "deflate, gzip;q=0"}, None, "text/plain"),
+        ({}, None, "text/plain"),
+        (
+            {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"},
+            None,
+            "application/openmetrics-text",
+        ),
+    ],
+)
+def test_a_scraper_gets_what_it_asks_for(port: int, headers: dict[str, str], encoding: str | None, kind: str) -> None:
+    """Compressed or not, as OpenMetrics or in the older format, and each can be parsed."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    connection.request("GET", "/metrics", headers=headers)
+    answer = connection.getresponse()
+    body = answer.read()
+    assert answer.headers["Content-Encoding"] == encoding
+    assert answer.headers["Content-Type"].startswith(kind)
+    text = (gzip.decompress(body) if encoding else body).decode()
+    parse = parse_openmetrics if "openmetrics" in kind else parse_text
+    assert "tidegate_worker_up" in {family.name for family in parse(text)}

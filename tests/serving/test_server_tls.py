@@ -68,6 +68,21 @@ async def test_a_client_needs_a_certificate_when_the_server_has_a_ca_for_them(
                 await predict(address, credentials)
 
 
+@pytest.mark.parametrize("expired", ["server", "client"])
+async def test_an_expired_certificate_is_refused(
+    sum_root: Path, tmp_path: Path, certificates: Certificates, expired: str
+) -> None:
+    """That of a client by the server, and that of the server by its clients; its CA is the right one."""
+    old = make_certificates(tmp_path, days=-1)
+    new_ca = {"tls_client_ca": str(old.ca)}
+    settings = tls(certificates) | new_ca if expired == "client" else tls(old)
+    trusted = certificates.ca if expired == "client" else old.ca
+    pair = (old.client_key.read_bytes(), old.client_cert.read_bytes()) if expired == "client" else (None, None)
+    async with run_server(sum_root, **settings) as server:
+        with pytest.raises(ServerUnavailable):
+            await predict(address_of(server), grpc.ssl_channel_credentials(trusted.read_bytes(), *pair))
+
+
 def copy(source: Certificates, folder: Path) -> Certificates:
     """The same files elsewhere."""
     names = ("ca", "server_cert", "server_key", "client_cert", "client_key")

@@ -7,6 +7,7 @@ import pytest
 
 from tidegate.core import errors
 from tidegate.rpc.status import ERROR_MESSAGE_BYTES_MAX, TABLE, abort, error_message
+from tidegate.rpc.wire import encode_error
 
 # Longer than any id or name may be, and of the characters that need the most bytes.
 LONG = "\U0001f527" * 4096
@@ -67,3 +68,9 @@ def test_a_sentence_is_cut_between_characters() -> None:
     assert len(cut.encode()) <= ERROR_MESSAGE_BYTES_MAX
     assert set(cut) == {"é", "."}
     assert cut.endswith("...")
+
+
+@pytest.mark.parametrize("error", [errors.StateLost("a", 4, 9), errors.StreamExpired("a", 4)])
+def test_an_error_within_a_call_says_where_the_stream_is(error: errors.TidegateError) -> None:
+    """As the status of a call does: a client that lost timesteps knows from where on to send again."""
+    assert encode_error(error, of_timestep=False).next_step == 5

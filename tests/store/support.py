@@ -61,13 +61,13 @@ async def begin(store: Store, of: Key, seen_epoch: int = 0, model: ModelId = MOD
 
 
 async def scan(
-    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL, **of_model: str
 ) -> list[StreamMetadata]:
     """Up to so many streams, however often the scan stops early."""
     heads: list[StreamMetadata] = []
     following: str | None = after
     while following is not None and len(heads) < limit:
-        page, following = await store.scan(tenant, prefix, following, limit - len(heads), wanted)
+        page, following = await store.scan(tenant, prefix, following, limit - len(heads), wanted, **of_model)
         heads += page
     return heads
 

@@ -18,8 +18,20 @@ from tests.store.support import (
     key,
     scan,
 )
-from tidegate.core.spec import Key
-from tidegate.store import Holder, Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
+from tidegate.core.spec import Key, ModelId
+from tidegate.store import (
+    Holder,
+    Record,
+    Residency,
+    ResidencyUpdate,
+    ScanFilter,
+    Store,
+    StreamMetadata,
+    Tombstone,
+    memory,
+    redis,
+    sqlite_database,
+)
 
 
 @pytest.fixture
@@ -354,6 +366,51 @@ async def test_pages_of_a_scan_join_to_the_whole(store: Store, prefix: str) -> N
         after = page[-1].key.stream_id
     assert pages == whole
     assert len(whole) == (11 if prefix == "s1" else 25)
+
+
+async def claim_versions(store: Store) -> dict[str, ModelId]:
+    """Sixty streams of a tenant, of two models in two versions each, beside a stream of another tenant."""
+    models = [ModelId(name, version, "f") for name in ("toy", "lake") for version in ("1", "2")]
+    claimed = {f"s{place:02}": models[place % 4] for place in range(60)}
+    for stream_id, model in claimed.items():
+        await claim(store, key(stream_id), 0, model)
+    await claim(store, Key("other", "s00"), 0, models[0])
+    return claimed
+
+
+@pytest.mark.parametrize(
+    ("model", "version"), [("toy", ""), ("", "2"), ("lake", "1"), ("lake", "3"), ("l%", ""), ("'", "''")]
+)
+@pytest.mark.parametrize("rows", [3, 10_000])
+async def test_a_scan_keeps_to_a_model(
+    store: Store, monkeypatch: pytest.MonkeyPatch, model: str, version: str, rows: int
+) -> None:
+    """Whether it looks at few streams at a time or at many; pages join to the whole, and no other tenant's is among them."""
+    for module in (memory, redis, sqlite_database):
+        monkeypatch.setattr(module, "SCAN_ROWS", rows)
+    claimed = await claim_versions(store)
+    assert await store.delete(key("s00"), 1)
+    del claimed["s00"]
+    for prefix in ("", "s1"):
+        expected = [key(each) for each, of in claimed.items() if each.startswith(prefix) and of.matches(model, version)]
+        for wanted in (ScanFilter.ALL, ScanFilter.IN_MEMORY):
+            of_model = {"model": model, "version": version}
+            found = [head.key for head in await scan(store, "default", prefix, "", 100, wanted, **of_model)]
+            pages: list[Key] = []
+            while page := await scan(store, "default", prefix, pages[-1].stream_id if pages else "", 4, **of_model):
+                pages += [head.key for head in page]
+            assert found == pages == expected
+
+
+async def test_a_scan_for_a_model_stops_early(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at a bounded number of streams, and says where to go on, also when none of them matches."""
+    for module in (memory, redis, sqlite_database):
+        monkeypatch.setattr(module, "SCAN_ROWS", 10)
+    await claim_versions(store)
+    page, following = await store.scan("default", "", "", 100, model="pond")
+    assert (page, following) == ([], "s09")
+    page, following = await store.scan("default", "", "s09", 100, model="toy")
+    assert ([head.key.stream_id for head in page], following) == (["s12", "s13", "s16", "s17"], "s19")
 
 
 async def test_a_scan_after_the_prefix_is_empty(store: Store) -> None:

@@ -12,7 +12,8 @@ from tidegate.training.judging.advice import next_step
 from tidegate.training.judging.graph import Graph
 from tidegate.training.published import evaluate_version
 
-QUICK: dict[str, Any] = {"epochs": 2, "hidden": 8, "lanes": 8, "horizons": (1, 6)}
+# A small graph, as in `light`: it is not what is tested here.
+QUICK: dict[str, Any] = {"epochs": 2, "hidden": 8, "lanes": 8, "horizons": (1, 6), "level": "off", "follow": False}
 
 
 def make_frame(rows: int = 900) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def test_groups_have_their_names_in_the_forecasts(tmp_path: Path) -> None:
     path = tmp_path / "pumps.csv"
     pd.concat(parts).to_csv(path, index=False)
     places: dict[str, Any] = {"models": tmp_path / "models", "out": tmp_path / "run", "say": None}
-    run = train(path, target=["T"], group="pump", **QUICK, **places)
+    run = train(path, target=["T"], group="pump", links=("last",), **QUICK, **places)
     forecast = run.forecast()
     assert run.folder.parent.name == "pumps"
     assert set(forecast["group"]) == {"a", "b"}

@@ -759,16 +759,20 @@ class Stream(_message.Message):
     def __init__(self, stream_id: _Optional[str] = ..., state: _Optional[_Union[Stream.State, str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., epoch: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state_bytes: _Optional[int] = ...) -> None: ...
 
 class ListStreamsRequest(_message.Message):
-    __slots__ = ("prefix", "state", "page_size", "page_token")
+    __slots__ = ("prefix", "state", "page_size", "page_token", "model", "version")
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     prefix: str
     state: Stream.State
     page_size: int
     page_token: str
-    def __init__(self, prefix: _Optional[str] = ..., state: _Optional[_Union[Stream.State, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    model: str
+    version: str
+    def __init__(self, prefix: _Optional[str] = ..., state: _Optional[_Union[Stream.State, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ListStreamsResponse(_message.Message):
     __slots__ = ("streams", "next_page_token")

@@ -265,10 +265,10 @@ def test_ctrl_c_in_the_first_epoch_says_how_to_go_on(
     def press(_trainer: Trainer, _number: int) -> Epoch:
         raise KeyboardInterrupt
 
-    places = ["--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    options = [*LIGHT_OPTIONS, "--epochs", "1", "--models", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     monkeypatch.setattr(Trainer, "epoch", press)
     with pytest.raises(SystemExit) as caught:
-        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", "--epochs", "1", *places])
+        main(["train", "--data", str(toy_csv), "--target", "s0", "--horizons", "1,3", *options])
     monkeypatch.undo()
     assert caught.value.code == 130
     notes = capsys.readouterr().err.splitlines()[-1]
