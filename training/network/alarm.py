@@ -40,7 +40,11 @@ MIN_STEP_SIZE, MAX_STEP_SIZE = 0.1, 0.5
 # no false alarm, and does not raise it at all: otherwise each fault that is found would hide the next.
 FALSE_ALARM_STEPS = 12.0
 FALSE_ALARM_NATS = 4.0
-# Marks such an alarm: its count of timesteps goes on from here.
+# From this timestep of an alarm on the moving averages begin again from zero, as a cumulative chart does after its signal. Where
+# levels wander they would otherwise hold one alarm for a hundred timesteps, as many as the rate allows in ten thousand, and
+# the threshold, which hears of so few of them, would sink. A fault that lasts raises the next alarm.
+RESTART_STEPS = 6.0
+# Marks an alarm that is no false one: its count of timesteps goes on from here.
 FAR = 2.0**20
 # The threshold falls no lower, even if nothing unexpected ever happens.
 MIN_THRESHOLD = 0.5
@@ -75,7 +79,7 @@ class Alarm(Monitor):
     - level: the value less its linear regression on the other features. It finds drift and scale, which the one-step
       forecast follows.
     - slow jump and slow level: the same of the exponentially weighted moving averages of errors and levels (EWMA, Roberts,
-      1959). A small fault adds up there while noise averages out.
+      1959). A small fault adds up there while noise averages out. In an alarm that lasts they begin again from zero.
     - flatline: the number of timesteps for which the value has not changed.
     - missing run: the number of timesteps for which it has been missing.
 
@@ -193,9 +197,11 @@ class Alarm(Monitor):
         far = self.above(evidence, threshold + FALSE_ALARM_NATS)
         counted = torch.where(far, torch.clamp(alarm_steps, min=FAR), alarm_steps) + 1.0
         mean, spread = self._moments(statistics, alarm)
+        lasting = counted - torch.where(counted >= FAR, FAR, 0.0) >= RESTART_STEPS
+        slow = torch.where(alarm & lasting, 0.0, statistics.slow)
         expected = head_outputs["forecast"].select(1, self.next)
         watch = [
-            *(expected, statistics.surprise, mean, spread, statistics.slow, statistics.run_lengths),
+            *(expected, statistics.surprise, mean, spread, slow, statistics.run_lengths),
             *(torch.clamp(steps + 1.0, max=self.settled), torch.where(alarm, counted, 0.0), shift),
         ]
         return outputs, (torch.cat(watch, dim=-1),)

@@ -328,6 +328,7 @@ def alarms(
             shift += size * ((min(burst, 12) if burst < 2**20 else 0.0) - rate)
         shift = max(shift, 0.5 - start)
         burst = (max(burst, 2**20) if evidence > threshold + 4 else burst) + 1 if alarm else 0.0
+        slow = np.zeros(2 * count) if burst % 2**20 >= 6 else slow
         prior = np.repeat([64, 1], count)
         mean = mean + used * np.maximum(1 / (counted + prior), 1 / memory) * bounded * np.exp(spread / 2)
         pace = used * max(1 / (counted + 64), 1 / (2 * memory)) * (0.25 if alarm else 1.0)

@@ -290,6 +290,27 @@ def test_a_great_error_marks_its_alarm() -> None:
     assert alarmed_and_calm(1e6)[1][0, -2] == alarm.FAR + 1
 
 
+@pytest.mark.parametrize(
+    ("burst", "restarts"),
+    [(3.0, False), (alarm.RESTART_STEPS, True), (alarm.FAR + 3.0, False), (alarm.FAR + alarm.RESTART_STEPS, True)],
+    ids=["short", "long", "far and short", "far and long"],
+)
+def test_the_averages_begin_again_in_an_alarm_that_lasts(burst: float, restarts: bool) -> None:
+    """Those of a stream without an alarm go on."""
+    monitor = toy_alarm()
+    state = monitor.initial_state(2)[0]
+    slow = slice(12, 16)
+    state[:, slow] = 1.0
+    state[:, -3] = 200.0
+    state[:, -2] = torch.tensor([burst, 0.0])
+    state[1, -1] = 1000.0
+    _, (after,) = monitor.step(
+        observe(np.full((2, 3), 9.0), np.zeros((2, 3))), {"forecast": torch.zeros(2, 2, 2)}, (state,)
+    )
+    assert (after[0, slow] == 0.0).all() == restarts
+    assert (after[1, slow] != 0.0).all()
+
+
 @pytest.mark.parametrize(("fitted", "size"), [(0.0, alarm.MAX_STEP_SIZE), (400.0, 0.2), (1e5, alarm.MIN_STEP_SIZE)])
 def test_a_threshold_from_few_rows_moves_faster(fitted: float, size: float) -> None:
     """After 100 timesteps of a stream each without an alarm lowers it by the alarm rate times the step size."""
