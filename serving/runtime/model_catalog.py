@@ -26,6 +26,8 @@ from tidegate.runtime.channel import ChannelClosed
 from tidegate.runtime.exposition import Events
 from tidegate.runtime.model_checker import CheckedModel, ModelChecker, TrialLimits
 from tidegate.runtime.model_files import ModelCopies, StillChanging, VersionFiles, VersionFolders, check, scan
+from tidegate.runtime.model_trials import FILE as TRIALS
+from tidegate.runtime.model_trials import ModelTrials
 
 log = logging.getLogger("tidegate.models")
 
@@ -73,7 +75,8 @@ class ModelCatalog:
         limits: what a model may take when it is tried.
         bytes_max: how large the files of a version may be, in bytes.
         poll_s: how often the folder is looked at, in seconds; 0 for never.
-        spare: the folder for private copies where the system has none for temporary files; None to make no copies.
+        spare: the folder for what was found, and for private copies where the system has none for temporary files; None to
+            write nothing.
 
     Attributes:
         load_s: how long a process may take to load a version, in seconds.
@@ -98,9 +101,7 @@ class ModelCatalog:
         self._root = root
         self._chosen = {*chosen}
         self._copies = VersionFolders() if spare is None else ModelCopies(spare)
-        self._make_checker = make_checker
-        self._first_checker = make_checker()  # loads its libraries while this process starts
-        self._limits = limits
+        self._trials = ModelTrials(make_checker, limits, None if spare is None else spare / TRIALS)
         self._bytes_max = bytes_max
         self.load_s = 2 * limits.load_s  # a process loads what was tried, beside serving
         self._poll_s = poll_s
@@ -130,14 +131,11 @@ class ModelCatalog:
 
         Raises ContractBroken when there is none, or one cannot be served; then it names all that cannot.
         """
-        checker = self._first_checker
         try:
             found = self._wanted(await asyncio.to_thread(scan, self._root) if self._root.is_dir() else [])
-            results = await asyncio.gather(*(self._try(files, checker) for files in found), return_exceptions=True)
         except OSError as error:
             raise ContractBroken(str(self._root), f"cannot be listed: {error.strerror}") from error
-        finally:
-            await checker.close()
+        results = await self._try_all(found)
         broken = [result for result in results if isinstance(result, ContractBroken | OSError)]
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ContractBroken | OSError):
@@ -152,7 +150,7 @@ class ModelCatalog:
 
     async def close(self) -> None:
         """Ends what `start` would use, and removes the private copies."""
-        await self._first_checker.close()
+        await self._trials.end()
         self._copies.close()
 
     async def join(self, host: Host) -> None:
@@ -160,6 +158,7 @@ class ModelCatalog:
         async with self._lock:
             self._hosts.append(host)
             await self._apply([host])
+            await self._trials.save()  # its folder is there by now
 
     def leave(self, host: Host) -> None:
         """Removes a process that has ended."""
@@ -286,17 +285,13 @@ class ModelCatalog:
         return changes
 
     async def _try_all(self, found: Sequence[VersionFiles]) -> list[CheckedModel | BaseException]:
-        """Has versions tried side by side, in a new process. Returns what is known of each, or why it cannot be served."""
+        """Has versions tried side by side. Returns what is known of each, or why it cannot be served."""
         try:
-            checker = self._make_checker()
-        except OSError as error:  # no process can be started
-            return [error for _ in found]
-        try:
-            return await asyncio.gather(*(self._try(files, checker) for files in found), return_exceptions=True)
+            return await asyncio.gather(*(self._try(files) for files in found), return_exceptions=True)
         finally:
-            await checker.close()
+            await self._trials.end()
 
-    async def _try(self, files: VersionFiles, checker: ModelChecker) -> CheckedModel:
+    async def _try(self, files: VersionFiles) -> CheckedModel:
         """Copies a version and has the copy tried. Raises ContractBroken, and OSError when it is gone."""
         check(files, self._bytes_max)
         for tries_left in reversed(range(COPY_TRIES)):
@@ -315,7 +310,7 @@ class ModelCatalog:
                 files = found[0]
                 check(files, self._bytes_max)
         try:
-            return await checker.check(files.name, files.version, folder, files.bytes, self._limits)
+            return await self._trials.check(files.name, files.version, folder, files.bytes)
         except BaseException:
             self._copies.remove(folder)
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from tidegate.core.errors import ContractBroken
 from tidegate.core.self_check import SelfCheck
 from tidegate.rpc.time_slice import TimeSlice
+from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.model_catalog import ModelRefused, Target
 from tidegate.runtime.model_checker import CheckedModel
@@ -49,6 +50,7 @@ class ModelHost:
         self._on_change = on_change
         self._stop_task: dict[ServedModel, Callable[[], None]] = {}
         self._lock = asyncio.Lock()
+        self._loading = asyncio.Semaphore(usable_cores())
         self.registry: StreamRegistry | None = None  # None until streams can be opened
 
     def __repr__(self) -> str:
@@ -59,30 +61,39 @@ class ModelHost:
 
         Does nothing when it is loaded. Raises ModelRefused.
         """
+        await self._prepare([model])
+
+    async def _prepare(self, models: Sequence[CheckedModel]) -> None:
+        """Does what `prepare` does for several versions, which are loaded side by side and added in their order."""
         async with self._lock:
-            loaded = self._repository.loaded(model.title)
-            if loaded is not None and loaded.spec.fingerprint == model.fingerprint:
-                if loaded.phase is ModelPhase.DROPPED:
-                    loaded.phase = ModelPhase.LOADED
-                return
-            if loaded is not None:
-                raise ModelRefused(f"{model.title} is loaded with other weights")
-            try:
-                # onnxruntime releases the GIL while it loads and runs, and takes nearly all of the time.
-                served = await asyncio.to_thread(self._load, model)
-            except (ContractBroken, MemoryError) as error:
-                raise ModelRefused(str(error)) from error
-            self._metrics.add_model(served.metrics)
-            self._repository.add(served)
-            self._stop_task[served] = self._start_task(served)
-            log.info("model %s loaded, fingerprint %s, %s", model.title, model.fingerprint[:12], model.sizes)
-        self._on_change()
+            missing = [model for model in models if not self._is_loaded(model)]
+            loaded = await asyncio.gather(*map(self._load, missing), return_exceptions=True)
+            for model, served in zip(missing, loaded, strict=True):
+                if isinstance(served, ContractBroken | MemoryError):
+                    raise ModelRefused(str(served)) from served
+                if isinstance(served, BaseException):
+                    raise served
+                self._metrics.add_model(served.metrics)
+                self._repository.add(served)
+                self._stop_task[served] = self._start_task(served)
+                log.info("model %s loaded, fingerprint %s, %s", model.title, model.fingerprint[:12], model.sizes)
+        if missing:
+            self._on_change()
+
+    def _is_loaded(self, model: CheckedModel) -> bool:
+        """Whether a version is loaded. Raises ModelRefused when it is loaded with other weights."""
+        loaded = self._repository.loaded(model.title)
+        if loaded is None:
+            return False
+        if loaded.spec.fingerprint != model.fingerprint:
+            raise ModelRefused(f"{model.title} is loaded with other weights")
+        if loaded.phase is ModelPhase.DROPPED:
+            loaded.phase = ModelPhase.LOADED
+        return True
 
     async def apply(self, targets: Sequence[Target]) -> None:
         """Serves and retires what the catalog says, and drops all else."""
-        for target in targets:
-            if self._repository.loaded(target.model.title) is None:
-                await self.prepare(target.model)
+        await self._prepare([each.model for each in targets if self._repository.loaded(each.model.title) is None])
         phases = {target.model.title: ModelPhase(target.phase) for target in targets}
         for served in self._repository:
             served.phase = phases.get(served.spec.title, ModelPhase.DROPPED)
@@ -102,7 +113,12 @@ class ModelHost:
                 if served.phase is ModelPhase.DROPPED and await self._is_unused(served):
                     self._free(served)
 
-    def _load(self, model: CheckedModel) -> ServedModel:
+    async def _load(self, model: CheckedModel) -> ServedModel:
+        """Loads a version, in a thread: onnxruntime releases the GIL while it loads and runs, and takes nearly all of the time."""
+        async with self._loading:
+            return await asyncio.to_thread(self._load_now, model)
+
+    def _load_now(self, model: CheckedModel) -> ServedModel:
         loaded = load_model(model.name, model.version, Path(model.folder), model.device)
         if (got := loaded.model.spec.fingerprint) != model.fingerprint:
             raise ContractBroken(model.title, f"its copy has fingerprint {got}, expected {model.fingerprint}")
