@@ -104,8 +104,11 @@ def running_sum(**more: Any) -> bytes:
 LSTM_FEATURES = tuple(f"s{number}" for number in range(8))
 
 
-def lstm(hidden: int = 16, seed: int = 0, **more: Any) -> bytes:
-    """A fused LSTM over eight features with a guard: the last value seen replaces NaN. Forecasts s0 at +1 and +3."""
+def lstm(hidden: int = 16, seed: int = 0, *, words: Sequence[str] = (), **more: Any) -> bytes:
+    """A fused LSTM over eight features with a guard: the last value seen replaces NaN. Forecasts s0 at +1 and +3.
+
+    `words` are the categories of the first feature; none when it has numbers.
+    """
     rng = np.random.default_rng(seed)
     width = len(LSTM_FEATURES)
 
@@ -142,7 +145,10 @@ def lstm(hidden: int = 16, seed: int = 0, **more: Any) -> bytes:
             "offset": weights(2),
         },
         describe(
-            [{"name": name, "unit": "V", "low": -2.0, "high": 2.0} for name in LSTM_FEATURES],
+            [
+                *([{"name": LSTM_FEATURES[0], "categories": [*words]}] if words else []),
+                *({"name": name, "unit": "V", "low": -2.0, "high": 2.0} for name in LSTM_FEATURES[bool(words) :]),
+            ],
             [{"name": "forecast", "shape": ["batch", 2, 1], "targets": ["s0"], "units": ["V"], "horizons": [1, 3]}],
             [{"name": name, "next": f"{name}_next", "shape": shape} for name, shape in state],
             **{"task": "forecast", "cell": "lstm", "period_s": 3600.0, "handles_missing": True, **more},

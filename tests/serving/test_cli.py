@@ -436,10 +436,10 @@ def write_hours(path: Path, rows: Any, hours: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def gap_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A server of the LSTM, whose card says that gaps of two rows were filled, that `site` told series apart, and that the first feature was words."""
-    words = {"name": LSTM_FEATURES[0], "categories": ["calm", "storm"]}
-    card = json.dumps({"source": {"fill_gaps": 2}, "data": {"group_column": "site"}, "features": [words]})
-    with serve(write_model(tmp_path_factory.mktemp("models"), lstm(), "lake", "3", card=card)) as process:
+    """A server of the LSTM, whose first feature is words, and whose card says that gaps of two rows were filled and `site` told series apart."""
+    card = json.dumps({"source": {"fill_gaps": 2}, "data": {"group_column": "site"}})
+    graph = lstm(words=["calm", "storm"])
+    with serve(write_model(tmp_path_factory.mktemp("models"), graph, "lake", "3", card=card)) as process:
         yield process
 
 

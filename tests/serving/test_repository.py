@@ -102,7 +102,7 @@ async def test_models_are_tried_side_by_side(tmp_path: Path) -> None:
     for version in "12":
         write_model(tmp_path, endless(), version=version)
     async with catalog_of(tmp_path, checker=ModelChecker, step_s=5.0) as catalog:
-        pid = catalog._first_checker._wait.__self__.pid  # type: ignore[attr-defined]
+        pid = catalog._trials._checker._wait.__self__.pid  # type: ignore[attr-defined]
         starting = asyncio.create_task(catalog.start())
         await eventually(lambda: len(children(pid)) == 2, "the second trial")
         with pytest.raises(ContractBroken, match="2 models cannot be served"):

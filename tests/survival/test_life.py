@@ -223,10 +223,10 @@ async def test_a_list_of_few_among_many_asks_the_store_once(sum_root: Path, tmp_
         assert all(await asyncio.gather(*planted))
         scan, looks = store.scan, 0
 
-        async def counted(*arguments: Any) -> Any:
+        async def counted(*arguments: Any, **named: Any) -> Any:
             nonlocal looks
             looks += 1
-            return await scan(*arguments)
+            return await scan(*arguments, **named)
 
         store.scan = counted
         assert [each async for each in client.streams(state="expired", page_size=1)] == []

@@ -76,7 +76,7 @@ def test_a_column_may_change_after_the_first_block(tmp_path: Path, first: str, l
     [
         ("2024-01-02,oops", errors.TextColumn, "'oops'"),
         ("2024-01-02,inf", errors.InfiniteValue, "row 51"),
-        ("2024-01-02", errors.UnreadableTable, "not a readable table"),
+        ("2024-01-02", errors.UnreadableTable, "a row has 1 cells, expected 2"),
         (",1", errors.TimeOrderError, "no time in row 51"),
         ("monday,1", errors.TimeColumnError, "monday"),
         ("2024-01-01 00:49:00,1", errors.TimeOrderError, "row 51"),
