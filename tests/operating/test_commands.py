@@ -174,6 +174,17 @@ async def test_an_upgrade_of_the_server_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "before-upgrade.db").stat().st_size > 0
 
 
+async def followed(shell: Shell, block: str, event: str) -> None:
+    """Runs commands, and waits until every worker of the server has logged what they ask for."""
+
+    def lines(text: str) -> int:
+        return (shell.folder / "tidegate.log").read_text().count(text)
+
+    workers, before = lines("checkpoints are stored in"), lines(event)
+    await shell.run(block)
+    await eventually(lambda: lines(event) == before + workers, f"'{event}' of {workers} workers")
+
+
 async def test_an_upgrade_of_a_model_leaves_its_streams_as_they_were(tmp_path: Path) -> None:
     """Old streams stay with their weights; new ones begin under the new version, and after the rollback under the old."""
     second = (other_weights(),)
@@ -187,10 +198,10 @@ async def test_an_upgrade_of_a_model_leaves_its_streams_as_they_were(tmp_path: P
             check_table(tmp_path / "predictions-2.csv", second[0], 1, 100)
             async with Sensor(shell, "before") as before:
                 await before.goes_on()
-            await shell.run(promote)
+            await followed(shell, promote, "appliances/2 is the default")
             async with Sensor(shell, "new") as new:
                 await new.goes_on()
-            await shell.run(undo)
+            await followed(shell, undo, "appliances/1 is the default")
             async with Sensor(shell, "after") as after:
                 await after.goes_on()
             await old.goes_on()
