@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 
 import typer
 from compare import Comparison, Quick, Rounds
@@ -25,6 +26,7 @@ FLOORS = {
 
 
 TEN = "ten models, {} workers"
+FIRST = "ten models, 2 workers, never tried before"
 
 
 def ready_seconds(data: Path, models: Path = ROOT / "models", *options: str) -> dict[str, float]:
@@ -52,6 +54,10 @@ def main(rounds: Rounds = 7, quick: Quick = False) -> None:
             turns[TEN.format(workers)] = partial(
                 ready_seconds, compare.folder / "data", compare.folder / "ten", "--workers", workers
             )
+        # Each time with a folder for data that knows no model.
+        turns[FIRST] = lambda: ready_seconds(
+            Path(mkdtemp(dir=compare.folder)), compare.folder / "ten", "--workers", "2"
+        )
         compare.case("from exec to ready", turns, {"ms": "ms"})
 
 
