@@ -342,8 +342,8 @@ def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -
     asyncio.run(supervisor.run())
 
 
-def _make_catalog(config: ServerConfig, spare: Path | None) -> "ModelCatalog":
-    """What decides which models are served; without a spare folder it reads them where they are."""
+def _make_catalog(config: ServerConfig, data_dir: Path | None) -> "ModelCatalog":
+    """What decides which models are served; without a folder for data it reads them where they are."""
     from tidegate.runtime.model_catalog import ModelCatalog
     from tidegate.runtime.model_checker import ModelChecker
 
@@ -354,7 +354,7 @@ def _make_catalog(config: ServerConfig, spare: Path | None) -> "ModelCatalog":
         config.trial_limits,
         bytes_max=config.model_bytes_max,
         poll_s=config.models_poll,
-        spare=spare,
+        data_dir=data_dir,
     )
 
 

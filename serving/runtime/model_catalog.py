@@ -75,8 +75,8 @@ class ModelCatalog:
         limits: what a model may take when it is tried.
         bytes_max: how large the files of a version may be, in bytes.
         poll_s: how often the folder is looked at, in seconds; 0 for never.
-        spare: the folder for what was found, and for private copies where the system has none for temporary files; None to
-            write nothing.
+        data_dir: the server's folder: for what trials found, and for private copies where the system has no folder for
+            temporary files. None to write nothing.
 
     Attributes:
         load_s: how long a process may take to load a version, in seconds.
@@ -96,12 +96,12 @@ class ModelCatalog:
         *,
         bytes_max: int,
         poll_s: float,
-        spare: Path | None,
+        data_dir: Path | None,
     ) -> None:
         self._root = root
         self._chosen = {*chosen}
-        self._copies = VersionFolders() if spare is None else ModelCopies(spare)
-        self._trials = ModelTrials(make_checker, limits, None if spare is None else spare / TRIALS)
+        self._copies = VersionFolders() if data_dir is None else ModelCopies(data_dir)
+        self._trials = ModelTrials(make_checker, limits, None if data_dir is None else data_dir / TRIALS)
         self._bytes_max = bytes_max
         self.load_s = 2 * limits.load_s  # a process loads what was tried, beside serving
         self._poll_s = poll_s

@@ -68,17 +68,23 @@ class ModelHost:
         async with self._lock:
             missing = [model for model in models if not self._is_loaded(model)]
             loaded = await asyncio.gather(*map(self._load, missing), return_exceptions=True)
-            for model, served in zip(missing, loaded, strict=True):
-                if isinstance(served, ContractBroken | MemoryError):
-                    raise ModelRefused(str(served)) from served
-                if isinstance(served, BaseException):
-                    raise served
-                self._metrics.add_model(served.metrics)
-                self._repository.add(served)
-                self._stop_task[served] = self._start_task(served)
-                log.info("model %s loaded, fingerprint %s, %s", model.title, model.fingerprint[:12], model.sizes)
-        if missing:
-            self._on_change()
+            try:
+                for model, served in zip(missing, loaded, strict=True):
+                    if isinstance(served, BaseException):
+                        raise served
+                    self._add(model, served)
+            except (ContractBroken, MemoryError) as error:
+                raise ModelRefused(str(error)) from error
+            finally:
+                if missing:
+                    self._on_change()
+
+    def _add(self, model: CheckedModel, served: ServedModel) -> None:
+        """Adds a version that was just loaded."""
+        self._metrics.add_model(served.metrics)
+        self._repository.add(served)
+        self._stop_task[served] = self._start_task(served)
+        log.info("model %s loaded, fingerprint %s, %s", model.title, model.fingerprint[:12], model.sizes)
 
     def _is_loaded(self, model: CheckedModel) -> bool:
         """Whether a version is loaded. Raises ModelRefused when it is loaded with other weights."""

@@ -27,6 +27,8 @@ TRIAL = 1
 # A folder of models has some tens of versions. The oldest trials are forgotten first.
 KEPT_MAX = 1000
 LIBRARIES = ("tidegate", "onnxruntime", "onnxruntime-gpu", "numpy")
+# What is kept of a model that was tried. The rest of a `CheckedModel` depends on where it is.
+FOUND = ("fingerprint", "check", "warnings", "sizes")
 CPU_FIELDS = ("model name", "flags", "CPU part", "Features")
 
 
@@ -66,11 +68,7 @@ class ModelTrials:
         sizes = model.check["sizes"]
         # A trial that ran out of time is done again: the machine may have been busy.
         if key is not None and len(sizes) == max(sizes):
-            self._found[key] = {
-                field: value
-                for field, value in asdict(model).items()
-                if field not in {"name", "version", "folder", "device"}
-            }
+            self._found[key] = {field: getattr(model, field) for field in FOUND}
             self._is_new = True
         return model
 
@@ -126,7 +124,7 @@ def _machine() -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What was found before; nothing when there is no file, or one that cannot be read."""
+    """What was found before, by the keys of the trials; nothing when there is no file, or one that cannot be used."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -134,4 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         log.warning("%s is of no use, and models are tried again: %s", path, error)
         return {}
-    return found if isinstance(found, dict) else {}
+    if isinstance(found, dict) and all(isinstance(each, dict) and {*each} == {*FOUND} for each in found.values()):
+        return found
+    log.warning("%s is of no use, and models are tried again: it has something else than trials", path)
+    return {}

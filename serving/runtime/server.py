@@ -206,7 +206,7 @@ class Server:
             config.trial_limits,
             bytes_max=config.model_bytes_max,
             poll_s=config.models_poll,
-            spare=config.data_dir,
+            data_dir=config.data_dir,
         )
 
     async def _load_models(self, resources: AsyncExitStack, targets: Sequence[Target]) -> None:

@@ -82,11 +82,11 @@ class Seen:
             assert annotations.keys() == {"summary", "description", "runbook"}
             text = " ".join(annotations.values())
             assert not re.search(r"<no value>|%!|\{\{|NaN|  ", text), text
-            untold = {"alertname", "severity", "window", "version"}
+            omitted = {"alertname", "severity", "window", "version"}
             if labels[0] == "TidegateLogLinesDropped":  # all workers write to the same stderr
-                untold.add("worker")
+                omitted.add("worker")
             for name, value in zip(LABELS, labels, strict=True):
-                assert name in untold or value in text, (name, text)
+                assert name in omitted or value in text, (name, text)
 
     def _note(self, each: Mapping[str, Any]) -> None:
         labels = {name: value for name, value in each["labels"].items() if name != "job"}
@@ -95,7 +95,7 @@ class Seen:
         self.fired[tuple(labels.get(label, "") for label in LABELS)] = each["annotations"]
 
 
-class Witness:
+class WakeUps:
     """A thread that sleeps for milliseconds, and counts how often it was woken late: then the machine is too busy."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Witness:
         self._thread.join()
 
     @property
-    def starved(self) -> bool:
+    def are_late(self) -> bool:
         """Whether the objective for latency would not be met even by a server that does nothing."""
         return self._late > 0.005 * self._sleeps
 
@@ -156,11 +156,11 @@ async def test_each_alert_fires_in_its_trouble_and_none_at_a_healthy_server(tmp_
         seen = Seen(prometheus)
         await stack.enter_async_context(running(asyncio.create_task(seen.watch())))
         await seen.until({NO_TARGET})
-        witness = stack.enter_context(Witness())
+        wake_ups = stack.enter_context(WakeUps())
         await stack.enter_async_context(together(tmp_path, prometheus, healthy, *TROUBLES))
         await seen.until(EXPECTED)
         false_alarms = {labels[0] for labels in seen.fired if "healthy" in labels}
-        assert false_alarms <= ({"TidegateLatencyBudgetBurns", "TidegateNotScraped"} if witness.starved else set())
+        assert false_alarms <= ({"TidegateLatencyBudgetBurns", "TidegateNotScraped"} if wake_ups.are_late else set())
         seen.check_annotations()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from tidegate.core.engine import RowStatus
 from tidegate.core.handle_table import HandleTable
 from tidegate.core.spec import Key
 from tidegate.core.streams import OpenOptions
-from tidegate.runtime import model_catalog
+from tidegate.runtime import model_catalog, model_host
+from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.repository import ModelPhase
 from tidegate.runtime.server import Server
 
@@ -45,6 +47,28 @@ async def served(root: Path, **settings: Any) -> AsyncIterator[tuple[Server, Cli
 async def changes(client: Client, action: str, *which: str) -> list[tuple[str, str]]:
     """What has become of each version."""
     return [(f"{each.name}/{each.version}", each.outcome) for each in await client.change_models(action, *which)]
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="as many at a time as there are cores")
+async def test_models_are_loaded_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each load waits here for another one. Whichever ends first, the models are in the order of their folders."""
+    for name in "abcd":
+        write_model(tmp_path, running_sum(), name)
+    both, load = threading.Barrier(2, timeout=TIMEOUT_S), model_host.load_model
+
+    def load_with_another(name: str, *arguments: Any) -> Any:
+        both.wait()
+        if name in "ac":
+            both.wait()  # after the other one
+            return load(name, *arguments)
+        try:
+            return load(name, *arguments)
+        finally:
+            both.wait()
+
+    monkeypatch.setattr(model_host, "load_model", load_with_another)
+    async with run_server(tmp_path) as server:
+        assert [each.spec.name for each in server.repository] == [*"abcd"]
 
 
 async def test_a_new_version_is_served_to_new_streams(sum_root: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,11 @@ class Trials:
     def __init__(self, data: Path) -> None:
         self.path = data / FILE
         self.processes = 0  # that tried models
+        self.checker: type[ModelChecker] = ForkedChecker
 
     def _start(self) -> ModelChecker:
         self.processes += 1
-        return ForkedChecker()
+        return self.checker()
 
     async def check(self, root: Path, limits: TrialLimits = LIMITS) -> CheckedModel:
         """Checks the model of a server that starts and ends."""
@@ -84,10 +86,30 @@ async def test_a_refused_model_is_tried_again(trials: Trials, tmp_path: Path) ->
     assert trials.processes == 2
 
 
-async def test_a_damaged_file_costs_a_trial(trials: Trials, sum_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+class BusyChecker(ForkedChecker):
+    """Its machine is too busy to try each batch size."""
+
+    async def check(self, *arguments: Any) -> CheckedModel:
+        """Leaves a size out."""
+        model = await super().check(*arguments)
+        return replace(model, check={**model.check, "sizes": [1, 2, 4]})
+
+
+async def test_a_trial_that_ran_out_of_time_is_done_again(trials: Trials, sum_root: Path) -> None:
+    """The next one may find that the model runs batches of more sizes."""
+    trials.checker = BusyChecker
+    assert (await trials.check(sum_root)).check["sizes"] == [1, 2, 4]
+    trials.checker = ForkedChecker
+    assert (await trials.check(sum_root)).check["sizes"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"key": 1}', '{"key": {"sizes": "1"}}'])
+async def test_a_damaged_file_costs_a_trial(
+    trials: Trials, sum_root: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
     """The log says so, and the next server has a good one again."""
     first = await trials.check(sum_root)
-    trials.path.write_text("{")
+    trials.path.write_text(content)
     with caplog.at_level(logging.WARNING, "tidegate.models"):
         assert await trials.check(sum_root) == first
     assert "is of no use" in caplog.text

@@ -26,7 +26,7 @@ async def catalog_of(
 ) -> AsyncIterator[ModelCatalog]:
     """A catalog that has not started."""
     limits = TrialLimits(batch_max=4, memory_bytes=0, load_s=TIMEOUT_S, step_s=step_s)
-    catalog = ModelCatalog(root, chosen, checker, limits, bytes_max=1 << 20, poll_s=0, spare=root)
+    catalog = ModelCatalog(root, chosen, checker, limits, bytes_max=1 << 20, poll_s=0, data_dir=root)
     try:
         yield catalog
     finally:

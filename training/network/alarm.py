@@ -41,8 +41,8 @@ MIN_STEP_SIZE, MAX_STEP_SIZE = 0.1, 0.5
 FALSE_ALARM_STEPS = 12.0
 FALSE_ALARM_NATS = 4.0
 # From this timestep of an alarm on the moving averages begin again from zero, as a cumulative chart does after its signal. Where
-# levels wander they would otherwise hold one alarm for a hundred timesteps, as many as the rate allows in ten thousand, and
-# the threshold, which hears of so few of them, would sink. A fault that lasts raises the next alarm.
+# levels wander they would otherwise hold one alarm for a hundred timesteps, as many as the rate allows in ten thousand. The
+# threshold counts only a few of them (FALSE_ALARM_STEPS), so it would fall. A fault that lasts raises the next alarm.
 RESTART_STEPS = 6.0
 # Marks an alarm that is no false one: its count of timesteps goes on from here.
 FAR = 2.0**20
