@@ -204,6 +204,28 @@ def test_those_who_ask_at_the_same_time_get_the_same(monkeypatch: pytest.MonkeyP
     assert len(rendered) <= 4
 
 
+def test_whoever_asks_all_the_time_leaves_the_processor_to_timesteps(
+    monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    """After a rendering the next one waits for four times its processor time."""
+    rendered: list[tuple[float, float]] = []  # when each began, and its processor time
+    collect = Exposition.collect
+
+    def busy(exposition: Exposition) -> Any:
+        begun, cpu_begun = time.monotonic(), time.thread_time()
+        while time.thread_time() < cpu_begun + 0.02:
+            pass
+        rendered.append((begun, time.thread_time() - cpu_begun))
+        return collect(exposition)
+
+    monkeypatch.setattr(Exposition, "collect", busy)
+    for _ in range(3):
+        assert ask(port, "/metrics")[0].status == 200
+    (first, cpu_of_first), (second, cpu_of_second), (third, _) = rendered
+    assert second - first >= 5 * cpu_of_first
+    assert third - second >= 5 * cpu_of_second
+
+
 @pytest.mark.parametrize(
     ("headers", "encoding", "kind"),
     [
