@@ -264,6 +264,7 @@ def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     """All other modules take plain values."""
     users = {module for module, tree in modules("serving") if "tidegate.runtime.config" in set(imports(module, tree))}
     assert users <= {
+        "tidegate.runtime.make_catalog",
         "tidegate.runtime.server",
         *(f"tidegate.cli.{each}" for each in ("app", "backup", "settings_file", "worker")),
     }

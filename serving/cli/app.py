@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -26,9 +26,6 @@ from tidegate.cli.settings_file import ConfigFile, server_environment
 from tidegate.cli.variables import known_variables, mistakes, service_ports
 from tidegate.cli.versions import print_versions
 from tidegate.runtime.config import InvalidSetting, ServerConfig
-
-if TYPE_CHECKING:
-    from tidegate.runtime.model_catalog import ModelCatalog  # imported when it is used
 
 log = logging.getLogger("tidegate.cli")
 
@@ -288,12 +285,13 @@ def _check_collector(option: str) -> None:
 
 def _check(config: ServerConfig) -> None:
     """Checks what a start needs, and prints what would be served."""
+    from tidegate.runtime.make_catalog import make_catalog
     from tidegate.runtime.model_settings import ModelSettings
     from tidegate.runtime.start_check import check_start
 
     default = ModelSettings.model_validate({"policy": config.swap_policy, "rewarm_steps": config.rewarm_steps})
     models = check_start(
-        lambda: _make_catalog(config, None),
+        lambda: make_catalog(config, None),
         default,
         models=config.models,
         load=config.load,
@@ -324,6 +322,7 @@ def _serve_in_process(config: ServerConfig) -> None:
 
 def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
+    from tidegate.runtime.make_catalog import make_catalog
     from tidegate.runtime.supervisor import Supervisor
 
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
@@ -337,25 +336,9 @@ def _serve_with_workers(config: ServerConfig, log_settings: Mapping[str, str]) -
         metrics_host=config.metrics_address,
         metrics_port=config.metrics_port,
         drain_after_s=config.drain_after,
-        catalog=_make_catalog(config, config.data_dir),
+        catalog=make_catalog(config, config.data_dir),
     )
     asyncio.run(supervisor.run())
-
-
-def _make_catalog(config: ServerConfig, data_dir: Path | None) -> "ModelCatalog":
-    """What decides which models are served; without a folder for data it reads them where they are."""
-    from tidegate.runtime.model_catalog import ModelCatalog
-    from tidegate.runtime.model_checker import ModelChecker
-
-    return ModelCatalog(
-        config.models,
-        config.load,
-        ModelChecker,
-        config.trial_limits,
-        bytes_max=config.model_bytes_max,
-        poll_s=config.models_poll,
-        data_dir=data_dir,
-    )
 
 
 def _is_graph(argument: str) -> bool:

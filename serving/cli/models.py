@@ -20,7 +20,7 @@ app = typer.Typer(help="List the models of a server, load versions and unload th
 
 # What `--json` says of a version beside its model.
 VERSION_FIELDS = (
-    "is_default", "is_promoted", "policy", "rewarm_steps", "shadow_share", "live_streams", "parked_streams",
+    "is_default", "is_promoted", "policy", "rewarm_steps", "shadow_share", "live_streams", "parked_streams", "on_demand",
 )  # fmt: skip
 
 Name = Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")]
@@ -36,62 +36,63 @@ def models(context: typer.Context, *, connection: ConnectionSettings, as_json: A
     from rich.console import Console
     from rich.table import Table
 
-    served = _call(connection, _fetch)
+    found = _call(connection, _fetch)
     if as_json:
-        print(json.dumps([_model_fields(*each) for each in served], indent=2))
+        print(json.dumps([_fields(*each) for each in found], indent=2))
         return
     table = Table(
         "model", "version", "streams", "policy", "task", "every", "features", "outputs", "same bits", box=None
     )
-    for model, version in served:
-        outputs = ", ".join(
-            f"{output.name} of {'/'.join(output.targets)} at {'/'.join(map(str, output.horizons))}"
-            if output.horizons
-            else output.name
-            for output in model.outputs
-        )
-        every = f"{model.period_s:g} s" if model.period_s else "irregular"
-        bits = "in any batch" if model.batch_invariant else "no"
-        table.add_row(
-            model.name,
-            model.version + _mark(version),
-            f"{version.live_streams} live, {version.parked_streams} parked" if version else "unknown",
-            _policy(version),
-            model.task,
-            every,
-            str(len(model.features)),
-            outputs,
-            bits,
-        )
+    for model, version in found:
+        table.add_row(*_version_cells(model, version), *([] if model is None else _model_cells(model)))
     Console().print(table)
 
 
-async def _fetch(client: "Client") -> list[tuple["Model", "Version | None"]]:
-    """The models, each with what is known of its version."""
+def _version_cells(model: "Model | None", version: "Version | None") -> list[str]:
+    """The columns about a version: its name, streams and policy."""
+    if version is None:
+        assert model is not None
+        return [model.name, model.version, "unknown", ""]
+    return [
+        version.model,
+        version.version + _mark(version),
+        f"{version.live_streams} live, {version.parked_streams} parked",
+        f"{version.policy} {version.rewarm_steps}" if version.rewarm_steps else version.policy,
+    ]
+
+
+def _model_cells(model: "Model") -> list[str]:
+    """The columns about a model that is loaded."""
+    outputs = ", ".join(
+        f"{output.name} of {'/'.join(output.targets)} at {'/'.join(map(str, output.horizons))}"
+        if output.horizons
+        else output.name
+        for output in model.outputs
+    )
+    every = f"{model.period_s:g} s" if model.period_s else "irregular"
+    bits = "in any batch" if model.batch_invariant else "no"
+    return [model.task, every, str(len(model.features)), outputs, bits]
+
+
+async def _fetch(client: "Client") -> list[tuple["Model | None", "Version | None"]]:
+    """The models, each with what is known of its version. There is no model of a version that is loaded on demand."""
     from tidegate.client import ClientError
 
-    found = await client.models()
+    found = {(model.name, model.version): model for model in await client.models()}
     try:
-        versions = {(version.model, version.version): version for version in await client.versions()}
+        versions = await client.versions()
     except ClientError:  # an older server, or its store does not answer
-        versions = {}
-    return [(model, versions.get((model.name, model.version))) for model in found]
+        return [(model, None) for model in found.values()]
+    return [(found.get((version.model, version.version)), version) for version in versions]
 
 
-def _mark(version: "Version | None") -> str:
+def _mark(version: "Version") -> str:
     """What a version is, beside others."""
-    if version is None:
-        return ""
+    if version.on_demand:
+        return " on demand"
     if version.is_default:
         return " promoted" if version.is_promoted else " default"
     return f" shadow of {version.shadow_share:.0%}" if version.shadow_share else ""
-
-
-def _policy(version: "Version | None") -> str:
-    """What happens to streams on old versions."""
-    if version is None:
-        return ""
-    return f"{version.policy} {version.rewarm_steps}" if version.rewarm_steps else version.policy
 
 
 @app.command()
@@ -168,8 +169,17 @@ def _call(connection: ConnectionSettings, act: "Callable[[Client], Awaitable[T]]
         raise unavailable(connection.address, error) from None
 
 
-def _model_fields(model: "Model", version: "Version | None") -> dict[str, object]:
+def _fields(model: "Model | None", version: "Version | None") -> dict[str, object]:
     """A model and its version for `--json`."""
+    fields: dict[str, object] = {} if model is None else _model_fields(model)
+    if version is not None:
+        fields |= {"name": version.model, "version": version.version}
+        fields |= {name: getattr(version, name) for name in VERSION_FIELDS}
+    return fields
+
+
+def _model_fields(model: "Model") -> dict[str, object]:
+    """A model for `--json`."""
     return {
         "name": model.name,
         "version": model.version,
@@ -195,5 +205,4 @@ def _model_fields(model: "Model", version: "Version | None") -> dict[str, object
             for field in model.outputs
         ],
         "batch_invariant": model.batch_invariant,
-        **({} if version is None else {name: getattr(version, name) for name in VERSION_FIELDS}),
     }

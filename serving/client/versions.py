@@ -13,6 +13,7 @@ class Version:
 
     `policy` is what happens to streams on other versions than the default: "pin", "rewarm" or "reset". `rewarm_steps` is how
     many timesteps are kept of each stream, 0 when none. `shadow_share` is the share of streams that also run under it unseen.
+    `on_demand` tells that the server loads it when somebody asks for it; until then it has no `fingerprint`.
     """
 
     model: str
@@ -25,6 +26,7 @@ class Version:
     shadow_share: float
     live_streams: int
     parked_streams: int
+    on_demand: bool = False
 
 
 @dataclass(frozen=True, slots=True)

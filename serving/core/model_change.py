@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# What an operator asks for, and what becomes of a version.
-ModelAction = Literal["load", "unload", "reload"]
+# What an operator asks for, a stream that needs a version ("demand"), and what becomes of a version.
+ModelAction = Literal["load", "unload", "reload", "demand"]
 ModelOutcome = Literal["loaded", "refused", "unloading"]
 
 

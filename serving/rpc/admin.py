@@ -75,7 +75,7 @@ class AdminServicer(pb_grpc.TidegateServiceServicer):
     @unary
     async def DescribeModel(self, request: pb.DescribeModelRequest, _: Caller) -> pb.DescribeModelResponse:  # noqa: N802
         """Describes one model."""
-        model = self._admin.model(request.name, request.version)
+        model = await self._admin.model(request.name, request.version)
         described = wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
         return pb.DescribeModelResponse(model=described, card_json=model.card_json)
 
@@ -196,6 +196,7 @@ def _encode_version(info: VersionInfo) -> pb.Version:
         shadow_share=info.shadow_share,
         live_streams=info.live_streams,
         parked_streams=info.parked_streams,
+        on_demand=info.on_demand,
     )
 
 

@@ -1,7 +1,7 @@
 """What the gRPC layer needs from the server behind it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -58,7 +58,10 @@ class StreamInfo:
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """A version as an operator sees it. `shadow_share` is 0 when it is no shadow, `rewarm_steps` when none are kept."""
+    """A version as an operator sees it. `shadow_share` is 0 when it is no shadow, `rewarm_steps` when none are kept.
+
+    `on_demand` tells that it is loaded when somebody asks for it; then `model` has no fingerprint.
+    """
 
     model: ModelId
     is_default: bool
@@ -68,6 +71,7 @@ class VersionInfo:
     shadow_share: float
     live_streams: int
     parked_streams: int
+    on_demand: bool = False
 
 
 class DefaultChange(NamedTuple):
@@ -155,8 +159,8 @@ class StreamBackend(Protocol):
     async def delete(self, lease: Lease) -> None:
         """Releases a stream and deletes it."""
 
-    def model(self, name: str, version: str) -> ModelInfo:
-        """One model. An empty name means the only model, an empty version the newest one."""
+    async def model(self, name: str, version: str) -> ModelInfo:
+        """One model, loaded if need be. An empty name means the only model, an empty version the default one."""
 
 
 class AdminBackend(Protocol):
@@ -165,8 +169,11 @@ class AdminBackend(Protocol):
     def models(self) -> list[ModelInfo]:
         """The models being served, newest version of each name first."""
 
-    def model(self, name: str, version: str) -> ModelInfo:
-        """One model. An empty name means the only model, an empty version the newest one."""
+    def on_demand(self) -> Sequence[tuple[str, str]]:
+        """Name and version of those that are loaded when somebody asks for them."""
+
+    async def model(self, name: str, version: str) -> ModelInfo:
+        """One model, loaded if need be. An empty name means the only model, an empty version the default one."""
 
     async def change_models(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
         """Loads, unloads or looks for versions, in every process. Without a version, all versions of a name."""

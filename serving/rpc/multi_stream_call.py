@@ -76,7 +76,7 @@ class MultiStreamCall(Call):
         """Opens many streams and answers. An invalid message is refused if it is independent; else it ends the call."""
         try:
             sync = wire.decode_sync(message.durability)
-            served = self._backend.model(message.model, message.version)
+            served = await self._backend.model(message.model, message.version)
         except TidegateError as error:
             if not message.independent:
                 raise
@@ -142,11 +142,11 @@ class MultiStreamCall(Call):
 
         await run_concurrently(open_, range(count))
         for version, rows in others.items():
-            opened.versions.add(model=self._describe(served.spec.name, version), rows=sorted(rows))
+            opened.versions.add(model=await self._describe(served.spec.name, version), rows=sorted(rows))
         return opened, errors
 
-    def _describe(self, name: str, version: str) -> pb.Model:
-        model = self._backend.model(name, version)
+    async def _describe(self, name: str, version: str) -> pb.Model:
+        model = await self._backend.model(name, version)
         return wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
 
     async def _report_missed(self, opened: pb.OpenedStreams) -> None:
@@ -242,7 +242,7 @@ class MultiStreamCall(Call):
             if lease is not None and handle not in self._unreported:
                 groups.setdefault((lease.stream.slots.spec.id, moved), []).append(handle)
         for (model, moved), handles in groups.items():
-            await self._write(columns.encode_moved(handles, self._describe(model.name, model.version), moved))
+            await self._write(columns.encode_moved(handles, await self._describe(model.name, model.version), moved))
 
     def _on_stored(self) -> None:
         self._stored = True

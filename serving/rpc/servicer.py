@@ -198,7 +198,7 @@ class TidegateServicer(AdminServicer):
         call.reported_step = lease.durable_step
         call.queue = self._backend.queue(lease)
         stream = lease.stream
-        model = self._backend.model(stream.slots.spec.name, stream.slots.spec.version)
+        model = await self._backend.model(stream.slots.spec.name, stream.slots.spec.version)
         await call.respond(
             opened=pb.Opened(
                 stream_id=stream.key.stream_id,
@@ -299,7 +299,7 @@ class TidegateServicer(AdminServicer):
         if moved is not Moved.NOT:
             call.queue = self._backend.queue(lease)
             spec = lease.stream.slots.spec
-            model = self._backend.model(spec.name, spec.version)
+            model = await self._backend.model(spec.name, spec.version)
             await call.write(wire.encode_moved(spec, moved, batch_invariant=model.batch_invariant))
 
     async def _wait_for_half_close(self, call: PredictCall) -> None:

@@ -1,7 +1,7 @@
 """The administrative requests on streams and models, whichever server has the stream in memory."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -27,6 +27,8 @@ from tidegate.runtime.repository import Repository
 from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_registry import StreamRegistry, contention_error, is_ours
 from tidegate.runtime.stream_service import CLAIM_TRIES, PHASE_BY_TOMBSTONE, STREAM_ID_BYTES
+from tidegate.runtime.version_loader import VersionLoader
+from tidegate.runtime.version_set import VersionName
 from tidegate.store import Holder, Record, ScanFilter, Store, StreamMetadata, Tombstone, decode, encode
 
 # How many scans look for the streams of a page: about a second, when few of a million streams match. The caller asks on.
@@ -40,14 +42,23 @@ class AdminService:
 
     Args:
         repository: the models.
+        loader: loads versions on demand.
         store: where checkpoints are kept.
         registry: the streams of this process.
         control: decides what is served.
 
     """
 
-    def __init__(self, repository: Repository, store: Store, registry: StreamRegistry, control: ModelControl) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        loader: VersionLoader,
+        store: Store,
+        registry: StreamRegistry,
+        control: ModelControl,
+    ) -> None:
         self._control = control
+        self._loader = loader
         self._repository = repository
         self._store = store
         self._registry = registry
@@ -59,9 +70,13 @@ class AdminService:
         """The models being served."""
         return [served.info for served in self._repository.shown]
 
-    def model(self, name: str, version: str) -> ModelInfo:
-        """One model; ModelNotFound when it is not served."""
-        return self._repository.find(name, version, begun=True).info
+    def on_demand(self) -> Sequence[VersionName]:
+        """The versions that are loaded when somebody asks for them."""
+        return self._repository.on_demand
+
+    async def model(self, name: str, version: str) -> ModelInfo:
+        """One model, loaded if need be; ModelNotFound when it is not served."""
+        return (await self._loader.find(name, version, begun=True)).info
 
     async def change_models(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
         """Loads, unloads or looks for versions, in every process.
@@ -183,6 +198,7 @@ class AdminService:
         self, checkpoint: Checkpoint, key: Key, check: Callable[[Checkpoint, Slots], None] = check_payload_size
     ) -> StreamInfo:
         """Stores a state as a new stream, in one write: either all of it is stored, or nothing."""
+        await self._loader.load(checkpoint.model.name, checkpoint.model.version)
         served = [
             served for served in self._repository.shown if served.spec.fingerprint == checkpoint.model.fingerprint
         ]

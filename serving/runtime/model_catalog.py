@@ -10,59 +10,42 @@ The rules of this file:
    served: nothing is unloaded when a look at the folder finds no version at all, for then the folder is what is broken.
 5. At the start, one bad version refuses all: if the server left it out, its clients would fail later and farther from
    the cause. The error names every bad version.
+6. Only current versions are loaded at once, see `runtime.current_versions`. The others are loaded when somebody asks for
+   them, by rule 3.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
 from tidegate.core.errors import ContractBroken
 from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.runtime.channel import ChannelClosed
+from tidegate.runtime.current_versions import current_versions
 from tidegate.runtime.exposition import Events
 from tidegate.runtime.model_checker import CheckedModel, ModelChecker, TrialLimits
-from tidegate.runtime.model_files import ModelCopies, StillChanging, VersionFiles, VersionFolders, check, scan
+from tidegate.runtime.model_files import (
+    SETTLE_SECONDS,
+    ModelCopies,
+    Settling,
+    StillChanging,
+    VersionFiles,
+    VersionFolders,
+    check,
+    scan,
+)
 from tidegate.runtime.model_trials import FILE as TRIALS
 from tidegate.runtime.model_trials import ModelTrials
+from tidegate.runtime.version_set import Host, ModelRefused, Target, VersionName, VersionSet
 
 log = logging.getLogger("tidegate.models")
 
-# A folder that was copied to its place must look the same for so long before it is loaded, in seconds. One that was
-# renamed is complete, but looks the same as one that is being written.
-SETTLE_SECONDS = 1.0
 # How often a folder that is looked at on demand may change before that is an error.
 COPY_TRIES = 10
 # How often it is asked whether the last stream of a version has ended, in seconds.
 UNLOAD_SECONDS = 0.5
-
-
-class ModelRefused(Exception):
-    """A process could not load a version. The message is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A version that every process has loaded, or is to load. `phase` is a value of `repository.ModelPhase`."""
-
-    model: CheckedModel
-    phase: Literal["serving", "retiring"]
-
-
-class Host(Protocol):
-    """A serving process, as the catalog sees it. Every method raises ChannelClosed when the process has ended."""
-
-    async def prepare(self, model: CheckedModel) -> None:
-        """Loads a version and warms it up. Raises ModelRefused."""
-
-    async def apply(self, targets: Sequence[Target]) -> None:
-        """Serves and retires these versions, and drops all others. Raises ModelRefused."""
-
-    async def unused(self) -> list[str]:
-        """Which versions have no stream in this process."""
 
 
 class ModelCatalog:
@@ -107,11 +90,12 @@ class ModelCatalog:
         self._poll_s = poll_s
         self._hosts: list[Host] = []
         self._targets: dict[str, Target] = {}
+        self._on_demand: dict[str, VersionFiles] = {}  # what may be loaded when somebody asks for it
         self._files: dict[str, VersionFiles] = {}  # of each target, as they were copied
         self._refused: dict[str, VersionFiles] = {}  # not tried again until they change
         self._changed: dict[str, VersionFiles] = {}  # files of loaded versions that were changed, and told
         self._unloaded: set[str] = set()  # by a call: not loaded again by a look at the folder
-        self._seen: dict[str, tuple[VersionFiles | None, float]] = {}  # since when each version looks as it does
+        self._settling = Settling()
         self._lock = asyncio.Lock()  # one change at a time
         self._changing: set[asyncio.Task[list[ModelChange]]] = set()
         self.events = Events(
@@ -122,12 +106,13 @@ class ModelCatalog:
         return f"<ModelCatalog {self._root}: {', '.join(self._targets)}>"
 
     @property
-    def targets(self) -> list[Target]:
-        """What every process is to have loaded."""
-        return list(self._targets.values())
+    def versions(self) -> VersionSet:
+        """What every process is to have."""
+        on_demand = [VersionName(files.name, files.version) for files in self._on_demand.values()]
+        return VersionSet([*self._targets.values()], on_demand)
 
-    async def start(self) -> None:
-        """Tries all versions that were chosen.
+    async def start(self, *, all_versions: bool = False) -> None:
+        """Tries the current versions of those that were chosen, or all of them.
 
         Raises ContractBroken when there is none, or one cannot be served; then it names all that cannot.
         """
@@ -135,6 +120,8 @@ class ModelCatalog:
             found = self._wanted(await asyncio.to_thread(scan, self._root) if self._root.is_dir() else [])
         except OSError as error:
             raise ContractBroken(str(self._root), f"cannot be listed: {error.strerror}") from error
+        if not all_versions:
+            found = self._leave_on_demand(found)
         results = await self._try_all(found)
         broken = [result for result in results if isinstance(result, ContractBroken | OSError)]
         for result in results:
@@ -147,6 +134,8 @@ class ModelCatalog:
         for files, model in zip(found, results, strict=True):
             assert isinstance(model, CheckedModel)
             self._add(files, model)
+        if self._on_demand:
+            log.info("older versions are loaded when somebody asks for them: %s", ", ".join(self._on_demand))
 
     async def close(self) -> None:
         """Ends what `start` would use, and removes the private copies."""
@@ -172,19 +161,25 @@ class ModelCatalog:
             await asyncio.sleep(UNLOAD_SECONDS)
             async with self._lock:
                 await self._unload_unused()
-                if self._poll_s and loop.time() - looked >= min(self._poll_s, self._next_look()):
+                pause = SETTLE_SECONDS / 2 if self._settling.is_changing(loop.time()) else self._poll_s
+                if self._poll_s and loop.time() - looked >= min(self._poll_s, pause):
                     looked = loop.time()
                     await self._look(settled_only=True)
 
     async def change(self, action: ModelAction, name: str = "", version: str = "") -> list[ModelChange]:
-        """Does what an operator asks for. Returns what became of each version, none when there is none.
+        """Does what an operator asks for, or a stream. Returns what became of each version, none when there is none.
 
         It goes on when the caller does not wait for it: all processes must get the same.
         """
-        if action == "reload":
-            task = asyncio.create_task(self.reload())
-        else:
-            task = asyncio.create_task((self.load if action == "load" else self.unload)(name, version))
+        match action:
+            case "reload":
+                task = asyncio.create_task(self.reload())
+            case "load":
+                task = asyncio.create_task(self.load(name, version))
+            case "unload":
+                task = asyncio.create_task(self.unload(name, version))
+            case "demand":
+                task = asyncio.create_task(self.demand(name, version))
         self._changing.add(task)
         task.add_done_callback(self._changing.discard)
         return await asyncio.shield(task)
@@ -210,6 +205,12 @@ class ModelCatalog:
                     self._chosen.add(files.title)
             return await self._load_all(found)
 
+    async def demand(self, name: str, version: str) -> list[ModelChange]:
+        """Loads a version that a stream needs. None when it is loaded already, or may not be loaded this way."""
+        async with self._lock:
+            files = self._on_demand.get(f"{name}/{version}")
+            return [] if files is None else await self._load_all([files])
+
     async def unload(self, name: str, version: str) -> list[ModelChange]:
         """Unloads a version, without a version all of a name, until it is loaded by a call or the server is restarted.
 
@@ -221,7 +222,17 @@ class ModelCatalog:
                 for title, target in self._targets.items()
                 if target.phase == "serving" and target.model.name == name and version in ("", target.model.version)
             ]
+            resting = [
+                files for files in self._on_demand.values() if files.name == name and version in ("", files.version)
+            ]
+            for files in resting:
+                del self._on_demand[files.title]
+            # Another version of the model may be the newest now.
+            stay = [files for title, files in self._files.items() if self._is_serving(title) and title not in titles]
+            following = self._leave_on_demand([*stay, *self._on_demand.values()])
+            await self._load_all([files for files in following if not self._is_serving(files.title)])
             changes = await self._retire(titles)
+            changes += [ModelChange(files.name, files.version, "unloading") for files in resting]
             self._unloaded.update(f"{each.name}/{each.version}" for each in changes if each.outcome == "unloading")
             return changes
 
@@ -237,17 +248,16 @@ class ModelCatalog:
         if not found:
             log.error("there is no model in %s any more; those that are loaded stay", self._root)
             return []
-        settled = {title for title in (*found, *self._targets) if self._has_settled(title, found.get(title))}
-        self._seen = {title: seen for title, seen in self._seen.items() if title in found or title in self._targets}
+        settled = self._settling.look(found, self._targets, asyncio.get_running_loop().time())
         self._tell_changed(found)
-        new = [
+        loadable = [
             files
             for files in self._wanted(found.values(), at_start=False)
             if files.title not in self._unloaded
             and self._refused.get(files.title) != files
-            and (files.title not in self._targets or self._targets[files.title].phase == "retiring")
-            and (files.title in settled or not settled_only)
+            and (not settled_only or files.title in {*settled, *self._targets, *self._on_demand})
         ]
+        new = [files for files in self._leave_on_demand(loadable) if not self._is_serving(files.title)]
         gone = [
             title
             for title, target in self._targets.items()
@@ -283,6 +293,14 @@ class ModelCatalog:
             log.info("model %s is served, fingerprint %s, %s", files.title, model.fingerprint[:12], model.sizes)
         await self._apply(self._hosts)
         return changes
+
+    def _leave_on_demand(self, found: Sequence[VersionFiles]) -> list[VersionFiles]:
+        """Leaves what need not be loaded at once for when somebody asks for it. Returns the rest."""
+        current = current_versions(self._root, self._chosen, found)
+        self._on_demand = {
+            files.title: files for files in found if files.title not in current and files.title not in self._targets
+        }
+        return [files for files in found if files.title not in self._on_demand]
 
     async def _try_all(self, found: Sequence[VersionFiles]) -> list[CheckedModel | BaseException]:
         """Has versions tried side by side. Returns what is known of each, or why it cannot be served."""
@@ -330,7 +348,7 @@ class ModelCatalog:
 
     async def _apply(self, hosts: Sequence[Host]) -> None:
         """Tells processes what to serve. One that fails is behind the others until it is restarted."""
-        results = await asyncio.gather(*(host.apply(self.targets) for host in hosts), return_exceptions=True)
+        results = await asyncio.gather(*(host.apply(self.versions) for host in hosts), return_exceptions=True)
         for host, result in zip(hosts, results, strict=True):
             if isinstance(result, ModelRefused):
                 log.error("%r does not follow: %s", host, result)
@@ -381,33 +399,21 @@ class ModelCatalog:
     def _add(self, files: VersionFiles, model: CheckedModel) -> None:
         self._targets[files.title] = Target(model, "serving")
         self._files[files.title] = files
+        self._on_demand.pop(files.title, None)
         self.events.add(files.name, files.version, "loaded")
         for sentence in model.warnings:
             log.warning("model %s: %s", model.title, sentence)
 
     def _refuse(self, files: VersionFiles, reason: str) -> ModelChange:
         self._refused[files.title] = files
+        self._on_demand.pop(files.title, None)
         self.events.add(files.name, files.version, "refused")
         log.error("model %s is refused, and what is served stays: %s", files.title, reason)
         return ModelChange(files.name, files.version, "refused", reason)
 
-    def _has_settled(self, title: str, files: VersionFiles | None) -> bool:
-        """Whether a version has looked the same for a while. None when it is gone."""
-        now = asyncio.get_running_loop().time()
-        seen, since = self._seen.get(title, (None, now))
-        if title not in self._seen or seen != files:
-            since = now
-        self._seen[title] = (files, since)
-        return now - since >= SETTLE_SECONDS
-
-    def _next_look(self) -> float:
-        """How soon the folder is looked at again: soon, when something changes."""
-        now = asyncio.get_running_loop().time()
-        return (
-            SETTLE_SECONDS / 2
-            if any(now - since < SETTLE_SECONDS for _, since in self._seen.values())
-            else self._poll_s
-        )
+    def _is_serving(self, title: str) -> bool:
+        target = self._targets.get(title)
+        return target is not None and target.phase == "serving"
 
     def _tell_changed(self, found: dict[str, VersionFiles]) -> None:
         """Logs once that the files of a loaded version were changed."""

@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,17 @@ from tidegate.core.errors import ContractBroken
 from tidegate.runtime.lifecycle import StartFailed
 
 GRAPH = "model.onnx"
+# Beside the versions of a model: how it is served; see `runtime.model_settings`.
+SETTINGS = "serving.toml"
 # May be links to anywhere.
 MOUNTED = (GRAPH, "model.toml", "card.json")
 # For people: large, often written after the rest, and nothing that a server reads.
 NOT_COPIED = (".html", ".svg", ".png")
 # Enough for weights in one file a tensor. More would be somebody's data set.
 FILES_MAX = 10_000
+# A folder that was copied to its place must look the same for so long before it is loaded, in seconds. One that was
+# renamed is complete, but looks the same as one that is being written.
+SETTLE_SECONDS = 1.0
 PREFIX = "tidegate-models-"
 LOCK = "lock"
 MIB = 1 << 20
@@ -57,6 +63,29 @@ class VersionFiles:
     def bytes(self) -> int:
         """How large the files are together."""
         return sum(size for _, size, _, _ in self.files)
+
+
+class Settling:
+    """Tells which versions have looked the same for a while."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[VersionFiles | None, float]] = {}  # since when each version looks as it does
+
+    def __repr__(self) -> str:
+        return f"<Settling: {len(self._seen)} versions>"
+
+    def look(self, found: Mapping[str, VersionFiles], known: Iterable[str], now: float) -> set[str]:
+        """The titles of the versions that do not change any more, also of `known` ones that are gone."""
+        self._seen = {title: self._since(title, found.get(title), now) for title in (*found, *known)}
+        return {title for title, (_, since) in self._seen.items() if now - since >= SETTLE_SECONDS}
+
+    def is_changing(self, now: float) -> bool:
+        """Whether a version has changed within that time."""
+        return any(now - since < SETTLE_SECONDS for _, since in self._seen.values())
+
+    def _since(self, title: str, files: VersionFiles | None, now: float) -> tuple[VersionFiles | None, float]:
+        seen = self._seen.get(title)
+        return seen if seen is not None and seen[0] == files else (files, now)
 
 
 def scan(root: Path) -> list[VersionFiles]:

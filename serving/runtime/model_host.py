@@ -10,11 +10,11 @@ from tidegate.core.self_check import SelfCheck
 from tidegate.rpc.time_slice import TimeSlice
 from tidegate.runtime.cores import usable_cores
 from tidegate.runtime.metrics import Metrics
-from tidegate.runtime.model_catalog import ModelRefused, Target
 from tidegate.runtime.model_checker import CheckedModel
 from tidegate.runtime.model_load import load_model
 from tidegate.runtime.repository import Limits, ModelPhase, Repository, ServedModel, make_served
 from tidegate.runtime.stream_registry import StreamRegistry
+from tidegate.runtime.version_set import ModelRefused, VersionSet
 
 log = logging.getLogger("tidegate.models")
 
@@ -97,10 +97,12 @@ class ModelHost:
             loaded.phase = ModelPhase.LOADED
         return True
 
-    async def apply(self, targets: Sequence[Target]) -> None:
+    async def apply(self, versions: VersionSet) -> None:
         """Serves and retires what the catalog says, and drops all else."""
-        await self._prepare([each.model for each in targets if self._repository.loaded(each.model.title) is None])
-        phases = {target.model.title: ModelPhase(target.phase) for target in targets}
+        models = [target.model for target in versions.targets]
+        await self._prepare([model for model in models if self._repository.loaded(model.title) is None])
+        self._repository.on_demand = versions.on_demand
+        phases = {target.model.title: ModelPhase(target.phase) for target in versions.targets}
         for served in self._repository:
             served.phase = phases.get(served.spec.title, ModelPhase.DROPPED)
             if served.phase is not ModelPhase.SERVING and self.registry is not None:

@@ -1,25 +1,26 @@
 """What a supervisor and its workers say to each other about models: requests on a `Channel`.
 
 The supervisor asks a worker to `prepare` a version, to `apply` what is to be served, and which are `unused`. A worker
-asks for the `targets` at its start, and for a `change` when an operator has called it.
+asks for the `versions` at its start, to `join` before it is called, and for a `change` when an operator has called it or
+a stream needs a version.
 """
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from tidegate.core.model_change import ModelAction, ModelChange
 from tidegate.runtime.channel import Channel, Message, RequestRefused
-from tidegate.runtime.model_catalog import Host, ModelCatalog, ModelRefused, Target
+from tidegate.runtime.model_catalog import ModelCatalog
 from tidegate.runtime.model_checker import CheckedModel
+from tidegate.runtime.version_set import Host, ModelRefused, Target, VersionName, VersionSet
 
 
 class ModelControl(Protocol):
     """Changes what is served, in whichever process decides that."""
 
     async def change(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
-        """Does what an operator asks for. Returns what became of each version, none when there is none."""
+        """Does what is asked for. Returns what became of each version, none when there is none."""
 
 
 class RemoteHost:
@@ -44,9 +45,9 @@ class RemoteHost:
         """Loads a version and warms it up. Raises ModelRefused."""
         await self._ask({"do": "prepare", "model": asdict(model)})
 
-    async def apply(self, targets: Sequence[Target]) -> None:
-        """Serves and retires these versions, and drops all others. Raises ModelRefused."""
-        await self._ask({"do": "apply", "targets": [asdict(target) for target in targets]})
+    async def apply(self, versions: VersionSet) -> None:
+        """Serves and retires the targets, and drops all others. Raises ModelRefused."""
+        await self._ask({"do": "apply", "versions": asdict(versions)})
 
     async def unused(self) -> list[str]:
         """Which versions have no stream in this process."""
@@ -71,21 +72,25 @@ class RemoteControl:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def targets(self) -> list[Target]:
-        """What every process is to have loaded. Waits until the supervisor knows."""
-        return _decode_targets(await self._channel.ask({"do": "targets"}))
+    async def versions(self) -> VersionSet:
+        """What every process is to have. Waits until the supervisor knows."""
+        return _decode_versions(await self._channel.ask({"do": "versions"}))
+
+    async def join(self) -> None:
+        """Has the catalog tell this process from now on what it decides, and catches up with what it has decided."""
+        await self._channel.ask({"do": "join"})
 
     async def change(self, action: ModelAction, name: str, version: str) -> list[ModelChange]:
-        """Does what an operator asks for."""
+        """Does what is asked for."""
         changes = await self._channel.ask({"do": "change", "action": action, "name": name, "version": version})
         return [ModelChange(**change) for change in changes]
 
 
 async def answer_worker(request: Message, catalog: ModelCatalog) -> object:
-    """The supervisor's answer to a request of a worker."""
+    """The supervisor's answer to a request of a worker, except to `join`."""
     match request:
-        case {"do": "targets"}:
-            return [asdict(target) for target in catalog.targets]
+        case {"do": "versions"}:
+            return asdict(catalog.versions)
         case {"do": "change", "action": action, "name": str(name), "version": str(version)}:
             return [asdict(change) for change in await catalog.change(action, name, version)]
     raise AssertionError(f"a worker asked {request}")
@@ -98,7 +103,7 @@ async def answer_supervisor(request: Message, host: Host) -> object:
             case {"do": "prepare"}:
                 await host.prepare(CheckedModel(**request["model"]))
             case {"do": "apply"}:
-                await host.apply(_decode_targets(request["targets"]))
+                await host.apply(_decode_versions(request["versions"]))
             case {"do": "unused"}:
                 return await host.unused()
             case _:
@@ -108,5 +113,6 @@ async def answer_supervisor(request: Message, host: Host) -> object:
     return None
 
 
-def _decode_targets(targets: Sequence[Any]) -> list[Target]:
-    return [Target(CheckedModel(**target["model"]), target["phase"]) for target in targets]
+def _decode_versions(versions: Any) -> VersionSet:
+    targets = [Target(CheckedModel(**target["model"]), target["phase"]) for target in versions["targets"]]
+    return VersionSet(targets, [VersionName(*name) for name in versions["on_demand"]])

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tidegate.core.errors import ContractBroken
 from tidegate.core.swap_policy import REWARM_STEPS_MAX, PolicyName, SwapPolicy
-
-FILE = "serving.toml"
+from tidegate.runtime.model_files import SETTINGS
 
 
 class _Part(BaseModel):
@@ -67,7 +66,7 @@ def read_settings(folder: Path, default: ModelSettings) -> ModelSettings:
         ContractBroken: the file cannot be read, is not TOML, or has mistakes; all of them are in the message.
 
     """
-    path = folder / FILE
+    path = folder / SETTINGS
     try:
         given = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:

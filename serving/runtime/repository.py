@@ -11,12 +11,14 @@ from tidegate.core.errors import ModelNotFound, ModelNotNamed
 from tidegate.core.self_check import SelfCheck
 from tidegate.core.slots import Slots
 from tidegate.core.spec import Spec
+from tidegate.core.version_choice import default_version, shadow_version
 from tidegate.rpc.backend import ModelInfo
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.drift_watch import DriftSampler
 from tidegate.runtime.metrics import ModelMetrics
 from tidegate.runtime.model_load import LoadedModel
 from tidegate.runtime.model_settings import ModelSettings
+from tidegate.runtime.version_set import VersionName
 
 DEFAULT_SETTINGS = ModelSettings()
 
@@ -77,6 +79,10 @@ class Repository:
     """The loaded models, in the order of their names, newest version first.
 
     An iteration sees the models of its start: `add` and `remove` replace the list.
+
+    Attributes:
+        on_demand: the versions that are not loaded before somebody asks for them; see `runtime.version_loader`.
+
     """
 
     def __init__(self, models: Sequence[ServedModel] = ()) -> None:
@@ -84,6 +90,7 @@ class Repository:
         self._promoted: dict[str, str] = {}  # the promoted version of each name that has one
         self._models: list[ServedModel] = []
         self._by_slots: dict[int, ServedModel] = {}
+        self.on_demand: Sequence[VersionName] = ()
         for served in models:
             self.add(served)
 
@@ -132,11 +139,9 @@ class Repository:
 
         """
         serving = [served for served in self._models if served.phase is ModelPhase.SERVING]
+        name = name or self.only_name
         if not name:
-            names = {served.spec.name for served in serving}
-            if len(names) != 1:
-                raise ModelNotNamed([served.spec.title for served in serving])
-            (name,) = names
+            raise ModelNotNamed([served.spec.title for served in serving])
         if not version and (newest := self.default(name)) is not None:
             return newest
         for served in self._models if begun else serving:
@@ -149,11 +154,15 @@ class Repository:
 
         Also the newest when the promoted one is not served any more.
         """
-        versions = [served for served in self.versions(name) if served.phase is ModelPhase.SERVING]
-        promoted = self._promoted.get(name)
-        return next(
-            (served for served in versions if served.spec.version == promoted), versions[0] if versions else None
-        )
+        serving = self._serving(name)
+        version = default_version([*serving], self._promoted.get(name, ""))
+        return serving[version] if version is not None else None
+
+    @property
+    def only_name(self) -> str:
+        """The name of the only model that is served; empty when there are several."""
+        names = {served.spec.name for served in self._models if served.phase is ModelPhase.SERVING}
+        return names.pop() if len(names) == 1 else ""
 
     @property
     def names(self) -> list[str]:
@@ -164,13 +173,18 @@ class Repository:
         """The loaded versions of a model, newest first, in whatever phase."""
         return [served for served in self._models if served.spec.name == name]
 
+    def _serving(self, name: str) -> dict[str, ServedModel]:
+        """The versions of a model that are served, newest first."""
+        return {each.spec.version: each for each in self.versions(name) if each.phase is ModelPhase.SERVING}
+
     def shadow(self, name: str) -> ServedModel | None:
         """The version of a model that is its shadow: the one of the settings, else the newest that is not the default."""
-        settings, default = self.settings(name).shadow, self.default(name)
+        settings, serving = self.settings(name).shadow, self._serving(name)
         if not settings.share:
             return None
-        others = [each for each in self.versions(name) if each.phase is ModelPhase.SERVING and each is not default]
-        return next((each for each in others if settings.version in ("", each.spec.version)), None)
+        default = default_version([*serving], self._promoted.get(name, ""))
+        version = shadow_version([*serving], default, settings.version)
+        return serving[version] if version is not None else None
 
     def promoted(self, name: str) -> str:
         """The promoted version of a model; empty when the newest is the default."""

@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -31,10 +31,11 @@ from tidegate.runtime.health_status import HealthStatus
 from tidegate.runtime.host import with_port
 from tidegate.runtime.inference_status import InferenceStatus
 from tidegate.runtime.lifecycle import StartFailed, StopFailed, end_at_once, ready_line
+from tidegate.runtime.make_catalog import make_catalog
 from tidegate.runtime.memory import MemoryEstimate, memory_limit
 from tidegate.runtime.metrics import Metrics, refresh_regularly
 from tidegate.runtime.metrics_server import MetricsServer
-from tidegate.runtime.model_catalog import ModelCatalog, ModelRefused, Target
+from tidegate.runtime.model_catalog import ModelCatalog
 from tidegate.runtime.model_checker import ModelChecker
 from tidegate.runtime.model_host import ModelHost
 from tidegate.runtime.model_messages import ModelControl
@@ -45,7 +46,9 @@ from tidegate.runtime.run_watch import STUCK_SECONDS, RunWatch
 from tidegate.runtime.spans import SPANS
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.stream_service import StreamService
+from tidegate.runtime.version_loader import VersionLoader
 from tidegate.runtime.version_service import VersionService
+from tidegate.runtime.version_set import ModelRefused, VersionSet
 from tidegate.runtime.version_watch import VersionWatch
 from tidegate.runtime.worker_context import WorkerContext
 from tidegate.store import Store, make_store
@@ -158,7 +161,7 @@ class Server:
         source.pid = os.getpid()
         catalog: ModelCatalog | None = None
         if self.context is None:
-            catalog = self._make_catalog()
+            catalog = make_catalog(config, config.data_dir, self._make_checker)
             resources.push_async_callback(catalog.close)
             # Ports first: an error with a port is reported at once, not after the models are loaded.
             metrics_port = self._start_metrics(metrics, source, catalog)
@@ -172,21 +175,24 @@ class Server:
         self.control: ModelControl
         if catalog is not None:
             await catalog.start()
-            self.control, targets = catalog, catalog.targets
+            self.control, versions = catalog, catalog.versions
         else:
             assert self.context is not None
             self.control = self.context.control
-            targets = [*await self.control.targets()]
+            versions = await self.control.versions()
         # Not before the models are found: a start in the wrong folder leaves no file there.
         store = await self._open_store()
         resources.push_async_callback(store.close)
-        await self._load_models(resources, targets)
+        await self._load_models(resources, versions)
         self._warn_of_memory()
         self._make_services(store)
         await self.version_watch.start(self.stream_service.mover)
-        if self.context is None:
+        # Before the first call: it may ask for a version that every process is to load.
+        if catalog is not None:
+            await catalog.join(self.host)
             source.counters, source.up = metrics.counters, True
-        else:
+        elif self.context is not None:
+            await self.context.control.join()
             # Ports last: a connection to this worker would wait until its models are loaded, while other workers are
             # ready.
             self._listen()
@@ -194,33 +200,22 @@ class Server:
         self._connection_limiter.set_baseline()
         self._start_tasks()
         if catalog is not None:
-            await catalog.join(self.host)
             self._tasks.start(catalog.run(), "model catalog")
 
-    def _make_catalog(self) -> ModelCatalog:
-        config = self.config
-        return ModelCatalog(
-            config.models,
-            config.load,
-            self._make_checker,
-            config.trial_limits,
-            bytes_max=config.model_bytes_max,
-            poll_s=config.models_poll,
-            data_dir=config.data_dir,
-        )
-
-    async def _load_models(self, resources: AsyncExitStack, targets: Sequence[Target]) -> None:
+    async def _load_models(self, resources: AsyncExitStack, versions: VersionSet) -> None:
         """Loads what is served, as many at a time as there are cores."""
         config = self.config
         self.repository = Repository()
-        self.version_watch = VersionWatch(config.models, self.repository, config.swap_policy, config.rewarm_steps)
+        self._loader = VersionLoader(self.repository, self.control)
+        defaults = config.swap_policy, config.rewarm_steps
+        self.version_watch = VersionWatch(config.models, self.repository, self._loader, *defaults)
         bounds = config.live_max, config.answers_remembered, config.batch_max, config.queue_max
         limits = Limits(*bounds, self.version_watch.settings_of)
         self.host = ModelHost(self.repository, self.metrics, limits, self._start_batcher, lambda: self.on_models())  # noqa: PLW0108 - it is set later
         # If the start fails, nothing is left behind.
         resources.push_async_callback(self._tasks.cancel, STUCK_SECONDS)
         try:
-            await self.host.apply(targets)
+            await self.host.apply(versions)
         except ModelRefused as error:
             raise ContractBroken("a model that was tried cannot be loaded", str(error)) from error
         self._watch = RunWatch(
@@ -243,13 +238,13 @@ class Server:
         )
         self.host.registry = self.registry
         self.metrics.ready = lambda: self._serving and self.registry.checkpointer.ready
-        self.stream_service = StreamService(self.repository, store, self.metrics, self.registry)
-        self.admin_service = AdminService(self.repository, store, self.registry, self.control)
+        self.stream_service = StreamService(self.repository, self._loader, store, self.metrics, self.registry)
+        self.admin_service = AdminService(self.repository, self._loader, store, self.registry, self.control)
         self._servicer = servicer.TidegateServicer(
             self.stream_service,
             self.admin_service,
             self._access,
-            VersionService(config.models, self.repository, store, self.version_watch),
+            VersionService(config.models, self.repository, self._loader, store, self.version_watch),
             self._calls,
             message_bytes_max=config.message_bytes_max,
         )

@@ -46,8 +46,8 @@ async def check_start(
     checked: Sequence[CheckedModel] = []
     catalog = make_catalog()
     try:
-        await catalog.start()
-        checked = [target.model for target in catalog.targets]
+        await catalog.start(all_versions=True)
+        checked = [target.model for target in catalog.versions.targets]
     except ContractBroken as error:
         problems.append(str(error))
     finally:

@@ -40,6 +40,7 @@ from tidegate.runtime.spans import SPANS
 from tidegate.runtime.stream_log import log_event
 from tidegate.runtime.stream_mover import StreamMover
 from tidegate.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
+from tidegate.runtime.version_loader import VersionLoader
 from tidegate.store import Record, Residency, ResidencyUpdate, Store, Tombstone
 
 log = logging.getLogger("tidegate.streams")
@@ -58,14 +59,18 @@ class StreamService:
 
     Args:
         repository: the models.
+        loader: loads versions on demand.
         store: where checkpoints are kept.
         metrics: the metrics of the process.
         registry: the streams of this process.
 
     """
 
-    def __init__(self, repository: Repository, store: Store, metrics: Metrics, registry: StreamRegistry) -> None:
+    def __init__(
+        self, repository: Repository, loader: VersionLoader, store: Store, metrics: Metrics, registry: StreamRegistry
+    ) -> None:
         self._repository = repository
+        self._loader = loader
         self._store = store
         self._metrics = metrics
         self._registry = registry
@@ -150,9 +155,9 @@ class StreamService:
             self.peers.announce(stream)
             return await self.mover.move(lease, allowed=lease.accept_move)
 
-    def model(self, name: str, version: str) -> ModelInfo:
-        """One model; ModelNotFound when it is not served."""
-        return self._repository.find(name, version, begun=True).info
+    async def model(self, name: str, version: str) -> ModelInfo:
+        """One model, loaded if need be; ModelNotFound when it is not served."""
+        return (await self._loader.find(name, version, begun=True)).info
 
     def queue(self, lease: Lease) -> Batcher:
         """The queue for the timesteps of a stream."""
@@ -222,7 +227,7 @@ class StreamService:
             if self._stopping:
                 raise Stopping
             stream, record, status = await self._find(key)
-            served = self._choose(status, model, version, options)
+            served = await self._choose(status, model, version, options)
             kind = decide_open(key, status, served.spec, options)
             exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
             stored = record.checkpoint if record is not None and exists else None
@@ -241,19 +246,20 @@ class StreamService:
                 return OpenResult(lease, kind, lease.stream.step + 1, served.slots.answers, changed, moved)
         raise contention_error(key)
 
-    def _choose(self, status: StreamStatus | None, model: str, version: str, options: OpenOptions) -> ServedModel:
+    async def _choose(self, status: StreamStatus | None, model: str, version: str, options: OpenOptions) -> ServedModel:
         """The version under which a stream is opened. It may move to the default one right after that."""
         if status is None or status.phase is Phase.NEW or model not in ("", status.model.name):
-            return self._repository.find(model, version)
-        find = partial(self._repository.find, begun=True)
+            return await self._loader.find(model, version)
+        find = partial(self._loader.find, begun=True)
         name = status.model.name
         if version and options.move_now and version != status.model.version:
-            own, wanted = self._repository.loaded(status.model.title), find(name, version)
+            await self._loader.load(name, status.model.version)
+            own, wanted = self._repository.loaded(status.model.title), await find(name, version)
             request = MoveRequest(self._repository.settings(name).swap_policy, allowed=True, step=status.step)
             is_default = wanted is self._repository.default(name)
             if own is not None and is_default and may_move(own.spec, wanted.spec, request):
                 return own
-        return find(name, version or status.model.version)
+        return await find(name, version or status.model.version)
 
     async def _move_opened(self, lease: Lease, version: str, options: OpenOptions) -> Moved:
         """Moves a stream that was opened just now, if it is to move. Its lease is released when this raises."""

@@ -152,17 +152,25 @@ class Supervisor:
             self._models_known.set()
             await self._catalog.run()
 
-    async def _answer(self, request: Message) -> object:
+    async def _answer(self, worker: WorkerProcess, request: Message) -> object:
         """The answer to a request of a worker."""
         assert self._catalog is not None
         await self._models_known.wait()
-        return await answer_worker(request, self._catalog)
+        if request["do"] != "join":
+            return await answer_worker(request, self._catalog)
+        assert worker.channel is not None
+        host = RemoteHost(worker.channel, worker.number, self._catalog.load_s)
+        try:
+            await self._catalog.join(host)
+        except BaseException:  # it has ended meanwhile
+            self._catalog.leave(host)
+            raise
+        self._start(self._leave(host, worker.channel))
+        return None
 
-    async def _join(self, worker: WorkerProcess, channel: Channel) -> None:
-        """Has a worker that has just started follow the catalog until it ends."""
+    async def _leave(self, host: RemoteHost, channel: Channel) -> None:
+        """Waits for the end of a worker, which the catalog then tells nothing more."""
         assert self._catalog is not None
-        host = RemoteHost(channel, worker.number, self._catalog.load_s)
-        await self._catalog.join(host)
         await channel.closed.wait()
         self._catalog.leave(host)
 
@@ -228,10 +236,8 @@ class Supervisor:
                 log.error("worker %d has not ended after %g s and is killed", worker.number, seconds)
                 worker.kill()
 
-    def _on_ready(self, worker: WorkerProcess) -> None:
-        """A worker is ready and follows the catalog. Prints the ready line when all are ready for the first time."""
-        if self._catalog is not None and worker.channel is not None:
-            self._start(self._join(worker, worker.channel))
+    def _on_ready(self, _: WorkerProcess) -> None:
+        """A worker is ready. Prints the ready line when all are ready for the first time."""
         if not self._ready and not self._stop_requested.is_set() and all(worker.metrics.up for worker in self._workers):
             self._ready = True
             grpc = with_port(self._host, self._port)

@@ -6,14 +6,17 @@ not wait for. A file with mistakes changes nothing but a line in the log: what w
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 
-from tidegate.core.errors import ContractBroken
+from tidegate.core.errors import ContractBroken, Stopping
 from tidegate.runtime import model_settings, promotion
+from tidegate.runtime.model_files import SETTINGS
 from tidegate.runtime.model_settings import ModelSettings
 from tidegate.runtime.repository import ModelPhase, Repository, ServedModel
 from tidegate.runtime.shadow import Shadows
 from tidegate.runtime.stream_mover import StreamMover
+from tidegate.runtime.version_loader import VersionLoader
 
 log = logging.getLogger("tidegate.versions")
 
@@ -29,13 +32,17 @@ class VersionWatch:
     Args:
         root: the models folder.
         repository: the models.
+        loader: loads a version that was promoted, or made the shadow, and that waits for somebody to ask for it.
         policy, rewarm_steps: the settings of models without a file.
 
     """
 
-    def __init__(self, root: Path, repository: Repository, policy: str, rewarm_steps: int) -> None:
+    def __init__(
+        self, root: Path, repository: Repository, loader: VersionLoader, policy: str, rewarm_steps: int
+    ) -> None:
         self._root = root
         self._repository = repository
+        self._loader = loader
         self._default = ModelSettings.model_validate({"policy": policy, "rewarm_steps": rewarm_steps})
         self._shadows = Shadows(repository)
         self._mover: StreamMover
@@ -57,7 +64,7 @@ class VersionWatch:
     async def start(self, mover: StreamMover) -> None:
         """Begins: no stream may be opened before."""
         self._mover = mover
-        mover.look = self.look
+        mover.look = self._loader.look = self.look
         await self.look()
 
     async def run(self) -> None:
@@ -66,6 +73,7 @@ class VersionWatch:
             while True:
                 await asyncio.sleep(POLL_SECONDS)
                 await self.look()
+                await self._load_chosen()
         finally:
             self._shadows.close()
 
@@ -84,10 +92,18 @@ class VersionWatch:
                     title = "nothing" if default is None else default.spec.title
                     log.info("%s is the default; %d live streams move there", title, marked)
 
+    async def _load_chosen(self) -> None:
+        """Loads what the files of a model choose: not in `look`, for which streams wait."""
+        for name in self._repository.names:
+            shadow = self._repository.settings(name).shadow
+            for version in (self._repository.promoted(name), shadow.version if shadow.share else ""):
+                with suppress(Stopping):
+                    await self._loader.load(name, version)
+
     def _has_changed(self, name: str) -> bool:
         """Whether a file of a model was replaced since it was looked at."""
         changed = False
-        for file in (promotion.FILE, model_settings.FILE):
+        for file in (promotion.FILE, SETTINGS):
             path = self._root / name / file
             stamp = _stamp(path)
             changed |= self._stamps.get(path) != stamp

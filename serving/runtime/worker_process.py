@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from tidegate.runtime.channel import LINE_BYTES_MAX, Channel, Message
 from tidegate.runtime.exposition import WorkerMetrics
@@ -34,7 +35,7 @@ class WorkerProcess:
         command: the command that starts it; its number and the descriptor of its socket are appended.
         settings: its settings; the descriptors of its counters are added.
         on_ready: called with this object when it serves.
-        on_request: answers its requests.
+        on_request: answers a request of the worker that it is called with.
 
     Attributes:
         channel: the channel to its process; None while there is none.
@@ -47,7 +48,7 @@ class WorkerProcess:
         command: Sequence[str],
         settings: Mapping[str, object],
         on_ready: Callable[["WorkerProcess"], None],
-        on_request: Callable[[Message], Awaitable[object]],
+        on_request: Callable[["WorkerProcess", Message], Awaitable[object]],
     ) -> None:
         self.number = number
         self.metrics = WorkerMetrics(str(number))
@@ -150,7 +151,10 @@ class WorkerProcess:
         if self._draining:  # `drain` was called when there was a process but no connection yet
             self._writer.write(DRAIN)
         channel = self.channel = Channel(
-            reader, self._writer, self._on_request, lambda line: self._on_message(json.loads(line), counters_fd)
+            reader,
+            self._writer,
+            partial(self._on_request, self),
+            lambda line: self._on_message(json.loads(line), counters_fd),
         )
         try:
             await channel.read()

@@ -23,7 +23,7 @@ from tidegate.core.spec import Key
 from tidegate.core.streams import OpenOptions
 from tidegate.runtime import model_catalog, model_host
 from tidegate.runtime.cores import usable_cores
-from tidegate.runtime.repository import ModelPhase
+from tidegate.runtime.repository import ModelPhase, ServedModel
 from tidegate.runtime.server import Server
 
 
@@ -47,6 +47,12 @@ async def served(root: Path, **settings: Any) -> AsyncIterator[tuple[Server, Cli
 async def changes(client: Client, action: str, *which: str) -> list[tuple[str, str]]:
     """What has become of each version."""
     return [(f"{each.name}/{each.version}", each.outcome) for each in await client.change_models(action, *which)]
+
+
+async def loaded(server: Server, version: str) -> ServedModel:
+    """A version, which is loaded when it was not asked for before."""
+    await server.admin_service.model("toy", version)
+    return server.repository.find("toy", version)
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="as many at a time as there are cores")
@@ -193,7 +199,7 @@ async def test_a_version_that_is_removed_waits_for_its_streams(sum_root: Path) -
     """It begins none. Its streams go on, and may be opened again. With the last one its memory and its series go."""
     put(sum_root, running_sum(task="two"), "2")
     async with served(sum_root) as (server, client):
-        old = server.repository.find("toy", "1")
+        old = await loaded(server, "1")
         async with client.open("old", version="1") as stream:
             await stream.step([1.0])
             shutil.rmtree(sum_root / "toy" / "1")
@@ -220,7 +226,7 @@ async def test_a_retiring_version_may_come_back(sum_root: Path) -> None:
     """Nothing is loaded again."""
     put(sum_root, running_sum(), "2")
     async with served(sum_root) as (server, client):
-        old = server.repository.find("toy", "1")
+        old = await loaded(server, "1")
         async with client.open("old", version="1") as stream:
             await stream.step([1.0])
             assert await changes(client, "unload", "toy", "1") == [("toy/1", "unloading")]
@@ -279,7 +285,7 @@ async def test_a_block_of_an_unloaded_model_is_refused_row_by_row(sum_root: Path
     """A gateway may send rows of a stream that it holds no more. Its call goes on."""
     put(sum_root, running_sum(), "2")
     async with served(sum_root) as (server, client):
-        old, service, table = server.repository.find("toy", "1"), server.stream_service, HandleTable()
+        old, service, table = await loaded(server, "1"), server.stream_service, HandleTable()
         lease = (await service.open(Key("default", "gone"), "toy", "1", OpenOptions())).lease
         selection = table.select(np.array([table.add(lease)]))
         await service.delete(lease)
@@ -294,7 +300,7 @@ async def test_a_parked_stream_that_a_call_has_open_keeps_its_version(sum_root: 
     """It is in no slot, and the next timestep wakes it."""
     put(sum_root, running_sum(), "2")
     async with served(sum_root, park_after=0.05) as (server, client):
-        old = server.repository.find("toy", "1")
+        old = await loaded(server, "1")
         async with client.open("old", version="1") as stream:
             await stream.step([1.0])
             await eventually(lambda: not len(old.slots), "the parking")
@@ -307,7 +313,7 @@ async def test_a_stream_that_is_opened_keeps_its_version_in_memory(sum_root: Pat
     """Between the choice of the version and the slot there are waits for the store."""
     put(sum_root, running_sum(), "2")
     async with served(sum_root) as (server, client):
-        old = server.repository.find("toy", "1")
+        old = await loaded(server, "1")
         with old.held():
             assert await changes(client, "unload", "toy", "1") == [("toy/1", "unloading")]
             await asyncio.sleep(3 * model_catalog.UNLOAD_SECONDS)
@@ -320,7 +326,7 @@ async def test_idle_streams_of_single_calls_keep_no_version(sum_root: Path) -> N
     put(sum_root, running_sum(), "2")
     async with served(sum_root, park_after=1000.0) as (server, client):
         await client.predict_one("one", [1.0], version="1", step=1)
-        old = server.repository.find("toy", "1")
+        old = await loaded(server, "1")
         assert len(old.slots) == 1
         assert await changes(client, "unload", "toy", "1") == [("toy/1", "unloading")]
         await eventually(lambda: old not in list(server.repository), "the end of the version")

@@ -32,6 +32,12 @@ async def version_of_a_new_stream(client: Client) -> str:
         return stream.version
 
 
+def default(server: Server) -> str:
+    """The default version as a server has it now."""
+    found = server.repository.default("toy")
+    return "" if found is None else found.spec.version
+
+
 async def test_promote_and_rollback(root: Path) -> None:
     """New streams follow at once. A rollback undoes the last promotion, then goes on to older versions."""
     async with run_server(root) as server, Client(address_of(server)) as client:
@@ -57,7 +63,7 @@ async def test_what_cannot_be_promoted_changes_nothing(root: Path) -> None:
             await client.promote("other", "1")
         assert not (root / "toy" / "promoted.json").exists()
         write_promotion(root / "toy", Promotion("1"))
-        await server.version_watch.look()
+        await eventually(lambda: default(server) == "1", "following")
         with pytest.raises(ModelNotFound, match="before 1"):
             await client.rollback("toy")
 
@@ -66,7 +72,8 @@ async def test_a_folder_that_cannot_be_written_is_told(root: Path) -> None:
     """With the folder and the reason; the default stays."""
     async with run_server(root) as server, Client(address_of(server)) as client:
         write_promotion(root / "toy", Promotion("1"))
-        await server.version_watch.look()
+        await eventually(lambda: default(server) == "1", "following")
+        await server.admin_service.model("toy", "2")
         (root / "toy").rename(root / "away")
         try:
             with pytest.raises(StreamRefused, match="cannot be written: No such file or directory"):
@@ -80,11 +87,6 @@ async def test_another_process_is_followed(root: Path) -> None:
     """A second server on the folder, or a deployment tool that writes the file, needs no call."""
     async with run_server(root) as server, run_server(root) as other, Client(address_of(other)) as client:
         await client.promote("toy", "1")
-
-        def default(of: Server) -> str:
-            found = of.repository.default("toy")
-            return "" if found is None else found.spec.version
-
         assert default(other) == "1"
         await eventually(lambda: default(server) == "1", "following")
 

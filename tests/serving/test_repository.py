@@ -35,7 +35,7 @@ async def catalog_of(
 
 def titles(catalog: ModelCatalog) -> list[str]:
     """What is to be served."""
-    return [target.model.title for target in catalog.targets]
+    return [target.model.title for target in catalog.versions.targets]
 
 
 # At the start
@@ -45,16 +45,17 @@ async def test_versions_are_served_in_the_order_of_their_paths(tmp_path: Path) -
     """Whichever is ready first."""
     for name, version in (("toy", "2"), ("toy", "10"), ("lake", "1")):
         write_model(tmp_path, running_sum(), name, version)
-    async with catalog_of(tmp_path) as catalog:
+    async with catalog_of(tmp_path, "lake", "toy/2", "toy/10") as catalog:
         await catalog.start()
         assert titles(catalog) == ["lake/1", "toy/10", "toy/2"]
 
 
 async def test_all_bad_models_are_named(tmp_path: Path) -> None:
     """Whoever mends them needs one start, not one for each."""
-    for version, graph in (("1", running_sum()), ("2", b"nonsense"), ("3", endless()), ("04", running_sum())):
+    graphs = {"1": running_sum(), "2": b"nonsense", "3": endless(), "04": running_sum()}
+    for version, graph in graphs.items():
         write_model(tmp_path, graph, version=version)
-    async with catalog_of(tmp_path, step_s=0.3) as catalog:
+    async with catalog_of(tmp_path, *(f"toy/{version}" for version in graphs), step_s=0.3) as catalog:
         with pytest.raises(ContractBroken) as caught:
             await catalog.start()
         message = str(caught.value)
@@ -99,8 +100,8 @@ async def test_a_folder_without_a_model_is_refused(tmp_path: Path, folder: str) 
 @pytest.mark.skipif(usable_cores() < 2, reason="as many at a time as there are cores")
 async def test_models_are_tried_side_by_side(tmp_path: Path) -> None:
     """As many at a time as there are cores: two that do not end run at once."""
-    for version in "12":
-        write_model(tmp_path, endless(), version=version)
+    for name in "ab":
+        write_model(tmp_path, endless(), name)
     async with catalog_of(tmp_path, checker=ModelChecker, step_s=5.0) as catalog:
         pid = catalog._trials._checker._wait.__self__.pid  # type: ignore[attr-defined]
         starting = asyncio.create_task(catalog.start())

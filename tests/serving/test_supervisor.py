@@ -271,8 +271,10 @@ def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -
     popen, ours = listen_as_a_worker(sum_root)
     try:
         ours.settimeout(TIMEOUT_S)
-        assert json.loads(ours.recv(1000)) == {"ask": 1, "request": {"do": "targets"}}
-        ours.sendall(json.dumps({"answer": 1, "result": []}).encode() + b"\n")
+        assert json.loads(ours.recv(1000)) == {"ask": 1, "request": {"do": "versions"}}
+        ours.sendall(json.dumps({"answer": 1, "result": {"targets": [], "on_demand": []}}).encode() + b"\n")
+        assert json.loads(ours.recv(1000)) == {"ask": 2, "request": {"do": "join"}}
+        ours.sendall(json.dumps({"answer": 2, "result": None}).encode() + b"\n")
         assert ours.recv(1, socket.MSG_PEEK)  # it has reported that it is ready, and nobody has read it
         ours.close()
         assert popen.wait(TIMEOUT_S) == 0

@@ -671,7 +671,7 @@ class ListVersionsResponse(_message.Message):
     def __init__(self, versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("model", "version", "fingerprint", "is_default", "is_promoted", "policy", "rewarm_steps", "shadow_share", "live_streams", "parked_streams")
+    __slots__ = ("model", "version", "fingerprint", "is_default", "is_promoted", "policy", "rewarm_steps", "shadow_share", "live_streams", "parked_streams", "on_demand")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -682,6 +682,7 @@ class Version(_message.Message):
     SHADOW_SHARE_FIELD_NUMBER: _ClassVar[int]
     LIVE_STREAMS_FIELD_NUMBER: _ClassVar[int]
     PARKED_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    ON_DEMAND_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     fingerprint: str
@@ -692,7 +693,8 @@ class Version(_message.Message):
     shadow_share: float
     live_streams: int
     parked_streams: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., is_default: bool = ..., is_promoted: bool = ..., policy: _Optional[str] = ..., rewarm_steps: _Optional[int] = ..., shadow_share: _Optional[float] = ..., live_streams: _Optional[int] = ..., parked_streams: _Optional[int] = ...) -> None: ...
+    on_demand: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., is_default: bool = ..., is_promoted: bool = ..., policy: _Optional[str] = ..., rewarm_steps: _Optional[int] = ..., shadow_share: _Optional[float] = ..., live_streams: _Optional[int] = ..., parked_streams: _Optional[int] = ..., on_demand: bool = ...) -> None: ...
 
 class PromoteModelRequest(_message.Message):
     __slots__ = ("name", "version")

@@ -35,7 +35,7 @@ class InferHandler:
         """The answer to one request. Raises TidegateError when its timestep was not applied or could not be stored."""
         started = perf_counter()
         flags = read_flags(request)
-        served = self._sequences.codec_of(request.model_name, request.model_version)
+        served = await self._sequences.codec_of(request.model_name, request.model_version)
         key = sequence_key(flags.stream_id, served.spec.name, caller)
         self._sequences.access.take_steps(caller, 1)
         if flags.start:  # the old stream is deleted before the new one begins, so check everything first
@@ -91,7 +91,7 @@ class InferHandler:
         self, key: Key, request: Request, flags: SequenceFlags, caller: Caller, quota: StreamQuota
     ) -> OpenResult:
         model, version = request.model_name, request.model_version
-        served = self._sequences.codec_of(model, version)
+        served = await self._sequences.codec_of(model, version)
         inputs = served.decode_stream_inputs(request, start=flags.start)
         options = open_options(version, flags, inputs, sync=flags.sync is not False)
         if flags.start:

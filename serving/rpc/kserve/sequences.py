@@ -46,9 +46,9 @@ class Sequences:
             codec = self._codecs[id(spec)] = ModelCodec(spec)  # the codec keeps the spec, so its id is not reused
         return codec
 
-    def codec_of(self, model: str, version: str) -> ModelCodec:
+    async def codec_of(self, model: str, version: str) -> ModelCodec:
         """The codec of a model by name; ModelNotFound when it is not served."""
-        return self.codec(self.backend.model(model, version).spec)
+        return self.codec((await self.backend.model(model, version)).spec)
 
     async def begin(self, key: Key, spec: Spec, caller: Caller, quota: StreamQuota, options: OpenOptions) -> OpenResult:
         """Begins a sequence anew under a model. `options` are all but `existence`.

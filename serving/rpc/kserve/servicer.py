@@ -84,7 +84,7 @@ class InferenceServicer:
     async def ModelReady(self, request: Message, _: Caller) -> Message:  # noqa: N802
         """Whether a model accepts new streams."""
         try:
-            self._admin.model(request.name, request.version)
+            await self._admin.model(request.name, request.version)
         except ModelNotFound:
             return messages.ModelReadyResponse(ready=False)
         return messages.ModelReadyResponse(ready=self._is_ready)
@@ -99,14 +99,15 @@ class InferenceServicer:
     @unary
     async def ModelMetadata(self, request: Message, _: Caller) -> Message:  # noqa: N802
         """The tensors of a model."""
-        spec = self._admin.model(request.name, request.version).spec
+        spec = (await self._admin.model(request.name, request.version)).spec
         versions = [model.spec.version for model in self._admin.models() if model.spec.name == spec.name]
+        versions += [number for name, number in self._admin.on_demand() if name == spec.name]
         return model_metadata(spec, sorted(versions, key=int))
 
     @unary
     async def ModelConfig(self, request: Message, _: Caller) -> Message:  # noqa: N802
         """How a model is served."""
-        spec = self._admin.model(request.name, request.version).spec
+        spec = (await self._admin.model(request.name, request.version)).spec
         return messages.ModelConfigResponse(config=model_config(spec, self._limits))
 
     @unary
@@ -114,17 +115,19 @@ class InferenceServicer:
         """What one model has done, or all of them."""
         specs = [model.spec for model in self._admin.models()]
         if request.name:
-            self._admin.model(request.name, request.version)  # raises ModelNotFound
+            await self._admin.model(request.name, request.version)  # raises ModelNotFound
             specs = [spec for spec in specs if spec.name == request.name and request.version in ("", spec.version)]
         found = [model_statistics(spec, self._status.counts(spec)) for spec in specs]
         return messages.ModelStatisticsResponse(model_stats=found)
 
     @unary
     async def RepositoryIndex(self, _: Message, __: Caller) -> Message:  # noqa: N802
-        """The models, all of which are ready."""
+        """The models: those that are ready, and those that are loaded when somebody asks for them."""
         response = messages.RepositoryIndexResponse()
         for model in self._admin.models():
             response.models.add(name=model.spec.name, version=model.spec.version, state="READY")
+        for name, number in self._admin.on_demand():
+            response.models.add(name=name, version=number, state="UNAVAILABLE", reason="loaded on demand")
         return response
 
     @unary

@@ -273,7 +273,7 @@ class StreamInferCall(Call):
             held = None
         if held is not None and not flags.start:
             return held
-        served = self._sequences.codec_of(request.model_name, request.model_version)
+        served = await self._sequences.codec_of(request.model_name, request.model_version)
         inputs = served.decode_stream_inputs(request, start=flags.start)
         options = open_options(request.model_version, flags, inputs, sync=pending.sync)
         if flags.start:
