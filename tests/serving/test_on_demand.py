@@ -90,7 +90,7 @@ def test_every_worker_loads_a_version_that_one_was_asked_for(three: Path, tmp_pa
     with serve(three, *options) as process:
         assert asyncio.run(step_all(process.address, 2.0, "")) == [3.0] * STREAMS
         metrics = process.ready_line.split("metrics=")[1].split()[0]
-        with urlopen(f"http://{metrics}/metrics", timeout=TIMEOUT_S) as response:
+        with urlopen(metrics, timeout=TIMEOUT_S) as response:
             seen = Scrape(response.read().decode())
         assert {version: seen("tidegate_model_loads_total", version=version) for version in ("2", "10")} == {
             "2": 1, "10": 1,

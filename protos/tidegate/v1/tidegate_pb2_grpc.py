@@ -180,22 +180,24 @@ class TidegateServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models being served, newest version of each name first.
+        """Lists the models that are loaded, newest version of each name first. Old versions are loaded when they are asked for; see
+        `Version.on_demand`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeModel(self, request, context):
-        """Describes one model. NOT_FOUND when it is not served, FAILED_PRECONDITION when none is named and several are served.
+        """Describes one model, and loads it if need be. NOT_FOUND when it is not served, FAILED_PRECONDITION when none is named and
+        several are served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """Lists the versions being served, with the streams on each, and which one is the default. The streams are counted in the
-        store, which takes a while when there are a million. NOT_FOUND when the model is not served.
+        """Lists the versions that are served or loaded on demand, with the streams on each, and which one is the default. The
+        streams are counted in the store, which takes a while when there are a million. NOT_FOUND when the model is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
