@@ -80,7 +80,7 @@ async def test_the_repository_is_listed(tmp_path: Path) -> None:
     root = write_model(tmp_path, running_sum())
     write_model(root, running_sum(), version="2")
     write_model(root, lstm(), name="lstm", version="10")
-    async with run_server(root) as server, raw_channel(server) as channel:
+    async with run_server(root, load=("toy/1", "toy/2", "lstm")) as server, raw_channel(server) as channel:
         index = (await ask(channel, "RepositoryIndex")).models
         listed = {(model.name, model.version, model.state) for model in index}
         assert listed == {("toy", "1", "READY"), ("toy", "2", "READY"), ("lstm", "10", "READY")}

@@ -68,7 +68,7 @@ def test_serve_lists_several_models_in_the_ready_line(tmp_path: Path) -> None:
     write_model(tmp_path, running_sum(), "toy", "9")
     write_model(tmp_path, running_sum(), "toy", "10")
     write_model(tmp_path, lstm(), "lake")
-    with serve(tmp_path) as process:
+    with serve(tmp_path, "--load", "lake", "--load", "toy/9", "--load", "toy/10") as process:
         assert process.ready_line.endswith(" models=lake/1,toy/10,toy/9")
 
 

@@ -81,7 +81,7 @@ async def test_a_promotion_happens_or_does_not(
     write_promotion(models / "toy", Promotion("2", ("1",)) if call == "rollback" else Promotion("1"))
     server = site()
     await server.start(f"{point}:1")
-    async with Client(server.address, reconnect_s=0, timeout_s=5) as client:
+    async with Client(server.address, reconnect_s=0, timeout_s=TIMEOUT_S) as client:
         with pytest.raises(ClientError):
             await (client.promote("toy", "2") if call == "promote" else client.rollback("toy"))
     await server.ended()
