@@ -204,6 +204,17 @@ async def test_an_operator_keeps_a_version_from_being_loaded(three: Path) -> Non
         await (client.open("old", version="1")).__aenter__()
 
 
+@pytest.mark.parametrize("how", ["promoted", "shadow"])
+async def test_a_version_that_a_file_chooses_is_loaded(three: Path, how: str) -> None:
+    """Another program, or a server that shares the folder, writes the file. Nobody looks for new versions meanwhile."""
+    async with served(three) as (server, _):
+        if how == "promoted":
+            write_promotion(three / "toy", Promotion("1"))
+        else:
+            (three / "toy" / "serving.toml").write_text('[shadow]\nshare = 0.1\nversion = "1"')
+        await eventually(lambda: "toy/1" in server.titles, "the load")
+
+
 async def test_a_version_that_was_not_chosen_is_not_loaded(three: Path) -> None:
     """`--load` says what streams may get."""
     async with served(three, load=("toy/10", "toy/2")) as (server, client):
