@@ -8,7 +8,6 @@ stream's rows alone through bare onnxruntime and reports every difference.
 import asyncio
 import os
 import signal
-import socket
 import sys
 import urllib.request
 from collections import deque
@@ -22,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.forked import Started, start
 from tests.oracle import replay, same_bits
+from tests.ports import free_port
 from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
@@ -60,13 +60,6 @@ def check_predictions(graph: bytes, delivered: Delivered) -> str:
         if not same_bits(outputs, truth[step - 1]):
             return f"step {step}: delivered {outputs}, the oracle says {truth[step - 1]}"
     return ""
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ServerProcess:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGCONT
 
-from tests.fleet import free_port
+from tests.ports import free_port
 from tests.store.support import RedisServer
 from tests.timeouts import TIMEOUT_S
 from tests.tls import Certificates

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.fleet import free_port
+from tests.ports import free_port
 from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool

@@ -12,8 +12,9 @@ import pytest
 
 from tests.deploy.chart import RELEASE, deploy_tool, render
 from tests.deploy.name_server import NameServer
-from tests.fleet import Fleet, ServerProcess, free_port
+from tests.fleet import Fleet, ServerProcess
 from tests.graphs import lstm, write_model
+from tests.ports import free_port
 from tests.sentinels import sentinels
 from tests.store.support import RedisServer
 from tests.timeouts import TIMEOUT_S

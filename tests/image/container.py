@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,15 +56,6 @@ def inspect_image(image: str) -> dict[str, Any]:
 def has_image(image: str) -> bool:
     """Whether the engine has an image of exactly this name."""
     return subprocess.run([*engine(), "image", "inspect", image], capture_output=True, check=False).returncode == 0
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody uses."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Server:

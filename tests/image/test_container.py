@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.container import IMAGE, free_ports, serve, volume
+from tests.image.container import IMAGE, serve, volume
+from tests.ports import free_port
 from tests.tls import make_certificates
 from tidegate.blocking import Client
 
@@ -23,7 +24,7 @@ grep -E '^(Uid|Cap|NoNewPrivs)' /proc/1/status | tr '\\t' ' '
 
 def addresses() -> dict[str, str]:
     """Settings with ports that nobody uses."""
-    grpc_port, metrics_port = free_ports(2)
+    grpc_port, metrics_port = free_port(), free_port()
     return {
         "TIDEGATE_HOST": "127.0.0.1",
         "TIDEGATE_PORT": str(grpc_port),
@@ -85,7 +86,7 @@ def test_the_health_check_follows_ports_and_tls(tmp_path: Path) -> None:
     ):
         assert variables["TIDEGATE_METRICS_PORT"] in server.wait_until_ready()
         healthy = server.health()
-        elsewhere = server.exec("env", f"TIDEGATE_METRICS_PORT={free_ports(1)[0]}", "tidegate", "health", "--http")
+        elsewhere = server.exec("env", f"TIDEGATE_METRICS_PORT={free_port()}", "tidegate", "health", "--http")
         code, log = server.stop(GRACE_S)
     assert (healthy.returncode, elsewhere.returncode) == (0, 1), (healthy, elsewhere)
     assert code == 0, log

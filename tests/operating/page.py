@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.fleet import free_port
+from tests.ports import free_port
 from tests.root import ROOT
 from tests.servers import environment
 from tests.timeouts import TIMEOUT_S

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.ports import free_port
 from tests.timeouts import TIMEOUT_S
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
 from tidegate.store import MemoryStore, Residency, ResidencyUpdate, ScanFilter, SqliteStore, Store, StreamMetadata
@@ -87,9 +88,7 @@ class RedisServer:
     """A redis-server with its own folder, which can be killed and restarted. With `config` it is a sentinel."""
 
     def __init__(self, folder: Path, *settings: str, config: Path | None = None, port: int | None = None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = port or free.getsockname()[1]
+        self.port = port or free_port()
         self.address = f"redis://127.0.0.1:{self.port}"
         common = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder), "--loglevel", "warning"]
         if config is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import free_port
+from tests.ports import free_port
 from tests.sentinels import sentinels
 from tests.store.support import MODEL, RedisServer, checkpoint, claim, key
 from tests.timeouts import TIMEOUT_S

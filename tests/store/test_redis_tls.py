@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import free_port
+from tests.ports import free_port
 from tests.store.support import MODEL, RedisServer, checkpoint, claim, key
 from tests.tls import Certificates, make_certificates
 from tidegate.core.errors import StoreUnavailable

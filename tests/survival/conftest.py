@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import ServerProcess, free_port
+from tests.fleet import ServerProcess
 from tests.graphs import lstm, write_model
+from tests.ports import free_port
 from tests.timeouts import TIMEOUT_S
 
 
