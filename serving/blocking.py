@@ -60,7 +60,7 @@ def _blocking(
     """A method of the asynchronous client as one that returns its result."""
 
     @wraps(method)
-    def call(client: "Client", *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         return client._call(method(client._client, *args, **kwargs))  # noqa: SLF001 - two halves of one class
 
     return call
