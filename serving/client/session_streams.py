@@ -82,7 +82,7 @@ class SessionStreams:
         self._stream_by_handle: Ints = np.zeros(0, np.int64)
         self._message_bytes_max = MESSAGE_BYTES_MAX
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room_waiters: set[asyncio.Future[None]] = set()
+        self._room = asyncio.Event()  # a resend buffer may have room, or streams have ended
 
     def has_open(self, stream_id: str) -> bool:
         """Whether a stream of that name is open."""
@@ -95,18 +95,8 @@ class SessionStreams:
 
     async def wait_for_room(self) -> None:
         """Waits until a resend buffer may have room, or streams have ended."""
-        freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._room_waiters.add(freed)
-        try:
-            await freed
-        finally:
-            self._room_waiters.discard(freed)
-
-    def _notify_room(self) -> None:
-        """Wakes the callers that wait for room."""
-        for freed in self._room_waiters:
-            if not freed.done():
-                freed.set_result(None)
+        self._room.clear()
+        await self._room.wait()
 
     def _usable_members(self) -> list[SessionStream]:
         return [member for member in self._members.values() if self.window.usable[member.stream]]
@@ -389,7 +379,7 @@ class SessionStreams:
             self._to_close.discard(stream)
             member = self._members[stream]
             member.listener.on_lost(member.place, error, notified=stream in notified, shared=shared)
-        self._notify_room()
+        self._room.set()
 
     def _fail(self, error: ClientError, streams: Iterable[int]) -> None:
         """Marks streams as lost because the call has failed."""
