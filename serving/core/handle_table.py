@@ -107,24 +107,9 @@ class HandleTable:
         self._leases.append(lease)
         self.count += 1
         if handle == len(self._slot):
-            (
-                self._slot,
-                self._lease_number,
-                self._model,
-                self._reported_step,
-                self._client_buffer_max,
-                self._accept_move,
-            ) = (
-                np.concatenate([column, np.full(handle, NO_SLOT, np.int64)])
-                for column in (
-                    self._slot,
-                    self._lease_number,
-                    self._model,
-                    self._reported_step,
-                    self._client_buffer_max,
-                    self._accept_move,
-                )
-            )
+            for name, column in list(vars(self).items()):
+                if isinstance(column, np.ndarray):
+                    setattr(self, name, np.concatenate([column, np.full(handle, NO_SLOT, np.int64)]))
         self._model[handle] = self._index_of(lease.stream.slots)
         self._lease_number[handle] = lease.number
         self._slot[handle] = lease.stream.slot
