@@ -91,7 +91,7 @@ class PredictOneHandler:
         raise AssertionError("the last try returns or raises")
 
     async def _open(self, key: Key, request: pb.PredictOneRequest, caller: Caller, quota: StreamQuota) -> OpenResult:
-        self._access.take_opens(caller, 1)
+        self._access.take_open(caller)
         existence = Existence.MUST_EXIST if request.step > 1 else Existence.ANY
         inputs = wire.decode_named(request.stream_inputs)
         options = OpenOptions(existence, inputs=inputs, move_now=not request.version)

@@ -48,7 +48,6 @@ class StreamMover:
         repository: the models.
         store: where checkpoints are kept.
         registry: the streams of this process.
-        clock: a monotonic clock, in seconds.
 
     """
 
@@ -57,12 +56,10 @@ class StreamMover:
         repository: Repository,
         store: Store,
         registry: StreamRegistry,
-        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._repository = repository
         self._store = store
         self._registry = registry
-        self._clock = clock
         self._paused_until = 0.0
         # Called before a move: another process may have chosen another default a moment ago, and moved the stream.
         self.look: Callable[[], Awaitable[None]] = _nothing
@@ -129,10 +126,10 @@ class StreamMover:
 
     def _has_room(self, stream: Stream, old: ServedModel, new: ServedModel) -> bool:
         """Whether a move can be tried now."""
-        if self._clock() < self._paused_until or old.batcher.has_queued(stream):
+        if monotonic() < self._paused_until or old.batcher.has_queued(stream):
             return False
         if new.slots.full or not self._registry.checkpointer.ready:
-            self._paused_until = self._clock() + PAUSE_SECONDS
+            self._paused_until = monotonic() + PAUSE_SECONDS
             return False
         return True
 
