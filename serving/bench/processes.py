@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,6 +23,7 @@ from tidegate.bench.messages import Ready, Report, RunTimes, SecondsDone, Stop, 
 # Starting Python and loading grpc takes half a second, or ten times that on a busy machine.
 STARTUP_TIMEOUT_S = 30.0
 ROOT = Path(__file__).parent.parent.parent
+ARGUMENTS = ("-m", "tidegate.bench")
 # The time between sending `RunTimes` and the start of the load, so that all processes receive it in time.
 START_DELAY_S = 0.1
 # The time limit for closing the streams at the end.
@@ -41,11 +42,23 @@ class ClientProcesses:
     Args:
         count: the number of processes.
         stopped: whether the user has asked to stop.
+        arguments: what Python runs; the descriptor of a pipe is appended.
+        import_paths: where the processes find their imports, before PYTHONPATH.
     """
 
-    def __init__(self, count: int, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        count: int,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        arguments: Sequence[str] = ARGUMENTS,
+        # The code of this process, not that of the current folder.
+        import_paths: Sequence[Path] = (ROOT,),
+    ) -> None:
         self.stopped = stopped
         self._count = count
+        self._arguments = arguments
+        self._import_paths = import_paths
         self._stop_sent = False
         self._processes: dict[Connection[Any, Any], subprocess.Popen[bytes]] = {}
         self._active: list[Connection[Any, Any]] = []  # those with a task in this run
@@ -101,13 +114,12 @@ class ClientProcesses:
 
     def _start(self) -> None:
         parent_end, child_end = Pipe()
-        # The code of this process, not that of the current folder.
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([*map(str, self._import_paths), os.environ.get("PYTHONPATH", "")])
         with socket.socket(fileno=os.dup(parent_end.fileno())) as pipe:
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STARTUP_TIMEOUT_S), 0))
         with child_end:
             self._processes[parent_end] = subprocess.Popen(  # noqa: S603 - the interpreter that runs this
-                [sys.executable, "-P", "-m", "tidegate.bench", str(child_end.fileno())],
+                [sys.executable, "-P", *self._arguments, str(child_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[child_end.fileno()],
                 process_group=0,
