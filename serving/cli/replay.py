@@ -59,7 +59,7 @@ class TrainedOn:
 
     Attributes:
         time, group: columns.
-        fill_gaps: a gap of at most so many rows is missing values.
+        fill_gaps: the longest gap, in rows, that is sent as missing values.
         time_format: how the training was told that times are written.
         timezone: of local times.
         missing_values: what means a missing value.
@@ -212,7 +212,7 @@ class Replay:
             check_order(self.file, rows, moments, self.group)
         clock = Clock.of(times)
         clock.check(self.file, served.period_s)
-        # A model that is told the time since the last timestep is told of every gap.
+        # A model that gets the time since the last timestep sees every gap by itself.
         fill = 0 if any(feature.name == ELAPSED for feature in served.features) else source.fill_gaps
         return [
             Part(name, number, stretch)

@@ -2,8 +2,8 @@
 
 Laws:
 1. Named values are read by name, never by order. Values without names are read by order.
-2. A feature that is not named is missing: NaN. Refused are names of no feature, names that occur twice, and rows or frames that
-   name no feature at all. Only an empty mapping is a timestep without any value.
+2. A feature that is not named is missing: NaN. A name of no feature, a name that occurs twice, and a row or frame that names no
+   feature at all are refused. Only an empty mapping is a timestep without any value.
 3. Numbers are not names. The default labels of pandas, 0, 1, 2, ..., mean the order; other numbers are refused as ambiguous.
 4. Row labels of a frame are ignored: its rows are in the order of the streams, or of time.
 5. A word stands for its number where the model has categories. Any other word is refused: it would be a guess.
@@ -127,7 +127,7 @@ class Packer:
         return packed.tobytes()
 
     def _coded(self, ordered: Any) -> Any:
-        """The values with a number for each word; what is no row of the right length is left for an error."""
+        """The values with a number for each word; values that are no row of the right length are returned as they are, and refused later."""
         row = ordered.tolist() if isinstance(ordered, np.ndarray) else ordered
         if self._features is None or not isinstance(row, list | tuple) or len(row) != len(self._features):
             return ordered
@@ -355,7 +355,7 @@ def _column(x: Any) -> Floats | None:
 
 
 def indices_of(rows: Sequence[int] | Ints, streams: int) -> Ints:
-    """Converts the indices of streams. Raises InvalidTimestep when they are no indices of so many streams."""
+    """Converts the indices of streams. Raises InvalidTimestep when one of them is not below `streams`."""
     expected = f"a list of indices from 0 to {streams - 1}, one a row of x"
     try:
         indices = np.asarray(rows)

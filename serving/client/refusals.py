@@ -174,5 +174,5 @@ class RefusalHandler:
 
 
 def _reopen(refusals: RefusedRows) -> ClientError | None:
-    """The first refusal that ends the call, None when no one does."""
+    """The first refusal that ends the call; None when none does."""
     return next((refusal for refusal in refusals.values() if refusal.action == pb.Error.ACTION_REOPEN), None)

@@ -17,7 +17,7 @@ from tidegate.client.types import Model
 from tidegate.core.input_layout import InputLayout
 from tidegate.core.spec import Array, Input, Ints
 
-# What may become what without a guess: integers stay integers, booleans count as 0 and 1.
+# Which kinds convert to each kind without a guess: integers stay integers, booleans count as 0 and 1.
 SOURCE_KINDS = {"f": "fiub", "i": "iub", "u": "iub", "b": "iub"}
 # The name and the packed values of each input that a stream begins with.
 StreamInputs = tuple[tuple[str, bytes], ...]
@@ -188,7 +188,7 @@ def _check_names(field: str, given: Mapping[str, Any], expected: Sequence[Input]
 
 
 def _column_shapes(count: int, part: Input) -> list[tuple[int, ...]]:
-    """The shapes that a column of so many rows may have: flat too, and without an axis of a single number."""
+    """The shapes that a column of `count` rows may have: flat too, and without an axis of a single number."""
     size = math.prod(part.shape)
     return [(count, *part.shape), (count, size), *([(count,)] if size == 1 else [])]
 

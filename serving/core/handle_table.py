@@ -45,10 +45,7 @@ class Selection(NamedTuple):
 
 
 class HandleTable:
-    """The handles 1, 2, 3, ...
-
-    of one call. Each stands for a lease until it is removed. `count` is how many are held now.
-    """
+    """The handles of one call: 1, 2, 3 and so on. Each stands for a lease until it is removed. `count` is how many are held now."""
 
     def __init__(self) -> None:
         self._leases: list[Lease | None] = [None]  # handle 0 is not used

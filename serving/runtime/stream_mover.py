@@ -8,8 +8,8 @@ rules of this file:
    version, after it on the new one; no timestep runs on the new version earlier.
 3. A move that has begun is completed, whether or not anybody waits for it.
 4. A move that cannot be done now (no slot is free, the store lags) leaves the stream where it is, and is tried again
-   later. So does a replay as long as too few timesteps are kept of the stream, because they are kept only since a
-   restart. A move that can never be done is not tried again.
+   later. A replay also waits until enough timesteps of the stream are kept: a restart forgets those before it. A move
+   that can never be done is not tried again.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from tidegate.store import Store
 
 log = logging.getLogger("tidegate.moves")
 
-# After a move for which there was no room no other is tried for so long: each try costs a timestep some microseconds.
+# How long no move is tried after one for which there was no room, in seconds: each try costs a timestep some microseconds.
 PAUSE_SECONDS = 1.0
 
 

@@ -8,8 +8,8 @@ from tidegate.core.access import TenantLimits
 from tidegate.core.errors import TooManyStreams
 from tidegate.store import ScanFilter, Store
 
-# Other servers create streams of the tenant too, so the store is asked again after so many seconds; and sooner for a
-# tenant at its limit, whose streams may have been deleted.
+# After how many seconds the store is asked again, as other servers create streams of the tenant too. It is asked sooner for
+# a tenant at its limit, whose streams may have been deleted.
 RECOUNT_SECONDS = 60.0
 RECOUNT_AT_LIMIT_SECONDS = 1.0
 PAGE = 1000

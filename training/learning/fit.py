@@ -41,7 +41,7 @@ Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
 # Rows whose inputs and targets are gathered at once: enough to hide the fixed cost of a gather, few enough to stay in the
 # processor's cache.
 BLOCK_ROWS = 8192
-# The batches of a validation part of up to so many rows are gathered once and kept: a few megabytes. This saves a fiftieth
+# The batches of a validation part of up to this number of rows are gathered once and kept: a few megabytes. This saves a fiftieth
 # of a short epoch.
 CACHED_ROWS = 16_384
 
