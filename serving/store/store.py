@@ -110,7 +110,6 @@ class ScanFilter(Enum):
 
     ALL = "all"
     IN_MEMORY = "held"  # a writer that is alive has it in memory
-    NOT_IN_MEMORY = "rest"  # no writer that is alive has it in memory
     EXPIRED = "expired"
 
 
