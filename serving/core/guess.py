@@ -265,7 +265,7 @@ class _Guesser:
         return GuessedInput(tensor.name, tensor.dtype, tensor.dims, dims, kind, value)
 
     def _dims_of_output(self, tensor: FileTensor) -> tuple[Dim, ...]:
-        """The dimensions of an output, as far as names tell them; a trial run tells the rest."""
+        """The dimensions of an output, as far as their names show them; a trial run finds the others."""
         return _dims(tensor, self._open_axis(tensor), lambda _, size: self._pins.get(size) if size else None)
 
     def _guess_window(self, guess: Guess) -> None:

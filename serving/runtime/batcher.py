@@ -18,8 +18,8 @@ turns, one chunk each, however many blocks they have queued.
 
 A batch is short: to wake a task for each would cost as much as the batch itself. So a callback of the event loop runs
 it. Only what a callback cannot do is left to `run`: to wait for a thread, or to end with an error. The thread is for
-models of which a single row blocks the event loop for too long. The way to the thread and back may take milliseconds,
-so whole batches go there.
+slow models, which would block the event loop for too long with a single row. The way to the thread and back may take
+milliseconds, so whole batches go there.
 """
 
 import asyncio

@@ -5,8 +5,8 @@ import re
 from tidegate.training.errors import SettingsError
 from tidegate.training.settings import AlarmTimes
 
-# What is usual can be told for a stretch of which the data holds many. With 50 of them false alarms keep their rate even
-# where levels wander; with 10 or 20 one slow wave of the data decides.
+# The memory of an alarm, as a share of the data. Data that holds many such stretches shows what is usual: with 50 of them
+# false alarms keep their rate even where levels wander; with 10 or 20 one slow wave of the data decides.
 MEMORY_SHARE = 1 / 50
 MIN_MEMORY = 24.0
 # Longer than faults that somebody should look after, shorter than the seasons.

@@ -351,7 +351,7 @@ class Trainer:
         return tuple(states)
 
     def state_before(self, batch: Batch, state: State) -> State:
-        """The state before a batch: zero where a sequence begins, but for the past values that it knows."""
+        """The state before a batch: zero where a sequence begins, except for past values that are known."""
         state = _reset_rows(state, batch.reset)
         if not batch.warm:
             return state
