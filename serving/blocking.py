@@ -28,7 +28,6 @@ import grpc
 from tidegate import client as asynchronous
 from tidegate.client import (
     Backoff,
-    Existence,
     InvalidTimestep,
     Model,
     Prediction,
@@ -44,7 +43,7 @@ from tidegate.client.client import BUFFER_MAX, RECONNECT_S, ViewT
 from tidegate.client.client import Opening as AsynchronousOpening
 from tidegate.client.inputs import rows_in_order, split_block
 from tidegate.client.results import Group
-from tidegate.client.tensors import BeginInputs, block_rows
+from tidegate.client.tensors import block_rows
 from tidegate.client.view import iterate
 from tidegate.core.spec import Ints
 
@@ -64,6 +63,20 @@ def _blocking(
         return client._call(method(client._client, *args, **kwargs))  # noqa: SLF001 - two halves of one class
 
     return call
+
+
+def _opening(
+    method: Callable[Concatenate[asynchronous.Client, P], AsynchronousOpening[ViewT]],
+    view: Callable[["Client", ViewT], BlockingViewT],
+) -> Callable[Concatenate["Client", P], "Opening[ViewT, BlockingViewT]"]:
+    """A method of the asynchronous client that opens streams as one to use with `with`."""
+
+    @wraps(method)
+    def open_(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> "Opening[ViewT, BlockingViewT]":
+        return Opening(client, method(client._client, *args, **kwargs), view)  # noqa: SLF001 - two halves of one class
+
+    open_.__doc__ = (method.__doc__ or "").replace("`async with`", "`with`")
+    return open_
 
 
 class Client:
@@ -151,39 +164,8 @@ class Client:
             if not token:
                 return
 
-    def open(
-        self,
-        stream_id: str = "",
-        *,
-        model: str = "",
-        version: str = "",
-        existence: Existence = "any",
-        sync: bool = False,
-        owner: str = "",
-        inputs: BeginInputs | None = None,
-    ) -> "Opening[asynchronous.Stream, Stream]":
-        """Opens a stream, with `with`: begins or resumes it; see `tidegate.client.Client.open`."""
-        opening = self._client.open(
-            stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner, inputs=inputs
-        )
-        return Opening(self, opening, Stream)
-
-    def block(
-        self,
-        streams: Sequence[str] | int,
-        *,
-        model: str = "",
-        version: str = "",
-        existence: Existence = "any",
-        sync: bool = False,
-        owner: str = "",
-        inputs: BeginInputs | None = None,
-    ) -> "Opening[asynchronous.Block, Block]":
-        """Opens many streams of one model on one call, with `with`; see `tidegate.client.Client.block`."""
-        opening = self._client.block(
-            streams, model=model, version=version, existence=existence, sync=sync, owner=owner, inputs=inputs
-        )
-        return Opening(self, opening, Block)
+    open = _opening(asynchronous.Client.open, lambda client, view: Stream(client, view))  # noqa: PLW0108 - defined below
+    block = _opening(asynchronous.Client.block, lambda client, view: Block(client, view))  # noqa: PLW0108 - as above
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Starts a coroutine on the thread."""
