@@ -126,7 +126,7 @@ class Session(SessionStreams):
             if self._by_name.get(name) == stream:
                 del self._by_name[name]
         self.window.release_indices(np.array(streams, np.int64))
-        self._room.set()
+        self._notify_room()
         if (handles or self._opening) and not self.window.usable_count and self._call is not None:
             # The server parks all streams of a call that ends. Streams that join before its end are opened on the next call.
             self._call.cancel(ServerUnavailable("all streams of the call were left", "CANCELLED"))
@@ -263,7 +263,8 @@ class Session(SessionStreams):
             call.set_timeout(self.limits.timeout_s, "end of the call after move")
         if kind in ("opened", "closed") and not (self._opening or self._closing or call.half_closed):
             call.clear_timeout()
-        self._room.set()
+        if self._room is not None:
+            self._notify_room()
         if self.window.has_unsent or self._to_close or self._detached or self._to_open:
             call.wake()  # an answer makes room for what is next
 
