@@ -40,7 +40,7 @@ LEADS = (1, 6, 24, 48, 96)
 # No horizon may be worse than ridge by more.
 TOLERATED = 0.01
 DRIFTING_ROWS, DRIFTING_SERIES = 8000, 3
-# A line on so many last values less the last one, which a drifting series is measured against.
+# The line that a drifting series is measured against: a regression on the last values, each less the last one.
 LAGS, RIDGE_PENALTIES = 336, (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 # Found with `tidegate tune` on the validation parts, see accuracy.md.

@@ -125,7 +125,7 @@ def quick_cases() -> Iterator[Case]:
 
 
 def simulated(label: str, rows: int, held_out: int, *, seed: int, drift: bool, epochs: int) -> Case:
-    """A case of the simulated plant: so many rows to learn from, then the held-out rows."""
+    """A case of the simulated plant: rows to learn from, then the held-out rows."""
     series = plant(rows + held_out, PERIODS[label], seed, drift=drift)
     train = round(0.85 * rows)
     split = Split(((0, train),), ((train, rows),), ((rows, len(series)),))

@@ -19,26 +19,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import wraps
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
 
 from tidegate import client as asynchronous
 from tidegate.client import (
     Backoff,
-    DefaultChange,
-    Existence,
     InvalidTimestep,
     Model,
-    ModelChange,
     Prediction,
     Predictions,
     Some,
     StreamInfo,
     Timesteps,
     Values,
-    Version,
     WrongOrder,
     WrongProcess,
 )
@@ -46,13 +43,40 @@ from tidegate.client.client import BUFFER_MAX, RECONNECT_S, ViewT
 from tidegate.client.client import Opening as AsynchronousOpening
 from tidegate.client.inputs import rows_in_order, split_block
 from tidegate.client.results import Group
-from tidegate.client.tensors import BeginInputs, block_rows
+from tidegate.client.tensors import block_rows
 from tidegate.client.view import iterate
 from tidegate.core.spec import Ints
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Row = TypeVar("Row")
-View = TypeVar("View")
+BlockingViewT = TypeVar("BlockingViewT")
+
+
+def _blocking(
+    method: Callable[Concatenate[asynchronous.Client, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """A method of the asynchronous client as one that returns its result."""
+
+    @wraps(method)
+    def call(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client._call(method(client._client, *args, **kwargs))  # noqa: SLF001 - two halves of one class
+
+    return call
+
+
+def _opening(
+    method: Callable[Concatenate[asynchronous.Client, P], AsynchronousOpening[ViewT]],
+    view: Callable[["Client", ViewT], BlockingViewT],
+) -> Callable[Concatenate["Client", P], "Opening[ViewT, BlockingViewT]"]:
+    """A method of the asynchronous client that opens streams as one to use with `with`."""
+
+    @wraps(method)
+    def open_(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> "Opening[ViewT, BlockingViewT]":
+        return Opening(client, method(client._client, *args, **kwargs), view)  # noqa: SLF001 - two halves of one class
+
+    open_.__doc__ = (method.__doc__ or "").replace("`async with`", "`with`")
+    return open_
 
 
 class Client:
@@ -114,29 +138,18 @@ class Client:
             self._call(self._client.close())
             self._stop()
 
-    def models(self) -> list[Model]:
-        """The served models, newest version of each name first."""
-        return self._call(self._client.models())
-
-    def versions(self, model: str = "") -> list[Version]:
-        """The versions of a model, or of all, with the streams on each."""
-        return self._call(self._client.versions(model))
-
-    def promote(self, model: str, version: str) -> DefaultChange:
-        """Makes a version the default of its model; see `tidegate.client.Client.promote`."""
-        return self._call(self._client.promote(model, version))
-
-    def rollback(self, model: str) -> DefaultChange:
-        """Undoes the last promotion; see `tidegate.client.Client.rollback`."""
-        return self._call(self._client.rollback(model))
-
-    def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
-        """Has all workers "load", "unload" or "reload" versions of a model; see `Client.change_models`."""
-        return self._call(self._client.change_models(action, model, version))
-
-    def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
-        """One model and its card as JSON; see `tidegate.client.Client.describe`."""
-        return self._call(self._client.describe(model, version))
+    models = _blocking(asynchronous.Client.models)
+    describe = _blocking(asynchronous.Client.describe)
+    change_models = _blocking(asynchronous.Client.change_models)
+    versions = _blocking(asynchronous.Client.versions)
+    promote = _blocking(asynchronous.Client.promote)
+    rollback = _blocking(asynchronous.Client.rollback)
+    describe_stream = _blocking(asynchronous.Client.describe_stream)
+    delete_stream = _blocking(asynchronous.Client.delete_stream)
+    export_stream = _blocking(asynchronous.Client.export_stream)
+    import_stream = _blocking(asynchronous.Client.import_stream)
+    fork_stream = _blocking(asynchronous.Client.fork_stream)
+    predict_one = _blocking(asynchronous.Client.predict_one)
 
     def streams(
         self, prefix: str = "", state: str = "", *, model: str = "", version: str = "", page_size: int = 1000
@@ -151,77 +164,8 @@ class Client:
             if not token:
                 return
 
-    def describe_stream(self, stream_id: str) -> StreamInfo:
-        """One stream. Raises StreamNotFound."""
-        return self._call(self._client.describe_stream(stream_id))
-
-    def delete_stream(self, stream_id: str) -> StreamInfo:
-        """Deletes a stream and its state; see `tidegate.client.Client.delete_stream`."""
-        return self._call(self._client.delete_stream(stream_id))
-
-    def export_stream(self, stream_id: str) -> bytes:
-        """A stream's state, for `import_stream`; the stream continues. Raises StreamNotFound."""
-        return self._call(self._client.export_stream(stream_id))
-
-    def import_stream(self, checkpoint: bytes, stream_id: str = "") -> StreamInfo:
-        """Makes a stream from an exported state; see `tidegate.client.Client.import_stream`."""
-        return self._call(self._client.import_stream(checkpoint, stream_id))
-
-    def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
-        """Makes a stream that starts with another one's state; see `tidegate.client.Client.fork_stream`."""
-        return self._call(self._client.fork_stream(source, new_id))
-
-    def predict_one(
-        self,
-        stream_id: str,
-        values: Values,
-        *,
-        step: int | None,
-        model: str = "",
-        version: str = "",
-        sync: bool = True,
-        inputs: BeginInputs | None = None,
-    ) -> Prediction:
-        """Runs one timestep of one stream in a unary call; see `tidegate.client.Client.predict_one`."""
-        return self._call(
-            self._client.predict_one(
-                stream_id, values, step=step, model=model, version=version, sync=sync, inputs=inputs
-            )
-        )
-
-    def open(
-        self,
-        stream_id: str = "",
-        *,
-        model: str = "",
-        version: str = "",
-        existence: Existence = "any",
-        sync: bool = False,
-        owner: str = "",
-        inputs: BeginInputs | None = None,
-    ) -> "Opening[asynchronous.Stream, Stream]":
-        """Opens a stream, with `with`: begins or resumes it; see `tidegate.client.Client.open`."""
-        opening = self._client.open(
-            stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner, inputs=inputs
-        )
-        return Opening(self, opening, Stream)
-
-    def block(
-        self,
-        streams: Sequence[str] | int,
-        *,
-        model: str = "",
-        version: str = "",
-        existence: Existence = "any",
-        sync: bool = False,
-        owner: str = "",
-        inputs: BeginInputs | None = None,
-    ) -> "Opening[asynchronous.Block, Block]":
-        """Opens many streams of one model on one call, with `with`; see `tidegate.client.Client.block`."""
-        opening = self._client.block(
-            streams, model=model, version=version, existence=existence, sync=sync, owner=owner, inputs=inputs
-        )
-        return Opening(self, opening, Block)
+    open = _opening(asynchronous.Client.open, lambda client, view: Stream(client, view))  # noqa: PLW0108 - defined below
+    block = _opening(asynchronous.Client.block, lambda client, view: Block(client, view))  # noqa: PLW0108 - as above
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Starts a coroutine on the thread."""
@@ -248,20 +192,20 @@ class Client:
         self._loop.close()
 
 
-class Opening(Generic[ViewT, View]):
+class Opening(Generic[ViewT, BlockingViewT]):
     """The context manager that `Client.open` and `Client.block` return. Entering it gives the stream or the block.
 
     It runs on the client's thread. A closed client has already given its streams up.
     """
 
     def __init__(
-        self, client: Client, opening: AsynchronousOpening[ViewT], view: Callable[[Client, ViewT], View]
+        self, client: Client, opening: AsynchronousOpening[ViewT], view: Callable[[Client, ViewT], BlockingViewT]
     ) -> None:
         self._client = client
         self._opening = opening
         self._view = view
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> BlockingViewT:
         return self._view(self._client, self._client._call(self._opening.__aenter__()))  # noqa: SLF001 - two halves of one class
 
     def __exit__(
@@ -271,57 +215,68 @@ class Opening(Generic[ViewT, View]):
             self._client._call(self._opening.__aexit__(kind, error, traceback))  # noqa: SLF001 - as above
 
 
-class Stream:
-    """An open stream. Made by `Client.open`; its attributes are those of `tidegate.client.Stream`."""
+class _View(Generic[ViewT]):
+    """What `Stream` and `Block` share."""
 
-    def __init__(self, client: Client, stream: asynchronous.Stream) -> None:
-        self._client = client
-        self._stream = stream
-        self.stream_id = stream.stream_id
-        self.owner = stream.owner
-        self.kind = stream.kind
+    def __init__(self, client: Client, view: ViewT) -> None:
+        self._call, self._begin = client._call, client._begin  # noqa: SLF001 - two halves of one class
+        self._view = view
+        self.owner = view.owner
 
     def __repr__(self) -> str:
-        return repr(self._stream)
-
-    @property
-    def model(self) -> Model:
-        """The model of the stream. Another version of it after a move."""
-        return self._stream.model
-
-    @property
-    def version(self) -> str:
-        """The version that runs the stream now."""
-        return self._stream.version
-
-    @property
-    def moved(self) -> str:
-        """How the stream came to its state when it moved to another version last; empty when it has not moved."""
-        return self._stream.moved
-
-    @property
-    def epoch(self) -> int:
-        """A number that rises with every open of the stream, also after a disconnect; for logs."""
-        return self._stream.epoch
+        return repr(self._view)
 
     @property
     def reconnects(self) -> int:
         """How often it was opened again after a disconnect."""
-        return self._stream.reconnects
+        return self._view.reconnects
+
+    def close(self, *, forget: bool = False) -> None:
+        """Closes the stream, or the streams, once everything is stored; see `tidegate.client.Stream.close`."""
+        self._call(self._view.close(forget=forget))
+
+
+class Stream(_View[asynchronous.Stream]):
+    """An open stream. Made by `Client.open`; its attributes are those of `tidegate.client.Stream`."""
+
+    def __init__(self, client: Client, stream: asynchronous.Stream) -> None:
+        super().__init__(client, stream)
+        self.stream_id = stream.stream_id
+        self.kind = stream.kind
+
+    @property
+    def model(self) -> Model:
+        """The model of the stream. Another version of it after a move."""
+        return self._view.model
+
+    @property
+    def version(self) -> str:
+        """The version that runs the stream now."""
+        return self._view.version
+
+    @property
+    def moved(self) -> str:
+        """How the stream came to its state when it moved to another version last; empty when it has not moved."""
+        return self._view.moved
+
+    @property
+    def epoch(self) -> int:
+        """A number that rises with every open of the stream, also after a disconnect; for logs."""
+        return self._view.epoch
 
     @property
     def next_step(self) -> int:
         """The number of the next timestep."""
-        return self._stream.next_step
+        return self._view.next_step
 
     @property
     def durable_step(self) -> int:
         """The last timestep whose state is stored, as far as the server has reported."""
-        return self._stream.durable_step
+        return self._view.durable_step
 
     def step(self, values: Values, *, step: int | None = None) -> Prediction:
         """Sends one timestep and waits for its prediction; see `tidegate.client.Stream.step`."""
-        return self._client._call(self._stream.step(values, step=step))  # noqa: SLF001 - two halves of one class
+        return self._call(self._view.step(values, step=step))
 
     def predict(self, rows: Iterable[Values]) -> Iterator[Prediction]:
         """Sends row after row, as many ahead as the server allows, and yields the predictions in order.
@@ -332,53 +287,39 @@ class Stream:
         group = Group()
         return _pipeline(
             iterate("rows", self._rows_in_order(rows)),
-            lambda row: self._client._begin(self._stream.step(row, group=group)),  # noqa: SLF001 - two halves of one class
-            lambda: self._stream.window,
+            lambda row: self._begin(self._view.step(row, group=group)),
+            lambda: self._view.window,
         )
 
     def _rows_in_order(self, rows: Iterable[Values]) -> Iterable[Values]:
-        model = self._stream.model
+        model = self._view.model
         return rows_in_order(rows, model.features) if model.layout.plain else rows
 
-    def close(self, *, forget: bool = False) -> None:
-        """Closes the stream once everything is stored; see `tidegate.client.Stream.close`."""
-        self._client._call(self._stream.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
-
-class Block:
+class Block(_View[asynchronous.Block]):
     """Many open streams. Made by `Client.block`; its attributes are those of `tidegate.client.Block`."""
 
     def __init__(self, client: Client, block: asynchronous.Block) -> None:
-        self._client = client
-        self._block = block
+        super().__init__(client, block)
         self.stream_ids = block.stream_ids
-        self.owner = block.owner
         self.kinds = block.kinds
         self.model = block.model
         self.refused = block.refused
         self.lost = block.lost
 
-    def __repr__(self) -> str:
-        return repr(self._block)
-
-    @property
-    def reconnects(self) -> int:
-        """How often the streams were opened again after a disconnect."""
-        return self._block.reconnects
-
     @property
     def next_steps(self) -> Ints:
         """The number of the next timestep of each stream."""
-        return self._block.next_steps
+        return self._view.next_steps
 
     @property
     def durable_steps(self) -> Ints:
         """The last timestep of each stream whose state is stored, as far as the server has reported."""
-        return self._block.durable_steps
+        return self._view.durable_steps
 
     def step(self, x: Timesteps, rows: Sequence[int] | Ints | None = None) -> Predictions:
         """Sends timesteps of many streams and waits for their predictions; see `tidegate.client.Block.step`."""
-        return self._client._call(self._block.step(x, rows))  # noqa: SLF001 - two halves of one class
+        return self._call(self._view.step(x, rows))
 
     def _check(self, block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
         """Raises InvalidTimestep when it is no block, so that no block is read after it."""
@@ -394,13 +335,9 @@ class Block:
         """
         return _pipeline(
             iterate("blocks", blocks),
-            lambda block: self._client._begin(self._block.step(*self._check(block))),  # noqa: SLF001 - as above
-            lambda: self._block.window,
+            lambda block: self._begin(self._view.step(*self._check(block))),
+            lambda: self._view.window,
         )
-
-    def close(self, *, forget: bool = False) -> None:
-        """Closes the streams once everything is stored; see `tidegate.client.Block.close`."""
-        self._client._call(self._block.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
 
 def _pipeline(rows: Iterator[Row], begin: Callable[[Row], "Future[T]"], window: Callable[[], int]) -> Iterator[T]:

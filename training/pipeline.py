@@ -125,7 +125,7 @@ def publish(  # noqa: PLR0913  a version brings everything together
 ) -> Published:
     """Export a network, check its parity, score it on the held-out part, and write graph, card and report.
 
-    `folder` is that of the run, which has the metrics of the training. `on_note` is told what is done now. `ridge` is the
+    `folder` is that of the run, which has the metrics of the training. `on_note` gets a sentence about what is done now. `ridge` is the
     regression of the linear link, if it was solved just now for the same season.
 
     Raises:
@@ -235,7 +235,7 @@ def _check_same(series: Series, facts: run.DataFacts) -> None:
 
 
 def _with_new_alarm(record: run.Run, network: Network, series: Series) -> tuple[run.Run, Network]:
-    """The run and its network with monitors of today, fitted to the series of the training."""
+    """The run, and its network with monitors as this version makes them, fitted to the series of the training."""
     task, split = record.architecture.task, record.facts.split
     times = alarm_times(count_rows(split.train + split.validation), series.period_s)
     architecture = record.architecture.model_copy(update={"task": task.model_copy(update={"alarm_times": times})})

@@ -1,4 +1,4 @@
-"""What is done with a version on disk: its scores on other data, and its report.
+"""Works with a version on disk: scores it on other data, and rebuilds its report.
 
 This module prints nothing and knows no command line.
 """

@@ -18,7 +18,7 @@ import numpy as np
 
 from tidegate.bench.histogram import Histogram, bucket_indices
 
-# Of so many answers numpy adds up one in 0.1 us, and all of them in about 0.1 ms: no answer waits long for that.
+# The answers that are added up at once. It takes numpy 0.1 us an answer and about 0.1 ms in all: no answer waits long for that.
 ADDED_UP_AT = 1024
 
 

@@ -44,7 +44,7 @@ class Histogram:
         self.max_s = max(self.max_s, seconds)
 
     def add_many(self, buckets: Ints, seconds: Floats64, counts: Floats64) -> None:
-        """Adds latencies whose buckets are known, each so many times."""
+        """Adds latencies whose buckets are known, each with its count."""
         if not len(buckets):
             return
         sums = np.bincount(buckets, counts)

@@ -7,11 +7,12 @@
 The command gets one `ConnectionSettings`, made from --address, --tls, --ca, --cert, --key and --token.
 """
 
+import asyncio
 import functools
 import inspect
 import ipaddress
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -138,15 +139,24 @@ class ConnectionSettings:
 
         return Client(self.address, credentials=self.credentials, metadata=self.metadata)
 
+    def call(self, act: "Callable[[Client], Awaitable[T]]") -> T:
+        """Connects, and returns what `act` gives."""
+
+        async def connected() -> T:
+            async with self.client() as client:
+                return await act(client)
+
+        return asyncio.run(connected())
+
 
 def make_connection(
-    address: str,
-    tls: bool | None = None,
-    ca: Path | None = None,
-    cert: Path | None = None,
-    key: Path | None = None,
-    token: str = "",
-    token_file: Path | None = None,
+    address: Address = "",
+    tls: Tls = None,
+    ca: CaFile = None,
+    cert: CertFile = None,
+    key: KeyFile = None,
+    token: Token = "",
+    token_file: TokenFile = None,
 ) -> ConnectionSettings:
     """Makes connection settings from the options. `tls` is None when neither --tls nor --no-tls was given.
 
@@ -195,33 +205,17 @@ def unavailable(address: str, error: object) -> CommandError:
 
 def with_server_options(command: Callable[..., T]) -> Callable[..., T]:
     """Adds the options of a connection to a command. The command gets them as its argument `connection`."""
+    options = inspect.signature(make_connection).parameters
     own = [part for part in inspect.signature(command).parameters.values() if part.name != "connection"]
-    options = {name: (annotation, default) for name, annotation, default in OPTIONS}
 
     @functools.wraps(command)
     def run(**values: Any) -> T:
         connection = make_connection(**{name: values.pop(name) for name in options})
         return command(**values, connection=connection)
 
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, (annotation, default) in options.items()
-    ]
-    parameters += [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own]
+    parameters = [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in (*options.values(), *own)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options from it
     return run
-
-
-# The arguments of `make_connection`: name, type and default.
-OPTIONS: tuple[tuple[str, Any, Any], ...] = (
-    ("address", Address, ""),
-    ("tls", Tls, None),
-    ("ca", CaFile, None),
-    ("cert", CertFile, None),
-    ("key", KeyFile, None),
-    ("token", Token, ""),
-    ("token_file", TokenFile, None),
-)
 
 
 def _is_loopback(address: str) -> bool:

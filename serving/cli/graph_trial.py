@@ -30,7 +30,7 @@ SPARE_CPU_SECONDS = 30
 
 
 def try_in_process(path: Path, guess: Guess, file_bytes: int, seconds: float) -> Findings:
-    """Tries a graph in a process of its own, for at most so many seconds.
+    """Tries a graph in a process of its own, for a limited time in seconds.
 
     Raises TrialFailed, also when the graph ended its process.
     """

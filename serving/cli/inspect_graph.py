@@ -118,7 +118,7 @@ def _read(file: Path) -> tuple[OnnxFile, list[str]]:
     """
     try:
         with file.open("rb") as opened:
-            # It is closed with the last view of it, of which an error holds some.
+            # It closes with its last view, and an error may still hold one.
             view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
         return read_onnx(view), external_files(view)
     except NotOnnx as error:

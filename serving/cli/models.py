@@ -1,6 +1,5 @@
 """`tidegate models`, `promote` and `rollback`: the versions of a server, which it loads, and which one is the default."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -156,13 +155,8 @@ def _call(connection: ConnectionSettings, act: "Callable[[Client], Awaitable[T]]
     """Connects and does something."""
     from tidegate.client import ClientError, InvalidArgument, ModelNotFound
 
-    async def run() -> T:
-        # The server answers once it has tried the models.
-        async with connection.client() as client:
-            return await act(client)
-
     try:
-        return asyncio.run(run())
+        return connection.call(act)
     except (InvalidArgument, ModelNotFound) as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:

@@ -4,8 +4,8 @@ import asyncio
 import csv
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass
 from datetime import tzinfo
 from pathlib import Path
@@ -59,7 +59,7 @@ class TrainedOn:
 
     Attributes:
         time, group: columns.
-        fill_gaps: a gap of at most so many rows is missing values.
+        fill_gaps: the longest gap, in rows, that is sent as missing values.
         time_format: how the training was told that times are written.
         timezone: of local times.
         missing_values: what means a missing value.
@@ -212,7 +212,7 @@ class Replay:
             check_order(self.file, rows, moments, self.group)
         clock = Clock.of(times)
         clock.check(self.file, served.period_s)
-        # A model that is told the time since the last timestep is told of every gap.
+        # A model that gets the time since the last timestep sees every gap by itself.
         fill = 0 if any(feature.name == ELAPSED for feature in served.features) else source.fill_gaps
         return [
             Part(name, number, stretch)
@@ -279,32 +279,22 @@ class Replay:
         return predictions
 
     @contextmanager
-    def _live(self, scorer: ForecastScorer | None, earlier: list[ForecastScorer]) -> Iterator["TableRefresh"]:
+    def _live(self, scorer: ForecastScorer | None, earlier: list[ForecastScorer]) -> Iterator[Callable[[], None]]:
+        """Shows a table of scores on a terminal. Gives a function that redraws it, at a limited rate."""
         if scorer is None or not self.console.is_terminal:
-            with nullcontext():
-                yield TableRefresh(None, None, earlier)
+            yield lambda: None
             return
-        with Live(
-            _score_table(scorer, scorer.scores(earlier)), console=self.console, auto_refresh=False, transient=True
-        ) as live:
-            yield TableRefresh(live, scorer, earlier)
+        due = 0.0
 
+        def refresh() -> None:
+            nonlocal due
+            if time.perf_counter() >= due:
+                due = time.perf_counter() + 1 / REFRESHES_PER_SECOND
+                live.update(_score_table(scorer, scorer.scores(earlier)), refresh=True)
 
-class TableRefresh:
-    """Redraws a live table, at a limited rate."""
-
-    def __init__(self, live: Live | None, scorer: ForecastScorer | None, earlier: list[ForecastScorer]) -> None:
-        self._live = live
-        self._board = scorer
-        self._before = earlier
-        self._next = 0.0
-
-    def __call__(self) -> None:
-        """Redraws the table if it is time."""
-        if self._live is None or self._board is None or time.perf_counter() < self._next:
-            return
-        self._next = time.perf_counter() + 1 / REFRESHES_PER_SECOND
-        self._live.update(_score_table(self._board, self._board.scores(self._before)), refresh=True)
+        first = _score_table(scorer, scorer.scores(earlier))
+        with Live(first, console=self.console, auto_refresh=False, transient=True) as live:
+            yield refresh
 
 
 async def _step(stream: Stream, x: Floats) -> Prediction:

@@ -24,11 +24,11 @@ MISSING = frozenset(
     | {"nodata", "no data", "missing", "unknown", "unavailable", "#value!", "#div/0!", "1.#qnan", "-1.#ind"}
 )
 BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "on": 1.0, "off": 0.0}
-# So many bytes tell what a file is.
+# The number of bytes at the begin of a file that show what it is.
 HEAD_BYTES = 64
-# Unknown words that are named.
+# A message names at most this many unknown words.
 MAX_UNKNOWN = 5
-# What training reads is far more. A file of another kind is refused with these words.
+# Training reads far more kinds of files. A file of another kind is refused with these words.
 EXPECTED = (
     "expected UTF-8 with ',' between columns and a decimal point; `tidegate evaluate MODEL --data FILE --csv OUT.csv` reads "
     "all that a training reads, and writes it so"

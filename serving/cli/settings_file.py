@@ -86,7 +86,7 @@ def server_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
     path = environment.get(VARIABLE, "")
     found = read_settings_file(Path(path)) if path else {}
     places = {f"TIDEGATE_{name.upper()}": str(found[name]) for name in PLACES if name in found}
-    # A variable that is empty is as good as none, and leaves the file's.
+    # An empty variable counts as not set: the value of the file stays.
     return {**places, **{name: value for name, value in environment.items() if value or name not in places}}
 
 

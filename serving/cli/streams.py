@@ -1,6 +1,5 @@
 """`tidegate streams`: list, describe, delete, export, import and fork the streams of a server."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -123,12 +122,8 @@ def _call(connection: ConnectionSettings, request: "Callable[[Client], Awaitable
     """Connects, makes a request, and turns an error into one line."""
     from tidegate.client import ClientError, InvalidArgument, ServerUnavailable
 
-    async def fetch() -> T:
-        async with connection.client() as client:
-            return await request(client)
-
     try:
-        return asyncio.run(fetch())
+        return connection.call(request)
     except ServerUnavailable as error:
         raise unavailable(connection.address, error) from None
     except InvalidArgument as error:

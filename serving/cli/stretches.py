@@ -17,7 +17,7 @@ from tidegate.core.spec import Array
 # Steps are regular if this share of them lies within a tenth of the usual one.
 REGULAR_SHARE = 0.9
 PERIOD_TOLERANCE = 0.1
-# A gap is longer than so many periods; without a period, than so many usual steps.
+# A gap is longer than this number of periods; of usual steps where there is no period.
 GAP_PERIODS = 1.5
 GAP_STEPS_IRREGULAR = 10.0
 
@@ -69,7 +69,7 @@ def cut(table: SensorTable, clock: Clock, fill: int) -> list[SensorTable]:
     Args:
         table: one series, with times that increase.
         clock: of the file.
-        fill: a gap of at most so many rows becomes rows of missing values, if the steps are regular.
+        fill: the longest gap, in rows, that becomes rows of missing values, if the steps are regular.
     """
     assert table.when is not None  # the caller has looked
     times = table.when.moments

@@ -219,7 +219,7 @@ def _of_patterns(cells: Sequence[str], trained: str) -> Iterator[tuple[str, tupl
 
 
 def _all(cells: Sequence[str], read: Callable[[str], datetime]) -> tuple[datetime, ...] | None:
-    """The times of all cells; None if one is no such time. The first cells tell it of most columns."""
+    """The times of all cells; None if one is no such time. In most columns without times the first cell already is none."""
     try:
         return tuple(read(cell) for cell in cells)
     except ValueError:

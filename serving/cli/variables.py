@@ -40,7 +40,7 @@ def known_variables(command: object) -> Iterator[str]:
 
 
 def mistakes(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
-    """A sentence for each variable that looks like a setting and is none."""
+    """A sentence for each variable that looks like a setting and is not one."""
     names = {*known, *OTHERS}
     found = []
     for name, value in sorted(environment.items()):

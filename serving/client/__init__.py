@@ -66,8 +66,7 @@ from tidegate.client.errors import (
 from tidegate.client.inputs import Some, Timesteps, Values
 from tidegate.client.retry import Backoff
 from tidegate.client.stream import Stream
-from tidegate.client.types import Model, ModelChange, Prediction, Predictions, StreamInfo
-from tidegate.client.versions import DefaultChange, Version
+from tidegate.client.types import DefaultChange, Model, ModelChange, Prediction, Predictions, StreamInfo, Version
 
 __all__ = [
     "AnswerLost",

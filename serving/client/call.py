@@ -56,7 +56,7 @@ class Call:
         self.wake()
 
     def set_timeout(self, seconds: float, what: str) -> None:
-        """Ends the call when nothing is read for so long; `what` names the awaited message. Reads with a time-out leak in grpc."""
+        """Ends the call when nothing is read within the time; `what` names the awaited message. In grpc, a read with a time-out leaks."""
         self.clear_timeout()
         self._last_read_at = self._loop.time()
         self._watchdog = self._loop.call_later(seconds, self._check_timeout, seconds, what)

@@ -1,26 +1,24 @@
-"""A connection to a server: opens streams and sends unary requests."""
+"""A connection to a server: opens streams, and runs single timesteps."""
 
 import numbers
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
 import grpc
 
 from tidegate.client import arguments
+from tidegate.client.admin import AdminCalls
 from tidegate.client.block import Block
 from tidegate.client.connection import Connection, make_channel
 from tidegate.client.errors import InvalidArgument, WrongOrder
 from tidegate.client.inputs import Values
-from tidegate.client.model_changes import change_models
 from tidegate.client.retry import Backoff, Limits
 from tidegate.client.session import Session
 from tidegate.client.stream import Stream
-from tidegate.client.stream_list import fetch_page
 from tidegate.client.tensors import BeginInputs, StreamInputs, stream_inputs
-from tidegate.client.types import Model, ModelChange, Prediction, StreamInfo, decode_model, decode_stream_info
+from tidegate.client.types import Prediction
 from tidegate.client.unary import UnaryPredictor
-from tidegate.client.versions import VersionCalls
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -44,7 +42,7 @@ STREAMS_MAX = 1_000_000
 CALLS_MAX = 1024
 
 
-class Client(VersionCalls):
+class Client(AdminCalls):
     """A connection to a server. It belongs to the process that made it; see `WrongProcess`.
 
     Args:
@@ -130,109 +128,6 @@ class Client(VersionCalls):
             await session.stop()
         for connection in self._connections:
             await connection.close()
-
-    async def models(self) -> list[Model]:
-        """The served models, newest version of each name first."""
-        answer = await self._connection.call_unary("ListModels", pb.ListModelsRequest())
-        return [decode_model(model) for model in answer.models]
-
-    async def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
-        """One model and its card as JSON, empty when it has none. Empty arguments: the only model, its newest version.
-
-        Raises:
-            ModelNotFound: the model is not served.
-
-        """
-        request = pb.DescribeModelRequest(
-            name=arguments.text("model", model), version=arguments.text("version", version)
-        )
-        answer = await self._connection.call_unary("DescribeModel", request)
-        return decode_model(answer.model), answer.card_json
-
-    async def change_models(self, action: str, model: str = "", version: str = "") -> list[ModelChange]:
-        """Has all workers "load" or "unload" versions of a model, or "reload": load what is new and unload what is gone.
-
-        Without a version, all of them. Returns what became of each. Raises ModelNotFound when there is no such version.
-        """
-        return await change_models(self._connection, action, model, version)
-
-    async def streams(
-        self, prefix: str = "", state: str = "", *, model: str = "", version: str = "", page_size: int = 1000
-    ) -> AsyncIterator[StreamInfo]:
-        """The streams whose ids begin with `prefix`, in the order of their ids; see `streams_page`.
-
-        They are listed page by page; each is as it was when its page was made. Raises InvalidArgument as `streams_page` does.
-        """
-        token = ""
-        while True:
-            page, token = await self.streams_page(prefix, state, page_size, token, model=model, version=version)
-            for info in page:
-                yield info
-            if not token:
-                return
-
-    async def streams_page(
-        self, prefix: str, state: str, page_size: int, token: str, *, model: str = "", version: str = ""
-    ) -> tuple[list[StreamInfo], str]:
-        """One page of `streams`, which may be empty, and the token of the next page, empty when there is none.
-
-        Args:
-            prefix: the begin of the ids; empty for all.
-            state: "live", "parked" or "expired"; empty for all.
-            page_size: the largest number of streams. The server gives at most 10,000; 0 means 100.
-            token: the token of this page; empty for the first.
-            model: only streams of this model; empty for all.
-            version: only streams of this version; empty for all.
-
-        Raises:
-            InvalidArgument: an argument is invalid.
-
-        """
-        return await fetch_page(self._connection, prefix, state, page_size, token, model=model, version=version)
-
-    async def describe_stream(self, stream_id: str) -> StreamInfo:
-        """One stream. Raises StreamNotFound."""
-        request = pb.DescribeStreamRequest(stream_id=arguments.name("stream_id", stream_id, minimum=1))
-        return decode_stream_info((await self._connection.call_unary("DescribeStream", request)).stream)
-
-    async def delete_stream(self, stream_id: str) -> StreamInfo:
-        """Deletes a stream and its state, and returns it as it was. A client that has it open loses it. Raises StreamNotFound."""
-        request = pb.DeleteStreamRequest(stream_id=arguments.name("stream_id", stream_id, minimum=1))
-        return decode_stream_info((await self._connection.call_unary("DeleteStream", request)).stream)
-
-    async def export_stream(self, stream_id: str) -> bytes:
-        """A stream's state at its last applied timestep, for `import_stream`. The stream continues. Raises StreamNotFound."""
-        request = pb.ExportStreamRequest(stream_id=arguments.name("stream_id", stream_id, minimum=1))
-        checkpoint: bytes = (await self._connection.call_unary("ExportStream", request)).checkpoint
-        return checkpoint
-
-    async def import_stream(self, checkpoint: bytes, stream_id: str = "") -> StreamInfo:
-        """Makes a stream from an exported state, under a new id or its old one.
-
-        Raises:
-            StreamExists: the id is taken.
-            ModelNotFound, ModelMismatch: its model is not served.
-            ClientError: the state is damaged, or has a newer format.
-
-        """
-        if not isinstance(checkpoint, bytes) or not checkpoint:
-            raise arguments.invalid("checkpoint", checkpoint, "the bytes that export_stream gave")
-        request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=arguments.name("stream_id", stream_id))
-        return decode_stream_info((await self._connection.call_unary("ImportStream", request)).stream)
-
-    async def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
-        """Makes a stream that starts with another one's state. Without an id the server issues one.
-
-        Raises:
-            StreamNotFound: the source does not exist.
-            StreamExists: the id is taken.
-
-        """
-        request = pb.ForkStreamRequest(
-            stream_id=arguments.name("source", source, minimum=1),
-            new_stream_id=arguments.name("new_id", new_id),
-        )
-        return decode_stream_info((await self._connection.call_unary("ForkStream", request)).stream)
 
     async def predict_one(
         self,

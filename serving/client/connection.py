@@ -38,7 +38,7 @@ def make_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-# The connections of this process. Each is told when the process was forked: to ask `os.getpid` at each timestep takes longer.
+# The connections of this process. A fork marks each of them: asking `os.getpid` at each timestep takes longer.
 _connections: WeakSet["Connection"] = WeakSet()
 
 

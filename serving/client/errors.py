@@ -121,7 +121,7 @@ class TimestepRefused(ClientError):
 class InvalidTimestep(TimestepRefused, InvalidArgument):
     """Its values have the wrong width, are not finite numbers, or are missing where the model cannot have that; or its number is wrong.
 
-    Correct it. An old answer that is asked for again with other values than were applied is refused so too.
+    Correct it. It is also the error of a request for an old answer whose values are not those that were applied.
     """
 
 

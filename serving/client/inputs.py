@@ -2,8 +2,8 @@
 
 Laws:
 1. Named values are read by name, never by order. Values without names are read by order.
-2. A feature that is not named is missing: NaN. Refused are names of no feature, names that occur twice, and rows or frames that
-   name no feature at all. Only an empty mapping is a timestep without any value.
+2. A feature that is not named is missing: NaN. A name of no feature, a name that occurs twice, and a row or frame that names no
+   feature at all are refused. Only an empty mapping is a timestep without any value.
 3. Numbers are not names. The default labels of pandas, 0, 1, 2, ..., mean the order; other numbers are refused as ambiguous.
 4. Row labels of a frame are ignored: its rows are in the order of the streams, or of time.
 5. A word stands for its number where the model has categories. Any other word is refused: it would be a guess.
@@ -127,7 +127,7 @@ class Packer:
         return packed.tobytes()
 
     def _coded(self, ordered: Any) -> Any:
-        """The values with a number for each word; what is no row of the right length is left for an error."""
+        """The values with a number for each word; values that are no row of the right length are returned as they are, and refused later."""
         row = ordered.tolist() if isinstance(ordered, np.ndarray) else ordered
         if self._features is None or not isinstance(row, list | tuple) or len(row) != len(self._features):
             return ordered
@@ -137,7 +137,7 @@ class Packer:
         """Sorts named values in the model's order, with NaN for missing ones."""
         if self._features is None:
             expected = "numbers without names, as the model's features are not known"
-            raise _invalid(self._field, format_value(values), expected)
+            raise invalid_values(self._field, format_value(values), expected)
         if isinstance(values, tuple) and names[:1] == [ROW_LABEL] and ROW_LABEL not in self._names:
             names, parts = names[1:], values[1:]
         named = dict(zip(names, parts, strict=True))
@@ -191,7 +191,7 @@ def columns(
     values = _table("x", x, features)
     if values is None or (values.shape != expected and (values.size or len(indices))):
         got = format_value(x) if values is None else f"shape {values.shape}"
-        raise _invalid("x", got, f"numbers of shape {expected}: a row a timestep, a column a feature")
+        raise invalid_values("x", got, f"numbers of shape {expected}: a row a timestep, a column a feature")
     return values.reshape(expected), indices
 
 
@@ -200,7 +200,7 @@ def split_block(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Int
     if not isinstance(block, tuple):
         return block, None
     if len(block) != 2:
-        raise _invalid("blocks", f"a tuple of {len(block)}", "x or (x, rows)")
+        raise invalid_values("blocks", f"a tuple of {len(block)}", "x or (x, rows)")
     return cast(Some, block)
 
 
@@ -213,7 +213,7 @@ def rows_in_order(rows: T, features: Sequence[Feature]) -> T | Floats:
         return rows
     values = _table("rows", rows, features)
     if values is None:
-        raise _invalid("rows", format_value(rows), "columns of numbers; NaN means missing")
+        raise invalid_values("rows", format_value(rows), "columns of numbers; NaN means missing")
     return values
 
 
@@ -258,7 +258,7 @@ def _are_positions(field: str, labels: Sequence[Any]) -> bool:
         return False
     if labels == list(range(len(labels))):
         return True
-    raise _invalid(
+    raise invalid_values(
         field, f"labels {_join_names(labels)}", "names of features; to_numpy() has the values without labels"
     )
 
@@ -340,7 +340,7 @@ def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]
             column = coded_column(field, x[feature.name], feature)
         if column is None or column.shape != (len(x),):
             got = f"column {feature.name} of {getattr(x[feature.name], 'dtype', 'something else')}"
-            raise _invalid(field, got, "columns of numbers; NaN means missing")
+            raise invalid_values(field, got, "columns of numbers; NaN means missing")
         values[:, place] = column
     return values
 
@@ -355,16 +355,16 @@ def _column(x: Any) -> Floats | None:
 
 
 def indices_of(rows: Sequence[int] | Ints, streams: int) -> Ints:
-    """Converts the indices of streams. Raises InvalidTimestep when they are no indices of so many streams."""
+    """Converts the indices of streams. Raises InvalidTimestep when one of them is not below `streams`."""
     expected = f"a list of indices from 0 to {streams - 1}, one a row of x"
     try:
         indices = np.asarray(rows)
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         indices = np.empty(0, np.object_)
     if indices.ndim != 1 or (indices.dtype.kind not in "iu" and len(rows)):
-        raise _invalid("rows", format_value(rows), expected)
+        raise invalid_values("rows", format_value(rows), expected)
     if np.any((indices < 0) | (indices >= streams)):
-        raise _invalid("rows", f"{indices.min()} to {indices.max()}", expected)
+        raise invalid_values("rows", f"{indices.min()} to {indices.max()}", expected)
     return indices.astype(np.int64)
 
 
@@ -387,7 +387,8 @@ def _floats(values: object) -> Floats | None:
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
-def _invalid(field: str, got: str, expected: str) -> InvalidTimestep:
+def invalid_values(field: str, got: str, expected: str) -> InvalidTimestep:
+    """The error for a timestep that cannot be converted."""
     return InvalidTimestep(f"{field}: got {got}, expected {expected}", "INVALID_FIELD", field=field)
 
 

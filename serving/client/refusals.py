@@ -164,7 +164,7 @@ class RefusalHandler:
         self._window.drop(message, rows[~applied], [refusals[row] for row in rows[~applied].tolist()])
 
     def _loss(self, step: int, refusal: ClientError) -> StreamLost:
-        """The error that ends a stream of which an answered timestep was refused."""
+        """The error that ends a stream whose answered timestep was refused."""
         if refusal.action == pb.Error.ACTION_RETRY:
             return ServerUnavailable(
                 f"timestep {step} could not be sent again for {self._reconnect_s:g} s: {refusal}", refusal.reason
@@ -174,5 +174,5 @@ class RefusalHandler:
 
 
 def _reopen(refusals: RefusedRows) -> ClientError | None:
-    """The first refusal that ends the call, None when no one does."""
+    """The first refusal that ends the call; None when none does."""
     return next((refusal for refusal in refusals.values() if refusal.action == pb.Error.ACTION_REOPEN), None)

@@ -33,7 +33,7 @@ class Backoff:
     dice: Callable[[], float] = random.random
 
     def wait_s(self, tries: int) -> float:
-        """The delay before the next try, in seconds, after so many failed tries."""
+        """The delay before the next try, in seconds, after this number of failed tries."""
         if tries == 0:
             return 0.0
         return self.dice() * min(self.longest_s, self.first_s * 2.0 ** min(tries - 1, DOUBLINGS_MAX))

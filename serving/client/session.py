@@ -263,7 +263,7 @@ class Session(SessionStreams):
             call.set_timeout(self.limits.timeout_s, "end of the call after move")
         if kind in ("opened", "closed") and not (self._opening or self._closing or call.half_closed):
             call.clear_timeout()
-        if self._room_waiters:
+        if self._room is not None:
             self._notify_room()
         if self.window.has_unsent or self._to_close or self._detached or self._to_open:
             call.wake()  # an answer makes room for what is next

@@ -82,7 +82,7 @@ class SessionStreams:
         self._stream_by_handle: Ints = np.zeros(0, np.int64)
         self._message_bytes_max = MESSAGE_BYTES_MAX
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room_waiters: set[asyncio.Future[None]] = set()
+        self._room: asyncio.Event | None = None  # while callers wait for room
 
     def has_open(self, stream_id: str) -> bool:
         """Whether a stream of that name is open."""
@@ -95,18 +95,15 @@ class SessionStreams:
 
     async def wait_for_room(self) -> None:
         """Waits until a resend buffer may have room, or streams have ended."""
-        freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._room_waiters.add(freed)
-        try:
-            await freed
-        finally:
-            self._room_waiters.discard(freed)
+        if self._room is None:
+            self._room = asyncio.Event()
+        await self._room.wait()
 
     def _notify_room(self) -> None:
         """Wakes the callers that wait for room."""
-        for freed in self._room_waiters:
-            if not freed.done():
-                freed.set_result(None)
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     def _usable_members(self) -> list[SessionStream]:
         return [member for member in self._members.values() if self.window.usable[member.stream]]

@@ -42,7 +42,7 @@ class StreamTable:
         self.usable: Bools = np.zeros(0, np.bool_)
         self.ever_opened: Bools = np.zeros(0, np.bool_)
         self.open: Bools = np.zeros(0, np.bool_)
-        self._held: Bools = np.zeros(0, np.bool_)  # whether it shall wait a little
+        self._held: Bools = np.zeros(0, np.bool_)  # whether its timesteps wait a little
         self._grow(INITIAL_CAPACITY)
 
     def add_streams(self, count: int) -> Ints:

@@ -12,12 +12,12 @@ import numpy as np
 
 from tidegate.client.arguments import format_value
 from tidegate.client.errors import InvalidArgument, InvalidTimestep
-from tidegate.client.inputs import Packer, Timesteps, Values, columns, indices_of
+from tidegate.client.inputs import Packer, Timesteps, Values, columns, indices_of, invalid_values
 from tidegate.client.types import Model
 from tidegate.core.input_layout import InputLayout
 from tidegate.core.spec import Array, Input, Ints
 
-# What may become what without a guess: integers stay integers, booleans count as 0 and 1.
+# Which kinds convert to each kind without a guess: integers stay integers, booleans count as 0 and 1.
 SOURCE_KINDS = {"f": "fiub", "i": "iub", "u": "iub", "b": "iub"}
 # The name and the packed values of each input that a stream begins with.
 StreamInputs = tuple[tuple[str, bytes], ...]
@@ -77,7 +77,7 @@ def block_rows(x: Timesteps, rows: Sequence[int] | Ints | None, streams: int, mo
     indices = np.arange(streams) if rows is None else indices_of(rows, streams)
     if isinstance(given, list | tuple) and given and all(isinstance(row, Mapping) for row in given):
         if len(given) != len(indices):
-            raise _invalid("x", f"{len(given)} timesteps", f"{len(indices)}")
+            raise invalid_values("x", f"{len(given)} timesteps", f"{len(indices)}")
         packer = RowPacker(model)
         packed = b"".join([packer(row) for row in given])
         return np.frombuffer(packed, layout.row_dtype).reshape(len(given), -1), indices
@@ -140,7 +140,7 @@ def convert(field: str, value: Any, part: Input, shapes: Sequence[tuple[int, ...
     if not wrong and array.shape not in shapes and not (array.ndim == 0 and math.prod(shapes[0]) == 1):
         wrong = f"shape {_shape(array.shape)}"
     if wrong:
-        raise _invalid(field, f"{wrong} for '{part.name}'", f"{part.dtype} of shape {_or(shapes)}")
+        raise invalid_values(field, f"{wrong} for '{part.name}'", f"{part.dtype} of shape {_or(shapes)}")
     if part.dtype.kind in "iub" and array.dtype != part.dtype:
         _check_range(field, array, part)
     with np.errstate(over="ignore"):  # it becomes infinite, and the server refuses it
@@ -156,7 +156,7 @@ def _check_range(field: str, array: Array, part: Input) -> None:
     smallest, largest = int(array.min()), int(array.max())
     if smallest < low or largest > high:
         got = largest if largest > high else smallest
-        raise _invalid(field, f"{got} in '{part.name}'", f"{part.dtype}: {low} to {high}")
+        raise invalid_values(field, f"{got} in '{part.name}'", f"{part.dtype}: {low} to {high}")
 
 
 def _are_integers(value: Any) -> bool:
@@ -173,7 +173,7 @@ def _by_name(field: str, given: Any, layout: InputLayout) -> Mapping[str, Any]:
         return given
     if len(layout.timestep) > 1:
         names = ", ".join(_describe(part) for part in layout.timestep)
-        raise _invalid(field, format_value(given), f"a mapping with {names}")
+        raise invalid_values(field, format_value(given), f"a mapping with {names}")
     return {layout.timestep[0].name: given}
 
 
@@ -184,11 +184,11 @@ def _check_names(field: str, given: Mapping[str, Any], expected: Sequence[Input]
     wrong = [f"'{name}'" for name in given if name not in known] or wrong
     if wrong:
         names = ", ".join(_describe(part) for part in expected)
-        raise _invalid(field, ", ".join(wrong), names or "none: the model has no inputs of this kind")
+        raise invalid_values(field, ", ".join(wrong), names or "none: the model has no inputs of this kind")
 
 
 def _column_shapes(count: int, part: Input) -> list[tuple[int, ...]]:
-    """The shapes that a column of so many rows may have: flat too, and without an axis of a single number."""
+    """The shapes that a column of `count` rows may have: flat too, and without an axis of a single number."""
     size = math.prod(part.shape)
     return [(count, *part.shape), (count, size), *([(count,)] if size == 1 else [])]
 
@@ -213,7 +213,3 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _or(shapes: Sequence[tuple[int, ...]]) -> str:
     return " or ".join(dict.fromkeys(map(_shape, shapes)))
-
-
-def _invalid(field: str, got: str, expected: str) -> InvalidTimestep:
-    return InvalidTimestep(f"{field}: got {got}, expected {expected}", "INVALID_FIELD", field=field)

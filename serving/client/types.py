@@ -157,6 +157,36 @@ class ModelChange:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a model, as an operator sees it.
+
+    `policy` is what happens to streams on other versions than the default: "pin", "rewarm" or "reset". `rewarm_steps` is how
+    many timesteps are kept of each stream, 0 when none. `shadow_share` is the share of streams that also run under it unseen.
+    `on_demand` tells that the server loads it when somebody asks for it; until then it has no `fingerprint`.
+    """
+
+    model: str
+    version: str
+    fingerprint: str
+    is_default: bool
+    is_promoted: bool
+    policy: str
+    rewarm_steps: int
+    shadow_share: float
+    live_streams: int
+    parked_streams: int
+    on_demand: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultChange:
+    """The default version of a model, and the one that was it before."""
+
+    version: str
+    previous_version: str
+
+
 def decode_change(change: pb.ModelChange) -> ModelChange:
     """Decodes what became of a version."""
     outcome = pb.ModelChange.Outcome.Name(change.outcome).removeprefix("OUTCOME_").lower()

@@ -65,7 +65,7 @@ class UnaryPredictor:
             raise
 
     async def _model_with_other_inputs(self, request: pb.PredictOneRequest, refused: InvalidArgument) -> Model:
-        """The model for which values that were refused may be right. Raises the refusal when there is none."""
+        """The model of the stream, if it may take the values that were refused. Else raises the refusal."""
         if refused.reason == "NOT_FINITE":
             raise refused
         try:

@@ -369,7 +369,7 @@ class Window(PendingTimesteps):
         self._cursor[streams] = steps + 1
 
     def mark_lost(self, errors: Mapping[int, ClientError], *, shared: bool = False) -> set[int]:
-        """Marks streams as unusable, and fails their timesteps. Returns the streams of which a caller got the error.
+        """Marks streams as unusable, and fails their timesteps. Returns the streams whose caller got the error.
 
         With `shared` all streams end together: the caller of a block gets the error as an exception.
         """

@@ -25,7 +25,7 @@ def coded_row(field: str, values: Sequence[Any], features: Sequence[Feature]) ->
     """The values of a timestep in the model's order, with a number for each word.
 
     Raises:
-        InvalidTimestep: a word is none of its feature's, or its feature takes no words.
+        InvalidTimestep: its feature does not have a word, or takes no words.
 
     """
     return [_code(field, value, feature) for value, feature in zip(values, features, strict=True)]

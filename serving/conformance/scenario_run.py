@@ -120,14 +120,14 @@ class ScenarioRun:
             raise CallEnded
         return call
 
-    async def open_next_call(self, next_step: int | None = None, *, window_of_one: bool = False) -> "Call":
+    async def open_next_call(self, *, window_of_one: bool = False) -> "Call":
         """Waits for the next call and answers its open with the server's next step.
 
         With `window_of_one` one timestep is in flight: the next one shows that the client has read the answer.
         """
         call = await self.next_call()
         window = 1 if window_of_one else WINDOW
-        await call.send_opened(len(self.applied) + 1 if next_step is None else next_step, window=window)
+        await call.send_opened(len(self.applied) + 1, window=window)
         return call
 
     async def wait_for_open(self, seconds: float | None = None) -> "Call | None":

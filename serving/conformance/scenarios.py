@@ -324,7 +324,7 @@ async def move_without_end(run: ScenarioRun) -> None:
 
 
 async def wait_in_flight(call: Call, count: int, seconds: float) -> None:
-    """Waits until so many timesteps are in flight, for that long at most."""
+    """Waits until a number of timesteps are in flight, for a limited time."""
     end = time.monotonic() + seconds
     while call.in_flight < count and time.monotonic() < end:  # noqa: ASYNC110 - requests are counted where they are checked
         await asyncio.sleep(0.01)

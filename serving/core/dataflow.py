@@ -1,27 +1,15 @@
 """Where the tensors of a graph come from and go to: what tells state from prediction when the names do not."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tidegate.core.onnx_file import Graph, Node
 
 # These move numbers and do not change them. The first input has the numbers; of the last three every input has.
 MOVING = {
-    *(
-        "Identity",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Transpose",
-        "Slice",
-        "Gather",
-        "Split",
-        "Cast",
-        "Expand",
-        "Flatten",
-    ),
-    *("Concat", "ScatterND", "Where"),
+    *("Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Gather", "Split"),
+    *("Cast", "Expand", "Flatten", "Concat", "ScatterND", "Where"),
 }
 ALL_MOVED = {"Concat", "ScatterND", "Where"}
 # These work number by number: a cell's gates let c through, while h passes through a matrix.
@@ -124,42 +112,29 @@ class Dataflow:
         return [operator.op for operator in anew if not (carried and operator.optional)]
 
     def _depends_on_inputs(self, names: Iterable[str]) -> bool:
-        waiting, seen = deque(names), set(names)
-        while waiting:
-            name = waiting.popleft()
-            if name in self._inputs:
-                return True
+        def sources(name: str) -> Iterator[str]:
             for number in self._writers.get(name, ()):
                 if self.operators[number].op not in SHAPE_ONLY:
-                    new = set(self.operators[number].inputs) - seen
-                    seen |= new
-                    waiting.extend(new)
-        return False
+                    yield from self.operators[number].inputs
+
+        return not self._inputs.isdisjoint(_reach(names, sources))
 
     def _moved_from(self, name: str) -> set[str]:
-        found, waiting = {name}, deque([name])
-        while waiting:
-            here = waiting.popleft()
-            for number in self._readers.get(here, ()):
-                operator = self.operators[number]
-                if _moves(operator, here):
-                    new = set(operator.outputs) - found
-                    found |= new
-                    waiting.extend(new)
-        return found
+        def outputs(name: str) -> Iterator[str]:
+            for number in self._readers.get(name, ()):
+                if _moves(self.operators[number], name):
+                    yield from self.operators[number].outputs
+
+        return _reach([name], outputs)
 
     def _moved_to(self, name: str) -> set[str]:
-        found, waiting = {name}, deque([name])
-        while waiting:
-            here = waiting.popleft()
-            for number in self._writers.get(here, ()):
+        def sources(name: str) -> Iterator[str]:
+            for number in self._writers.get(name, ()):
                 operator = self.operators[number]
                 if operator.op in MOVING:
-                    sources = operator.inputs if operator.op in ALL_MOVED else operator.inputs[:1]
-                    new = set(sources) - found
-                    found |= new
-                    waiting.extend(new)
-        return found
+                    yield from operator.inputs if operator.op in ALL_MOVED else operator.inputs[:1]
+
+        return _reach([name], sources)
 
     def _flatten(self, graph: Graph, names: dict[str, str], prefix: str, *, optional: bool) -> None:
         """Adds the operators of a graph. `names` are the names that it sees, and what they are called in the list."""
@@ -198,6 +173,16 @@ class Dataflow:
             self.operators.append(Operator("Identity", (source,), (outer,)))
         if node.op in LOOPS and any(one.op in {"MatMul", "Gemm"} for one in body.nodes):
             self._carried[number] = carried
+
+
+def _reach(names: Iterable[str], following: Callable[[str], Iterable[str]]) -> set[str]:
+    """These names, and all that follow from them."""
+    found, waiting = set(names), deque(names)
+    while waiting:
+        new = set(following(waiting.popleft())) - found
+        found |= new
+        waiting.extend(new)
+    return found
 
 
 def _moves(operator: Operator, name: str) -> bool:

@@ -30,7 +30,7 @@ class WeightedMoments:
         self._squares: Floats64 = np.zeros(columns)
 
     def add(self, rows: Floats64, elapsed_s: float) -> None:
-        """Adds rows (rows, columns), so many seconds after the ones before."""
+        """Adds rows (rows, columns), `elapsed_s` seconds after the ones before."""
         decay = 0.5 ** (elapsed_s / HALF_LIFE_SECONDS)
         known = np.isfinite(rows)
         values = np.where(known, rows, 0.0)
@@ -83,7 +83,7 @@ class Drift:
         return bool(self.features or self.targets)
 
     def add(self, x: Array, outputs: tuple[Array, ...], elapsed_s: float) -> None:
-        """Adds a sample: rows (rows, features) and their outputs, so many seconds after the sample before."""
+        """Adds a sample: rows (rows, features) and their outputs, `elapsed_s` seconds after the sample before."""
         self._inputs.add((x[:, self._columns] - self._mean) / self._std, elapsed_s)
         if self._error_place >= 0:
             errors = outputs[self._error_place].reshape(len(x), -1)[:, : len(self.targets)]

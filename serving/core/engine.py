@@ -7,15 +7,16 @@ A single timestep takes a shorter path, `run_one`, unless it needs special treat
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, RunEnded, StepGap, TimestepRefused, ValuesDiffer
 from tidegate.core.model import Model
+from tidegate.core.shadow import Tap
 from tidegate.core.slots import Slots
 from tidegate.core.spec import STEP_MAX, Array, Arrays, Ints, Prediction, Timestep
 from tidegate.core.value_hash import Hashes, value_hash
@@ -59,16 +60,6 @@ class BatchResult(NamedTuple):
     """The error of each row that is FAILED."""
 
 
-class StepTap(Protocol):
-    """Gets a copy of applied timesteps. It must not raise, nor take long."""
-
-    def offer(self, slots: Ints, x: Array, outputs: Arrays) -> None:
-        """Takes rows of a batch, each with its outputs."""
-
-    def offer_row(self, slot: int, values: bytes, outputs: Sequence[bytes]) -> None:
-        """Takes a single packed timestep."""
-
-
 class Engine:
     """A model and the state of its live streams."""
 
@@ -80,7 +71,7 @@ class Engine:
         self.latest: tuple[Array, Arrays] | None = None
         self.latest_one: tuple[bytes, tuple[bytes, ...]] | None = None
         self._hash = value_hash(self.layout.row_bytes // WORD_BYTES)
-        self.tap: StepTap | None = None  # gets what was applied, for a shadow
+        self.tap: Tap | None = None  # gets what was applied, for a shadow
 
     def __repr__(self) -> str:
         return f"<Engine {self.model!r} {self.slots!r}>"

@@ -316,8 +316,9 @@ class CheckpointBroken(TidegateError):
 class StoreUnavailable(TidegateError):
     """The store cannot be read or written."""
 
-    def __init__(self, store: str, message: str, retry_after_ms: int = 1000) -> None:
-        self.retry_after_ms = retry_after_ms
+    retry_after_ms = 1000
+
+    def __init__(self, store: str, message: str) -> None:
         super().__init__(f"store {store}: {message}" if store else message)
 
 

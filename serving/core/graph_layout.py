@@ -6,7 +6,7 @@ from tidegate.core.spec import Array, Constant, Input, Output, StateTensor
 
 
 def graph_shape(part: Input | Output | StateTensor | Constant, batch: int) -> tuple[int, ...]:
-    """The shape of a tensor in the graph for so many streams."""
+    """The shape of a tensor in the graph for a number of streams."""
     if isinstance(part, Constant):
         shape = part.value.shape
     elif isinstance(part, Input) and part.window > 1:

@@ -8,7 +8,7 @@ question: it is asked by name and never filled in.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -215,23 +215,19 @@ class _Guesser:
 
     def _guess_x(self) -> GuessedInput:
         """The dimensions of x. With state, one call is one timestep, so an axis of time has the size 1."""
-        dims: list[Dim] = []
-        for axis, size in enumerate(self._x.dims):
-            if axis == self._batch_axis:
-                dims.append("batch")
-            elif isinstance(size, int):
-                dims.append(size)
-            else:
-                last = axis == len(self._x.dims) - 1
-                one = (axis == 0 and not last) or (bool(self._roles.pairs) and not last)
-                guessed = 1 if one else self._silero_width() if last else None
-                value = self._size(self._x, axis, guessed)
-                self._pins[size] = value
-                name = _name_of(self._x.name, self._x.dims, axis)
-                if value is not None and name not in self._answers:
-                    self._guessed[name] = value
-                dims.append(value)
-        return GuessedInput(self._x.name, self._x.dtype, self._x.dims, tuple(dims))
+        x = self._x
+
+        def size_of(axis: int, size: str) -> int | None:
+            last = axis == len(x.dims) - 1
+            one = (axis == 0 and not last) or (bool(self._roles.pairs) and not last)
+            value = self._size(x, axis, 1 if one else self._silero_width() if last else None)
+            self._pins[size] = value
+            name = _name_of(x.name, x.dims, axis)
+            if value is not None and name not in self._answers:
+                self._guessed[name] = value
+            return value
+
+        return GuessedInput(x.name, x.dtype, x.dims, _dims(x, self._batch_axis, size_of))
 
     def _silero_width(self) -> int | None:
         """The samples of a call of Silero VAD, which no graph of it tells: 512 at 16 kHz, since version 5 behind 64 old ones."""
@@ -244,45 +240,33 @@ class _Guesser:
 
     def _guess_state(self, pair: Pair) -> GuessedState:
         tensor = self._tensors[pair.name]
-        batch = self._open_axis(tensor)
-        dims: list[Dim] = []
-        for axis, size in enumerate(tensor.dims):
-            if axis == batch:
-                dims.append("batch")
-            elif isinstance(size, int):
-                dims.append(size)
-            elif self._batch_axis is None and (BATCH.match(size) or (size and size == self._x.dims[0])):
-                dims.append(1)
-            else:
-                dims.append(self._size(tensor, axis, self._pins.get(size) if size else None))
-        return GuessedState(tensor.name, tensor.dtype, tensor.dims, tuple(dims), pair.next, pair.sure)
+
+        def size_of(axis: int, size: str) -> int | None:
+            if self._batch_axis is None and (BATCH.match(size) or (size and size == self._x.dims[0])):
+                return 1
+            return self._size(tensor, axis, self._pins.get(size) if size else None)
+
+        dims = _dims(tensor, self._open_axis(tensor), size_of)
+        return GuessedState(tensor.name, tensor.dtype, tensor.dims, dims, pair.next, pair.sure)
 
     def _guess_other(self, name: str) -> GuessedInput:
         tensor = self._tensors[name]
-        batch = self._open_axis(tensor)
-        dims: list[Dim] = []
-        for axis, size in enumerate(tensor.dims):
-            if axis == batch:
-                dims.append("batch")
-            elif isinstance(size, int):
-                dims.append(size)
-            else:
-                time = axis != len(tensor.dims) - 1 and bool(TIME.search(size))
-                guessed = self._pins.get(size, 1 if time or BATCH.match(size) else None) if size else None
-                dims.append(self._size(tensor, axis, guessed))
+
+        def size_of(axis: int, size: str) -> int | None:
+            time = axis != len(tensor.dims) - 1 and bool(TIME.search(size))
+            guessed = self._pins.get(size, 1 if time or BATCH.match(size) else None) if size else None
+            return self._size(tensor, axis, guessed)
+
+        dims = _dims(tensor, self._open_axis(tensor), size_of)
         kind, value = _kind_of(tensor, self._x)
         if kind == "constant":
             answer = self._answer(tensor.name)
             value = value if answer is None else answer
-        return GuessedInput(tensor.name, tensor.dtype, tensor.dims, tuple(dims), kind, value)
+        return GuessedInput(tensor.name, tensor.dtype, tensor.dims, dims, kind, value)
 
     def _dims_of_output(self, tensor: FileTensor) -> tuple[Dim, ...]:
-        """The dimensions of an output, as far as names tell them; a trial run tells the rest."""
-        batch = self._open_axis(tensor)
-        return tuple(
-            "batch" if axis == batch else size if isinstance(size, int) else self._pins.get(size) if size else None
-            for axis, size in enumerate(tensor.dims)
-        )
+        """The dimensions of an output, as far as their names show them; a trial run finds the others."""
+        return _dims(tensor, self._open_axis(tensor), lambda _, size: self._pins.get(size) if size else None)
 
     def _guess_window(self, guess: Guess) -> None:
         """Without state, the second axis of x is a window of timesteps."""
@@ -411,6 +395,14 @@ def _warn_of_lost_state(guess: Guess, anew: Sequence[str]) -> None:
         + ": each timestep is answered as if it were the first. If the network is recurrent, its exporter froze the state, as "
         "Keras does with stateful=True: export it with the state as inputs and outputs (return_state=True, initial_state=...). "
         "If x is the last N timesteps of one series, write window = N and features = 1"
+    )
+
+
+def _dims(tensor: FileTensor, batch_axis: int | None, size_of: Callable[[int, str], int | None]) -> tuple[Dim, ...]:
+    """The dimensions of a tensor. `size_of` gives the size of an open one, from its axis and its name."""
+    return tuple(
+        "batch" if axis == batch_axis else size if isinstance(size, int) else size_of(axis, size)
+        for axis, size in enumerate(tensor.dims)
     )
 
 

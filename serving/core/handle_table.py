@@ -45,10 +45,7 @@ class Selection(NamedTuple):
 
 
 class HandleTable:
-    """The handles 1, 2, 3, ...
-
-    of one call. Each stands for a lease until it is removed. `count` is how many are held now.
-    """
+    """The handles of one call: 1, 2, 3 and so on. Each stands for a lease until it is removed. `count` is how many are held now."""
 
     def __init__(self) -> None:
         self._leases: list[Lease | None] = [None]  # handle 0 is not used
@@ -107,24 +104,9 @@ class HandleTable:
         self._leases.append(lease)
         self.count += 1
         if handle == len(self._slot):
-            (
-                self._slot,
-                self._lease_number,
-                self._model,
-                self._reported_step,
-                self._client_buffer_max,
-                self._accept_move,
-            ) = (
-                np.concatenate([column, np.full(handle, NO_SLOT, np.int64)])
-                for column in (
-                    self._slot,
-                    self._lease_number,
-                    self._model,
-                    self._reported_step,
-                    self._client_buffer_max,
-                    self._accept_move,
-                )
-            )
+            for name, column in list(vars(self).items()):
+                if isinstance(column, np.ndarray):
+                    setattr(self, name, np.concatenate([column, np.full(handle, NO_SLOT, np.int64)]))
         self._model[handle] = self._index_of(lease.stream.slots)
         self._lease_number[handle] = lease.number
         self._slot[handle] = lease.stream.slot

@@ -15,8 +15,7 @@ STREAMS_MAX = 10_000
 class HighWaterMarks:
     """For each stream, the last timestep that is known to be durable, and the epoch under which it was stored."""
 
-    def __init__(self, streams_max: int = STREAMS_MAX) -> None:
-        self._streams_max = streams_max
+    def __init__(self) -> None:
         self._marks: OrderedDict[Key, tuple[int, int]] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -26,7 +25,7 @@ class HighWaterMarks:
         """Records that a timestep is durable."""
         self._marks[key] = (epoch, step)
         self._marks.move_to_end(key)
-        if len(self._marks) > self._streams_max:
+        if len(self._marks) > STREAMS_MAX:
             self._marks.popitem(last=False)
 
     def find_loss(self, key: Key, epoch: int, step: int) -> int:

@@ -15,7 +15,7 @@ Named = Sequence[tuple[str, bytes]]
 
 
 def check_named(named: Named, expected: Sequence[Input], rows: int = 1) -> dict[str, bytes]:
-    """The packed values of each expected input, for so many rows, by name.
+    """The packed values of each expected input by name, for a number of rows.
 
     Raises:
         InvalidField: an input is missing, is unknown, comes twice, has a wrong size, or has a boolean that is not 0 or 1.

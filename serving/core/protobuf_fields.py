@@ -12,7 +12,7 @@ TAG_MAX = 2**32 - 1  # protobuf cuts a larger one
 
 
 def read_fields(data: bytes | memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """The fields of the message that is data[at:end]. Raises ValueError when it is none.
+    """The fields of the message that is data[at:end]. Raises ValueError when it is no message.
 
     Of each: its number, its wire type, its value if it is a varint, and where its bytes begin and end.
     """

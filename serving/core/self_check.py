@@ -20,7 +20,7 @@ from tidegate.core.model import Model
 from tidegate.core.signature import format_shape
 from tidegate.core.spec import Array, Arrays, Spec
 
-# A sum in another order changes the last bit of about one value in ten. Among so many values at least one differs.
+# A sum in another order changes the last bit of about one value in ten. Among this number of values at least one differs.
 VALUES_COMPARED = 1000
 STEPS = 3  # timesteps that follow each other: the first state is zero and hides a difference
 # What a start may take for it. A model with 64 units needs a quarter of a second for all sizes up to 256; one with two
@@ -35,7 +35,7 @@ MIXED_SIZES = (2, 4, 16)
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """What was found. All values are plain, so that another process can tell it.
+    """What was found. All values are plain, so that another process can send it.
 
     Attributes:
         sizes: the batch sizes that were run, 1 included, in ascending order.
@@ -192,7 +192,7 @@ class _Check:
         return differs
 
     def _affordable(self, sizes: Sequence[int]) -> Iterator[int]:
-        """The sizes until the time is over. How long the next one takes is told from the last one."""
+        """The sizes, until the time is over. The last one shows how long the next one takes."""
         seconds_a_row = 0.0
         for size in sizes:
             started = self._clock()

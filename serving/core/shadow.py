@@ -38,7 +38,8 @@ class Applied(NamedTuple):
 class Tap:
     """Passes the timesteps of a share of the streams on to a shadow. `engine.tap` is one.
 
-    `offer` and `offer_row` are called in the thread of the engine, after the timesteps were applied.
+    `offer` and `offer_row` are called in the thread of the engine, after the timesteps were applied. They must not raise, nor
+    take long.
     """
 
     def __init__(self, slots: Slots, share: float, on_applied: Callable[[Applied], None]) -> None:

@@ -207,7 +207,7 @@ class Slots:
         self._hashes[kept % self.answers, slot] = hashes[kept % answers]
 
     def row_bytes(self, answers: int) -> int:
-        """The size of a row's content when it remembers so many answers."""
+        """The size of a row's content when it remembers a number of answers."""
         return self.core_bytes(answers) + (self.raw.row_bytes if self.raw is not None else 0)
 
     def fits(self, payload: bytes, answers: int) -> bool:

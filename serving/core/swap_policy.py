@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tidegate.core.spec import Spec  # importing it loads numpy, and the command line imports this module
 
 PolicyName = Literal["pin", "rewarm", "reset"]
-# A ring of so many timesteps of a hundred features is 1.6 MB a stream: more is a mistake.
+# The longest ring. With a hundred features it takes 1.6 MB a stream: more is a mistake.
 REWARM_STEPS_MAX = 4096
 
 

@@ -23,7 +23,7 @@ QUIET_NAN = 0x7FC00000
 
 
 class ValueHash:
-    """The hash for rows of so many words."""
+    """The hash for rows of a number of words."""
 
     def __init__(self, words: int) -> None:
         self._factors: Hashes = _split_mix(words) | np.uint64(1)
@@ -50,7 +50,7 @@ class ValueHash:
 
 @cache
 def value_hash(words: int) -> ValueHash:
-    """The hash for rows of so many words. The cache has one entry for each width."""
+    """The hash for rows of a number of words. The cache has one entry for each width."""
     return ValueHash(words)
 
 

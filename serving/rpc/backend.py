@@ -101,8 +101,8 @@ class Access(Protocol):
     def is_valid(self, caller: Caller) -> bool:
         """Whether the token of a caller still gets in."""
 
-    def take_opens(self, caller: Caller, count: int) -> None:
-        """Counts opens of streams. Raises OpensLimited when the tenant opens faster than it may."""
+    def take_open(self, caller: Caller) -> None:
+        """Counts an open of a stream. Raises OpensLimited when the tenant opens faster than it may."""
 
     def take_steps(self, caller: Caller, count: int) -> None:
         """Counts timesteps. Raises StepsLimited when the tenant sends faster than it may."""

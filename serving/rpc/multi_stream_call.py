@@ -119,7 +119,7 @@ class MultiStreamCall(Call):
                     check_stream_id(key.stream_id, "stream_ids")
                 if self._handles.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
-                self._access.take_opens(self.caller, 1)
+                self._access.take_open(self.caller)
                 options = wire.make_open_options(message, resume_from[row], answered[row], inputs.row(row))
                 # A client that knows of one version for all rows gets no other.
                 version = message.version if options.accept_move else served.spec.version

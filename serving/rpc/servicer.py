@@ -185,7 +185,7 @@ class TidegateServicer(AdminServicer):
         call.client_buffer_max = open_message.kept_max or CLIENT_BUFFER_DEFAULT
         call.output_format = wire.decode_output_format(open_message.output_format)
         key = Key(call.caller.tenant.name, open_message.stream_id)
-        self.access.take_opens(call.caller, 1)
+        self.access.take_open(call.caller)
         with call.quota.reserve():
             result = await self._backend.open(
                 key, open_message.model, open_message.version, wire.decode_open_options(open_message)

@@ -19,7 +19,7 @@ VALUE_BYTES = 4
 
 
 class TimestepReader:
-    """Decodes timesteps with so many features from the bytes of their requests.
+    """Decodes timesteps with a given number of features from the bytes of their requests.
 
     The length of a request determines how many bytes its step number has, and so where everything is. `read` checks
     this layout, and returns None for any other.
@@ -53,7 +53,7 @@ class TimestepReader:
 
 @cache
 def timestep_reader(features: int) -> TimestepReader:
-    """The reader for models with so many features. The cache has one entry for each width."""
+    """The reader for models with a given number of features. The cache has one entry for each width."""
     return TimestepReader(features)
 
 

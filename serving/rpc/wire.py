@@ -46,6 +46,7 @@ DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.uint32): pb.DATA_TYPE_UINT32,
     np.dtype(np.uint64): pb.DATA_TYPE_UINT64,
 }
+DTYPES: Mapping[int, np.dtype[Any]] = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
 EXISTENCE: Mapping[int, Existence] = {
     pb.EXISTENCE_UNSPECIFIED: Existence.ANY,
     pb.EXISTENCE_MUST_EXIST: Existence.MUST_EXIST,
@@ -387,11 +388,10 @@ def decode_features(model: pb.Model) -> tuple[Feature, ...]:
 
 def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
     """The inputs of a model; none from a server that does not list them."""
-    dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
     return tuple(
         Input(
             part.name,
-            dtypes[part.data_type],
+            DTYPES[part.data_type],
             tuple(part.shape),
             kind="stream" if part.kind == pb.Input.KIND_STREAM else "timestep",
         )
@@ -401,11 +401,10 @@ def decode_inputs(model: pb.Model) -> tuple[Input, ...]:
 
 def decode_outputs(model: pb.Model) -> tuple[Output, ...]:
     """The outputs of a model."""
-    dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
     return tuple(
         Output(
             part.name,
-            dtypes[part.data_type],
+            DTYPES[part.data_type],
             tuple(part.shape),
             tuple(part.targets),
             tuple(part.units),

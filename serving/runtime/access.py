@@ -26,17 +26,13 @@ class Access:
     Args:
         path: the token file; None when there is none.
         count: called with the reason of each refusal.
-        clock: a monotonic clock, in seconds.
 
     Raises StartFailed when the file cannot be used.
     """
 
-    def __init__(
-        self, path: Path | None, count: Callable[[Refusal], None], clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, path: Path | None, count: Callable[[Refusal], None]) -> None:
         self._path = path
         self._count = count
-        self._clock = clock
         self._tokens = Tokens({}, {})
         self._anybody = Caller(Tenant(DEFAULT_TENANT), admin=True)
         self._stamp: tuple[int, int, int] | None = None
@@ -76,17 +72,17 @@ class Access:
         now = self._tokens.callers.get(caller.token_sha256)
         return now is not None and now.tenant is caller.tenant and now.admin == caller.admin
 
-    def take_opens(self, caller: Caller, count: int) -> None:
-        """Counts opens of streams. Raises OpensLimited when the tenant opens faster than it may."""
+    def take_open(self, caller: Caller) -> None:
+        """Counts an open of a stream. Raises OpensLimited when the tenant opens faster than it may."""
         bucket = caller.tenant.opens
-        if wait_s := bucket.take(count, self._clock()):
+        if wait_s := bucket.take(1, monotonic()):
             self._count("opens")
             raise OpensLimited(bucket.rate, math.ceil(1000 * wait_s))
 
     def take_steps(self, caller: Caller, count: int) -> None:
         """Counts timesteps. Raises StepsLimited when the tenant sends faster than it may."""
         bucket = caller.tenant.steps
-        if wait_s := bucket.take(count, self._clock()):
+        if wait_s := bucket.take(count, monotonic()):
             self._count("steps")
             raise StepsLimited(bucket.rate, math.ceil(1000 * wait_s))
 

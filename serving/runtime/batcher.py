@@ -18,8 +18,8 @@ turns, one chunk each, however many blocks they have queued.
 
 A batch is short: to wake a task for each would cost as much as the batch itself. So a callback of the event loop runs
 it. Only what a callback cannot do is left to `run`: to wait for a thread, or to end with an error. The thread is for
-models of which a single row blocks the event loop for too long. The way to the thread and back may take milliseconds,
-so whole batches go there.
+slow models, which would block the event loop for too long with a single row. The way to the thread and back may take
+milliseconds, so whole batches go there.
 """
 
 import asyncio
@@ -172,7 +172,7 @@ class Batcher:
         return asyncio.get_running_loop()
 
     def _check_accepting(self, timesteps: int) -> None:
-        """Raises the error with which so many timesteps are refused, if they are."""
+        """Raises the error that refuses this number of timesteps, if there is no room for them."""
         if self._stop_error is not None:
             # one error object for all callers: tracebacks must not accumulate on it
             raise self._stop_error.with_traceback(None)
@@ -278,7 +278,7 @@ class Batcher:
         return self.batch_max if self.cost.needs_thread else min(self.batch_max, self.cost.rows_max)
 
     def _take_blocks(self, room: int) -> list[QueuedBlock]:
-        """Takes the blocks of the next batch, which has room for so many rows; see `take_blocks`."""
+        """Takes the blocks of the next batch, which has this much room; see `take_blocks`."""
         self._last_was_block = True
         taken, abandoned = take_blocks(self._blocks, room)
         if abandoned:

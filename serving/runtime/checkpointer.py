@@ -49,7 +49,7 @@ PARKED_AT_ONCE_MAX = 256
 # How many waiters are woken in one turn of the event loop. Each then answers its client, which takes a hundred
 # microseconds.
 WOKEN_AT_ONCE_MAX = 16
-# After a failure the store is tried again in so many seconds: it may be restarting.
+# The delay before the store is tried again after a failure, in seconds: it may be restarting.
 RETRY_SECONDS = 0.25
 
 

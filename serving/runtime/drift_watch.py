@@ -20,11 +20,10 @@ SAMPLE_SECONDS = 0.1
 class DriftSampler:
     """The drift of one model, and when it was sampled last."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.drift = Drift(engine.model.spec)
         self._engine = engine
-        self._clock = clock
-        self._sampled_at = clock()
+        self._sampled_at = monotonic()
 
     def sample(self) -> None:
         """Adds the last batch, and the last timestep that ran alone, unless they were added before."""
@@ -45,7 +44,7 @@ class DriftSampler:
             self._add(np.frombuffer(values, np.float32)[np.newaxis], rows)
 
     def _add(self, x: Array, outputs: Arrays) -> None:
-        now = self._clock()
+        now = monotonic()
         self.drift.add(x, outputs, now - self._sampled_at)
         self._sampled_at = now
 

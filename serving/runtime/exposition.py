@@ -107,7 +107,7 @@ class Exposition(Collector):
         """All metrics."""
         self._refresh()
         yield from self._workers()
-        # One snapshot of which workers are up and of their counters: meanwhile workers and models start and end.
+        # One snapshot of the workers that are up, and of their counters: workers and models start and end meanwhile.
         seen = [(source.worker, each, source.up) for source in self._sources for each in [*source.counters]]
         metrics: dict[str, Metric] = {}
         for worker, counters, up in seen:

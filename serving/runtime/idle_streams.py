@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tidegate.core.slots import Slots
 from tidegate.core.streams import Stream
 
-# At most one in so many slots of a model holds an idle stream. The others are for streaming calls.
+# At most one in this number of slots of a model holds an idle stream. The others are for streaming calls.
 IDLE_FRACTION = 4
 
 

@@ -26,7 +26,7 @@ STDERR = 2
 WAITING_BYTES_MAX = 1024 * 1024
 # A reader that is alive takes a megabyte in far less time. The exit does not wait for one that is not.
 FLUSH_SECONDS = 1.0
-# How many lines of one kind are written in a period of so many seconds. Ten lines show people what happens, and the
+# How many lines of one kind are written in one period, and its length in seconds. Ten lines show people what happens, and the
 # number how often. Six lines a minute would be too few to follow a restart.
 LINES_OF_A_KIND = 10
 PERIOD_SECONDS = 10.0

@@ -61,7 +61,7 @@ class Histogram:
         self._numbers = _own(len(bounds) + 2)
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Adds a value, so many times."""
+        """Adds a value a number of times."""
         # To read a number back from shared memory would cost more than to keep it twice.
         index = bisect_left(self.bounds, value)
         counts, numbers = self.counts, self._numbers

@@ -2,7 +2,7 @@
 
 A graph is a program that somebody else wrote: it may crash onnxruntime, run for ever or take all memory. So each model
 is loaded, run and checked in a process of its own, forked from this one, which has loaded the libraries and nothing
-else. What a model does to its process is what is told of it.
+else. If a model harms its process, that is the finding.
 
 FD is a socket. Each line from the server is a request as `tidegate.runtime.model_checker` makes it; each line to the
 server is the answer to one: `found`, or `refused` and why. This process ends with the server.
@@ -161,7 +161,7 @@ def _try(request: dict[str, Any], writer: int) -> NoReturn:
         tell({"refused": _explained("MemoryError", request)})
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not become an answer without a reason
         tell({"refused": f"{type(error).__name__}: {error}"})
-    # Not as Python ends: the model may have damaged the process, and what was found out is told.
+    # Without the usual end of Python: the model may have damaged the process, and the findings are written already.
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
 """How a model is served, `<models>/<name>/serving.toml`: what happens to streams on old versions, and the shadow.
 
 The file stands beside the versions, because it holds for all of them and travels with them. Where it says nothing, the
-options of `tidegate serve` hold. A file with mistakes is refused as a whole, and all of them are told.
+options of `tidegate serve` hold. A file with mistakes is refused as a whole, and the error names all of them.
 """
 
 import tomllib

@@ -1,7 +1,7 @@
 """Which version of a model is the default, `<models>/<name>/promoted.json`, when it is not simply the newest.
 
-The file stands in the models folder, beside the versions of which it chooses one: whoever deploys versions can write it
-too, and every worker and every server that shares the folder follows it. It is replaced by one atomic rename, after its
+The file is in the models folder, beside the versions from which it chooses. Whoever deploys versions can write it too,
+and every worker and every server that shares the folder follows it. It is replaced by one atomic rename, after its
 content is on disk. So a process that is killed at any point leaves either the old choice or the new one.
 """
 

@@ -23,7 +23,7 @@ SINGLE_ROW_FACTOR = 4
 FIRST_GUESS = 1 / 4
 # The rows of the first batch of an unknown model: small models do not notice, and large models are recognized.
 ROWS_FIRST = 16
-# The cost of a single row is the minimum of so many runs. The first ones are slow because the caches are cold.
+# The cost of a single row is the minimum of this number of runs. The first ones are slow because the caches are cold.
 SINGLE_ROW_RUNS = 5
 # A batch size that comes again has bound memory, which saves more than a tenth. So sizes are rounded to steps of an
 # eighth to a sixteenth of themselves, and do not follow each small change of the cost.
@@ -73,7 +73,7 @@ class RowCost:
         return rows - rows % size_step(rows)
 
     def record(self, rows: int, seconds: float) -> None:
-        """Records how long a batch of so many rows took."""
+        """Records how long a batch of this number of rows took."""
         if rows == 1:
             # When single rows have become slow, the thread is used after a few of them: the next may block the loop for
             # long.

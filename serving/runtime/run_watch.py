@@ -20,11 +20,11 @@ log = logging.getLogger("tidegate.models")
 # How often the thread looks, in seconds. It counts its looks, not the time: a process that was stopped for a while has
 # not run for so long.
 LOOK_SECONDS = 0.1
-# A model of which a run was ended is not healthy for so long: whoever asks each second should see it.
+# How long a model counts as unhealthy after one of its runs was ended, in seconds: a probe each second sees it.
 LATE_SECONDS = 2.0
 # How long a run may block the event loop. Only models whose runs took some hundred microseconds run there.
 LOOP_RUN_SECONDS_MAX = 1.0
-# How long after the end of its time a run may go on, because its operator does not end.
+# How much longer than its time a run may take, in seconds: it ends only between two operators.
 STUCK_SECONDS = 5.0
 
 
@@ -62,7 +62,7 @@ class RunWatch:
         self._thread.join()
 
     def end_all(self) -> None:
-        """Ends every run soon: nobody waits for it any more."""
+        """Ends every run soon: no caller waits for one any more."""
         self._step_s = LOOK_SECONDS
 
     def is_late(self, batcher: Batcher) -> bool:

@@ -82,7 +82,7 @@ def _folder_problems(models: Path, load: Sequence[str], default: ModelSettings) 
     names = {each.partition("/")[0] for each in load}
     try:
         found = {files.name for files in scan(models)}
-    except OSError:  # the catalog tells it
+    except OSError:  # the catalog reports it
         return []
     for name in sorted(found):
         try:

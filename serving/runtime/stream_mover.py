@@ -8,8 +8,8 @@ rules of this file:
    version, after it on the new one; no timestep runs on the new version earlier.
 3. A move that has begun is completed, whether or not anybody waits for it.
 4. A move that cannot be done now (no slot is free, the store lags) leaves the stream where it is, and is tried again
-   later. So does a replay as long as too few timesteps are kept of the stream, because they are kept only since a
-   restart. A move that can never be done is not tried again.
+   later. A replay also waits until enough timesteps of the stream are kept: a restart forgets those before it. A move
+   that can never be done is not tried again.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from tidegate.store import Store
 
 log = logging.getLogger("tidegate.moves")
 
-# After a move for which there was no room no other is tried for so long: each try costs a timestep some microseconds.
+# How long no move is tried after one for which there was no room, in seconds: each try costs a timestep some microseconds.
 PAUSE_SECONDS = 1.0
 
 
@@ -48,7 +48,6 @@ class StreamMover:
         repository: the models.
         store: where checkpoints are kept.
         registry: the streams of this process.
-        clock: a monotonic clock, in seconds.
 
     """
 
@@ -57,12 +56,10 @@ class StreamMover:
         repository: Repository,
         store: Store,
         registry: StreamRegistry,
-        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._repository = repository
         self._store = store
         self._registry = registry
-        self._clock = clock
         self._paused_until = 0.0
         # Called before a move: another process may have chosen another default a moment ago, and moved the stream.
         self.look: Callable[[], Awaitable[None]] = _nothing
@@ -129,10 +126,10 @@ class StreamMover:
 
     def _has_room(self, stream: Stream, old: ServedModel, new: ServedModel) -> bool:
         """Whether a move can be tried now."""
-        if self._clock() < self._paused_until or old.batcher.has_queued(stream):
+        if monotonic() < self._paused_until or old.batcher.has_queued(stream):
             return False
         if new.slots.full or not self._registry.checkpointer.ready:
-            self._paused_until = self._clock() + PAUSE_SECONDS
+            self._paused_until = monotonic() + PAUSE_SECONDS
             return False
         return True
 

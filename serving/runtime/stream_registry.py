@@ -298,9 +298,9 @@ class StreamRegistry:
         lock = self._locks.get(stream.key)
         return lock is None or not lock.locked()
 
-    def _set_known_count(self, durable_step: int) -> None:
+    def _set_known_count(self, count: int) -> None:
         """Takes the number of streams in the store from a sweep."""
-        self.known_count = durable_step
+        self.known_count = count
 
     def _count_live(self) -> int:
         return sum(len(served.slots) for served in self._repository)

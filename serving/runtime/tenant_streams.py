@@ -8,8 +8,8 @@ from tidegate.core.access import TenantLimits
 from tidegate.core.errors import TooManyStreams
 from tidegate.store import ScanFilter, Store
 
-# Other servers create streams of the tenant too, so the store is asked again after so many seconds; and sooner for a
-# tenant at its limit, whose streams may have been deleted.
+# After how many seconds the store is asked again, as other servers create streams of the tenant too. It is asked sooner for
+# a tenant at its limit, whose streams may have been deleted.
 RECOUNT_SECONDS = 60.0
 RECOUNT_AT_LIMIT_SECONDS = 1.0
 PAGE = 1000
@@ -28,16 +28,12 @@ class TenantStreams:
     Args:
         store: where the streams are.
         limits_of: the limits of a tenant.
-        clock: a monotonic clock, in seconds.
 
     """
 
-    def __init__(
-        self, store: Store, limits_of: Callable[[str], TenantLimits], clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, store: Store, limits_of: Callable[[str], TenantLimits]) -> None:
         self._store = store
         self._limits_of = limits_of
-        self._clock = clock
         self._counts: dict[str, _Count] = {}
 
     def check_live(self, tenant: str, live: int) -> None:
@@ -55,10 +51,10 @@ class TenantStreams:
         if limit == float("inf"):
             return
         count = self._counts.get(tenant)
-        if count is None or self._clock() - count.at > (
+        if count is None or monotonic() - count.at > (
             RECOUNT_AT_LIMIT_SECONDS if count.streams >= limit else RECOUNT_SECONDS
         ):
-            count = self._counts[tenant] = _Count(await self._count(tenant, int(limit)), self._clock())
+            count = self._counts[tenant] = _Count(await self._count(tenant, int(limit)), monotonic())
         if count.streams >= limit:
             raise TooManyStreams("known", int(limit), RETRY_AFTER_MS, holder="the tenant")
         count.streams += 1

@@ -278,7 +278,7 @@ def _is(metadata: StreamMetadata, scan_filter: ScanFilter) -> bool:
         return metadata.tombstone is not Tombstone.DELETED
     if scan_filter is ScanFilter.EXPIRED:
         return metadata.tombstone is Tombstone.EXPIRED
-    return not metadata.tombstone and (metadata.holder is Holder.SELF) == (scan_filter is ScanFilter.IN_MEMORY)
+    return not metadata.tombstone and metadata.holder is Holder.SELF
 
 
 def _columns(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Key, _Saved]]:

@@ -36,7 +36,7 @@ def chunks(checkpoints: Sequence[Checkpoint]) -> Iterator[Sequence[Checkpoint]]:
 
 @cache  # eleven sizes, six widths
 def table(columns: int, rows: int) -> str:
-    """A table of parameters with so many rows, padded."""
+    """A table of parameters for a number of rows, padded."""
     row = f"({','.join('?' * columns)})"
     return "VALUES " + ",".join([row] * _padded(rows))
 

@@ -139,7 +139,7 @@ repeat
       local expired = head[9] == '1'
       local of_model = (ARGV[9] == '' or ARGV[9] == head[3]) and (ARGV[10] == '' or ARGV[10] == head[4])
       if of_model and (wanted == 'all' or (wanted == 'expired' and expired)
-          or (wanted == 'held' and not expired and alive == 1) or (wanted == 'rest' and not expired and alive == 0)) then
+          or (wanted == 'held' and not expired and alive == 1)) then
         table.insert(head, 1, id)
         head[#head + 1] = alive
         heads[#heads + 1] = cjson.encode(head)

@@ -7,14 +7,14 @@ thousand opens and saves share one fsync.
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
@@ -30,18 +30,22 @@ BATCH_MAX = 1024
 # How many operations may wait. A worker that opens every stream of a full server at once needs fewer.
 QUEUE_MAX = 1 << 17
 
-_READS = frozenset({"load", "scan", "count", "take_notices", "newest_unix_nano"})
+_READS = {Database.load, Database.scan, Database.count, Database.take_notices, Database.newest_unix_nano}
+# Methods that do many operations at once.
+_BATCHED = {Database.load, Database.claim}
 
+P = ParamSpec("P")
+T = TypeVar("T")
 # A future, and its result or exception.
 _Outcome = tuple["asyncio.Future[Any]", Any]
 
 
 @dataclass(slots=True, eq=False)
 class _Operation:
-    """One call of the store. `name` is the method of Database, `keys` are the streams that it may change."""
+    """One call of the store. `keys` are the streams that it may change."""
 
-    name: str
-    argument: Any  # the argument of that method
+    method: Callable[..., Any]  # of Database
+    argument: Any  # what the call adds to the list that a method of `_BATCHED` takes, else a tuple of all arguments
     keys: frozenset[Key]
     done: asyncio.Future[Any]
 
@@ -82,29 +86,27 @@ class SqliteStore:
 
     async def load(self, key: Key) -> Record | None:
         """The record of a stream."""
-        return self._to_record(await self._submit("load", key))
+        return self._to_record(await self._queue(Database.load, key, []))
 
     async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
         """Claims a stream if its epoch is still `seen_epoch`, and returns its record; else returns None."""
-        return self._to_record(await self._submit("claim", Claim(key, seen_epoch, model, owner), key))
+        return self._to_record(await self._queue(Database.claim, Claim(key, seen_epoch, model, owner), [key]))
 
     async def create(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
         """Creates a stream with its first state, if it is unknown or a tombstone of that epoch."""
-        return self._to_record(await self._submit("create", (checkpoint, seen_epoch), checkpoint.key))
+        return self._to_record(await self._submit([checkpoint.key], Database.create, checkpoint, seen_epoch))
 
     async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
         """Stores a lost stream under its own epoch, if that is above the epochs of streams that are gone."""
-        restored: bool = await self._submit("restore", (checkpoint, owner), checkpoint.key)
-        return restored
+        return await self._submit([checkpoint.key], Database.restore, checkpoint, owner)
 
     async def set_residency(self, updates: Sequence[ResidencyUpdate]) -> None:
         """Records which streams are in memory."""
-        await self._submit("set_residency", (updates,), *(update.key for update in updates))
+        await self._submit([update.key for update in updates], Database.set_residency, updates)
 
     async def request_save(self, key: Key, epoch: int) -> int | None:
         """Asks the writer of a stream to save it."""
-        number: int | None = await self._submit("request_save", (key, epoch), key)
-        return number
+        return await self._submit([key], Database.request_save, key, epoch)
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Saves the checkpoints whose epoch is current. They are on disk when this returns."""
@@ -113,13 +115,11 @@ class SqliteStore:
         else:
             keys = frozenset(checkpoint.key for checkpoint in checkpoints)
         assert len(keys) == len(checkpoints), "a stream twice in one save: SQLite would keep either"
-        kept: list[bool] = await self._submit_for("save", checkpoints, keys)
-        return kept
+        return await self._submit(keys, Database.save, checkpoints)
 
     async def delete(self, key: Key, epoch: int) -> bool:
         """Replaces a stream by a tombstone if it has that epoch."""
-        deleted: bool = await self._submit("delete", (key, epoch), key)
-        return deleted
+        return await self._submit([key], Database.delete, key, epoch)
 
     async def scan(
         self,
@@ -133,38 +133,32 @@ class SqliteStore:
         version: str = "",
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
-        found: tuple[list[StreamMetadata], str | None] = await self._submit(
-            "scan", (tenant, prefix, after, limit, scan_filter, model, version)
-        )
-        return found
+        return await self._submit([], Database.scan, tenant, prefix, after, limit, scan_filter, model, version)
 
     async def expire(
         self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
     ) -> int:
         """Turns old streams into tombstones, and deletes old tombstones."""
-        before = (before_unix_nano, purge_before_unix_nano, purge_deleted_before_unix_nano)
-        expired: int = await self._submit("expire", before)
-        return expired
+        return await self._submit(
+            [], Database.expire, before_unix_nano, purge_before_unix_nano, purge_deleted_before_unix_nano
+        )
 
     async def heartbeat(self) -> str:
         """Announces that this writer is alive. Every write detects a file that was replaced."""
-        await self._submit("heartbeat", ())
+        await self._submit([], Database.heartbeat)
         return ""
 
     async def take_notices(self) -> list[Key]:
         """The streams of notices since the last call."""
-        keys: list[Key] = await self._submit("take_notices", ())
-        return keys
+        return await self._submit([], Database.take_notices)
 
     async def count(self) -> int:
         """The number of streams without tombstones."""
-        count: int = await self._submit("count", ())
-        return count
+        return await self._submit([], Database.count)
 
     async def newest_unix_nano(self) -> int:
         """When a stream without a tombstone was last updated."""
-        newest: int = await self._submit("newest_unix_nano", ())
-        return newest
+        return await self._submit([], Database.newest_unix_nano)
 
     def cpu_seconds(self) -> float:
         """The processor time of the thread."""
@@ -181,13 +175,16 @@ class SqliteStore:
             row.metadata, row.record, f"sqlite://{self._path.absolute()}: stream '{row.metadata.key.stream_id}'"
         )
 
-    async def _submit(self, name: str, argument: Any, *keys: Key) -> Any:
-        return await self._submit_for(name, argument, frozenset(keys))
+    async def _submit(
+        self, keys: Iterable[Key], method: Callable[Concatenate[Database, P], T], *arguments: P.args, **_: P.kwargs
+    ) -> T:
+        result: T = await self._queue(method, arguments, keys)
+        return result
 
-    async def _submit_for(self, name: str, argument: Any, keys: frozenset[Key]) -> Any:
+    async def _queue(self, method: Callable[..., Any], argument: Any, keys: Iterable[Key]) -> Any:
         if self._worker is None:
             raise StoreUnavailable(f"sqlite://{self._path.absolute()}", "is not open")
-        return await self._worker.submit(name, argument, keys)
+        return await self._worker.submit(method, argument, frozenset(keys))
 
 
 class _Worker:
@@ -214,13 +211,13 @@ class _Worker:
             self._queue.put(None)
             raise
 
-    def submit(self, name: str, argument: Any, keys: frozenset[Key]) -> asyncio.Future[Any]:
+    def submit(self, method: Callable[..., Any], argument: Any, keys: frozenset[Key]) -> asyncio.Future[Any]:
         """Queues an operation for the next commit."""
         if self.waiting >= QUEUE_MAX:
             raise StoreUnavailable(
                 f"sqlite://{self._path.absolute()}", f"{QUEUE_MAX} operations wait for the disk; try again later"
             )
-        operation = _Operation(name, argument, keys, self._loop.create_future())
+        operation = _Operation(method, argument, keys, self._loop.create_future())
         self.waiting += 1
         self._queue.put(operation)
         return operation.done
@@ -241,8 +238,8 @@ class _Worker:
         self._call_in_loop(_settle, [(self._opened, None)])
         try:
             while batch := self._take():
-                reads = [operation for operation in batch if operation.name in _READS]
-                writes = [operation for operation in batch if operation.name not in _READS]
+                reads = [operation for operation in batch if operation.method in _READS]
+                writes = [operation for operation in batch if operation.method not in _READS]
                 # Reads run outside the transaction: they need no lock, and see nothing that may still be rolled back.
                 outcomes = self._attempt(database, reads, nullcontext)
                 outcomes += self._attempt(database, writes, database.file.transaction)
@@ -307,17 +304,12 @@ class _Worker:
     def _results(self, database: Database, operations: Sequence[_Operation]) -> Iterator[_Outcome]:
         """The result of each operation, in order."""
         for run in _runs(operations):
-            arguments = [operation.argument for operation in run]
-            results: Sequence[Any]
-            match run[0].name:
-                case "load":
-                    results = database.load(arguments)
-                case "claim":
-                    results = database.claim(arguments)
-                case "save":
-                    results = [database.save(checkpoints) for checkpoints in arguments]
-                case name:
-                    results = [getattr(database, name)(*argument) for argument in arguments]
+            method, arguments = run[0].method, [operation.argument for operation in run]
+            results = (
+                method(database, arguments)
+                if method in _BATCHED
+                else [method(database, *argument) for argument in arguments]
+            )
             yield from zip((operation.done for operation in run), results, strict=True)
 
     def _finish(self, outcomes: Sequence[_Outcome]) -> None:
@@ -335,11 +327,11 @@ class _Worker:
 
 
 def _runs(operations: Sequence[_Operation]) -> Iterator[list[_Operation]]:
-    """Groups consecutive operations with the same name. No stream comes twice in a group."""
+    """Groups consecutive operations with the same method. No stream comes twice in a group."""
     run: list[_Operation] = []
     keys: set[Key] = set()
     for operation in operations:
-        if run and (operation.name != run[0].name or not keys.isdisjoint(operation.keys)):
+        if run and (operation.method != run[0].method or not keys.isdisjoint(operation.keys)):
             yield run
             run, keys = [], set()
         run.append(operation)

@@ -40,7 +40,7 @@ SCAN_ROWS = 2_500
 # How long a notice is kept, in seconds. Writers read them several times a second. One that was suspended for longer
 # finds out when it next saves.
 NOTICE_SECONDS = 60
-# After so many seconds without a heartbeat, a writer is deleted from the table.
+# The time without a heartbeat after which a writer is deleted from the table, in seconds.
 WRITER_SECONDS = 86_400
 NANOSECONDS = 1_000_000_000
 # The largest distance between now and the last heartbeat of a writer that is alive. A heartbeat in the future was

@@ -83,6 +83,5 @@ METADATA_COLUMNS = f"""stream_id, epoch, step, model_name, model_version, finger
 SCAN_CONDITIONS = {
     ScanFilter.ALL: "tombstone != 2",
     ScanFilter.IN_MEMORY: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} BETWEEN :first AND :last)",
-    ScanFilter.NOT_IN_MEMORY: f"tombstone = 0 AND (mark = 0 OR NOT (streams.writer = :self OR {BEAT} BETWEEN :first AND :last))",
     ScanFilter.EXPIRED: "tombstone = 1",
 }

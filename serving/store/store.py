@@ -110,7 +110,6 @@ class ScanFilter(Enum):
 
     ALL = "all"
     IN_MEMORY = "held"  # a writer that is alive has it in memory
-    NOT_IN_MEMORY = "rest"  # no writer that is alive has it in memory
     EXPIRED = "expired"
 
 
@@ -167,7 +166,7 @@ class Store(Protocol):
     async def set_residency(self, updates: Sequence[ResidencyUpdate]) -> None:
         """Records which streams are in memory.
 
-        Ignores streams of which the caller is not the writer under that epoch.
+        Ignores a stream that has another writer or another epoch.
         """
 
     async def request_save(self, key: Key, epoch: int) -> int | None:

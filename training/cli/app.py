@@ -116,7 +116,8 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
     _refuse_warm_start(values)
     _check_threads(threads)
-    _require("optuna", "tune")
+    if find_spec("optuna") is None:
+        raise SettingsError("tune: needs optuna, which is not installed: pip install 'tidegate[tune]'")
     from tidegate.training.search.space import check_space
 
     check_space(request, search)
@@ -304,12 +305,6 @@ def _saying(how: Callable[[], str]) -> Iterator[None]:
         raise
     except OSError as error:
         raise TrainingError(f"{error.filename or 'input or output'}: {error.strerror or error}; {how()}") from error
-
-
-def _require(package: str, extra: str) -> None:
-    """Check that the package of an extra is installed."""
-    if find_spec(package) is None:
-        raise SettingsError(f"{extra}: needs {package}, which is not installed: pip install 'tidegate[{extra}]'")
 
 
 def _refuse_warm_start(values: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ import re
 from tidegate.training.errors import SettingsError
 from tidegate.training.settings import AlarmTimes
 
-# What is usual can be told for a stretch of which the data holds many. With 50 of them false alarms keep their rate even
-# where levels wander; with 10 or 20 one slow wave of the data decides.
+# The memory of an alarm, as a share of the data. Data that holds many such stretches shows what is usual: with 50 of them
+# false alarms keep their rate even where levels wander; with 10 or 20 one slow wave of the data decides.
 MEMORY_SHARE = 1 / 50
 MIN_MEMORY = 24.0
 # Longer than faults that somebody should look after, shorter than the seasons.
@@ -14,7 +14,7 @@ MAX_MEMORY_S = 7 * 86_400.0
 # A slow fault has to be found before it has become usual. Averages over few timesteps only repeat the single ones.
 SLOW_SHARE = 1 / 16
 MIN_SLOW, MAX_SLOW = 4.0, 64.0
-# The errors of a network settle within 24 timesteps, a mean of so many is known; 96 are enough for both.
+# The errors of a network settle within 24 timesteps, and a mean over 24 is known well enough; 96 are enough for both.
 MIN_WARM_UP, MAX_WARM_UP = 24, 96
 
 _UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -29,7 +29,7 @@ def alarm_times(
     slow: str | None = None,
     warm_up: str | None = None,
 ) -> AlarmTimes:
-    """The times of an alarm that is fitted on so many rows.
+    """The times of an alarm that is fitted on a number of rows.
 
     Args:
         rows: of the training and the validation part.

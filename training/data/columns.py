@@ -23,7 +23,7 @@ class Columns(TypedDict, total=False):
         exclude: columns to leave out.
         keep: features that stay even if they are constant or empty: targets, and the features of a model.
         derived: features to derive, unless the table has them.
-        fill_gaps: gaps of a regular series of up to so many rows become missing values.
+        fill_gaps: the longest gap of a regular series, in rows, that becomes missing values.
     """
 
     time: str | None

@@ -14,7 +14,7 @@ from tidegate.training.data.source import read_source
 from tidegate.training.errors import ColumnError, MissingColumn, TableError, TableErrors
 from tidegate.training.settings import Source
 
-# A sensor that repeats a value for so many rows, and for this share of all rows, may be stuck.
+# A sensor that repeats a value for this number of rows, and for this share of all rows, may be stuck.
 STUCK_ROWS, STUCK_SHARE = 100, 0.05
 # So many times the distance of the middle half of the values from their median, a value is told: of a normal sensor one in
 # a million lies at seven times.

@@ -137,7 +137,7 @@ def _build_series(
             for name in options.categories
             if name in names and not (name in words and kinds[name] == "number")
         },
-        offsets=_pairs(options.offset, "offset", table),
+        offsets=_offsets(options.offset, table),
         missing=missing,
         suffixes=suffixes,
     )
@@ -303,7 +303,7 @@ def _missing(tokens: Sequence[str]) -> Missing:
     return Missing(tuple(numbers), frozenset(token.strip().lower() for token in tokens))
 
 
-def _pairs(given: Sequence[str], option: str, table: Table) -> dict[str, float]:
+def _offsets(given: Sequence[str], table: Table) -> dict[str, float]:
     """Numbers by column, from `column=number`."""
     pairs = {}
     for text in given:
@@ -314,7 +314,7 @@ def _pairs(given: Sequence[str], option: str, table: Table) -> dict[str, float]:
             column = ""
         if column not in table.types:
             raise MissingColumn(
-                f"{option}: got {text!r}, expected a column and a number, as temp=273.15; there are: {', '.join(table.types)}"
+                f"offset: got {text!r}, expected a column and a number, as temp=273.15; there are: {', '.join(table.types)}"
             )
     return pairs
 

@@ -7,7 +7,7 @@ import numpy as np
 from tidegate.training.data.series import Floats
 from tidegate.training.settings import as_typed
 
-# Between the value and all others lie so many of their ranges: no sensor jumps there and back again and again.
+# The distance of the value from all others, in multiples of their range: no sensor jumps there and back again and again.
 DISTANCE = 3.0
 # Fewer occurrences may be outliers, and fewer others tell no range.
 OCCURRENCES = 2

@@ -55,7 +55,7 @@ def read_source(
         exclude=source.exclude,
         keep=(*keep, *source.known, *(name for name in names if not features.is_derived(name))),
         derived=[name for name in names if features.is_derived(name)],
-        # With the time since the last timestep the network is told of every gap, and resets its state by itself.
+        # With the time since the last timestep the network sees every gap, and resets its state by itself.
         fill_gaps=0 if features.ELAPSED in names else source.fill_gaps,
     )
     if known is None:

@@ -1,4 +1,4 @@
-"""Columns of times -> nanoseconds: which notation a column has is told by all of its cells, never by one.
+"""Columns of times -> nanoseconds: all cells of a column together show its notation, never a single one.
 
 Where two notations fit, day before month and month before day, and nothing tells them apart, the column is refused with both
 readings. Numbers are days as digits (20240301), Unix times, or the days of a spreadsheet, by their size.

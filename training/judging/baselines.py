@@ -73,7 +73,7 @@ def residual_quantiles(baseline: Baseline, truth: FutureValues, rows: Ints, leve
 
 
 def columns_at_once(shape: tuple[int, int], rows: int) -> Iterator[tuple[slice, int]]:
-    """Some horizons and a target at a time, of so many (horizons, targets), with at most `ERRORS_AT_ONCE` errors."""
+    """The horizons and targets in parts: a target and some horizons at a time, with at most `ERRORS_AT_ONCE` errors."""
     group = max(ERRORS_AT_ONCE // max(rows, 1), 1)
     for target in range(shape[1]):
         for low in range(0, shape[0], group):

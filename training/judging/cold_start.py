@@ -18,7 +18,7 @@ from tidegate.training.judging.scores import ColdStart, ColdStartErrors
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 # Enough for a stable mean error of a single timestep. They overlap if the part is short.
 STREAMS = 256
-# A new stream is as good as a long one if its error is larger by at most this share.
+# A new stream counts as as good as a long one if its error is larger by at most this share.
 TOLERANCE = 0.05
 
 

@@ -1,6 +1,9 @@
 """The errors of a model and its baselines, summed over rows that come some at a time.
 
 All forecasts at once are rows times horizons times targets, times the quantiles. Sums are as many as horizons and targets.
+
+Source of the coverage and the width of intervals: Gneiting, Balabdaoui and Raftery, Probabilistic forecasts, calibration and
+sharpness, Journal of the Royal Statistical Society B 69, 2007.
 """
 
 from collections.abc import Mapping, Sequence

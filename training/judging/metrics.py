@@ -3,8 +3,6 @@
 Sources:
     MASE: Hyndman and Koehler, Another look at measures of forecast accuracy, International Journal of Forecasting 22, 2006.
     Pinball loss: Koenker and Bassett, Regression Quantiles, Econometrica 46, 1978.
-    Coverage and width of intervals: Gneiting, Balabdaoui and Raftery, Probabilistic forecasts, calibration and sharpness,
-        Journal of the Royal Statistical Society B 69, 2007.
     F1: van Rijsbergen, Information Retrieval, 1979; the macro average is the plain mean over classes.
     Average precision: the step-wise area under the precision-recall curve, as in Davis and Goadrich, The relationship
         between Precision-Recall and ROC curves, ICML 2006.
@@ -22,11 +20,6 @@ Bools = npt.NDArray[np.bool_]
 
 # The smallest probability that counts: one that float32 rounds to zero must not make the mean infinite.
 MIN_PROBABILITY = 1e-7
-
-
-def mean_absolute(errors: Doubles) -> float:
-    """The mean of |e|."""
-    return float(np.abs(errors).mean())
 
 
 def root_mean_square(errors: Doubles) -> float:
@@ -59,17 +52,6 @@ def pinball(truth: Doubles, quantiles: Doubles, levels: Sequence[float]) -> Doub
     level = np.asarray(levels, np.float64)
     loss: Doubles = np.maximum(level * missed, (level - 1.0) * missed).mean(axis=0)
     return loss
-
-
-def share_below(truth: Doubles, quantiles: Doubles) -> Doubles:
-    """(n,) and (n, levels) -> (levels,): how often the true value is at most the quantile; ideally the level."""
-    share: Doubles = (truth[:, None] <= quantiles).mean(axis=0)
-    return share
-
-
-def coverage_and_width(truth: Doubles, low: Doubles, high: Doubles) -> tuple[float, float]:
-    """How often the true value lies within [low, high], and the mean width."""
-    return float(((low <= truth) & (truth <= high)).mean()), float((high - low).mean())
 
 
 def confusion_matrix(truth: Ints, predicted: Ints, classes: int) -> Ints:

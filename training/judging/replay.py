@@ -32,7 +32,7 @@ OnRows = Callable[[Ints, dict[str, Floats]], None]
 
 
 def drawn_horizons(count: int) -> tuple[int, ...]:
-    """The places of up to `DRAWN` horizons, across the range of so many."""
+    """The places of up to `DRAWN` horizons, spread over all of them."""
     return tuple(sorted({round(place) for place in np.linspace(0, count - 1, DRAWN)})) if count else ()
 
 

@@ -11,7 +11,7 @@ CLASS_BASELINE_NAMES = {"frequencies": "the class frequencies", "linear": "a lin
 MAX_NAMES = 4
 # A model whose error is within this share of the ridge's is the ridge, for all that can be told.
 AS_GOOD = 0.01
-# A smaller share of scored timesteps is told: the scores may be of a special part of them.
+# A smaller share of scored timesteps is mentioned: the scores may be of a special part of them.
 FEW_SCORED = 0.8
 
 

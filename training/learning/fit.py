@@ -41,7 +41,7 @@ Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
 # Rows whose inputs and targets are gathered at once: enough to hide the fixed cost of a gather, few enough to stay in the
 # processor's cache.
 BLOCK_ROWS = 8192
-# The batches of a validation part of up to so many rows are gathered once and kept: a few megabytes. This saves a fiftieth
+# The batches of a validation part of up to this number of rows are gathered once and kept: a few megabytes. This saves a fiftieth
 # of a short epoch.
 CACHED_ROWS = 16_384
 
@@ -351,7 +351,7 @@ class Trainer:
         return tuple(states)
 
     def state_before(self, batch: Batch, state: State) -> State:
-        """The state before a batch: zero where a sequence begins, but for the past values that it knows."""
+        """The state before a batch: zero where a sequence begins, except for past values that are known."""
         state = _reset_rows(state, batch.reset)
         if not batch.warm:
             return state

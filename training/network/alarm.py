@@ -18,7 +18,7 @@ from tidegate.training.settings import AlarmTimes, Forecast
 
 # The running variance follows half as fast as the running mean: it needs more values.
 VARIANCE_FACTOR = 2.0
-# A new stream begins with the variance and the mean error of the fit, which count as much as so many of its own timesteps.
+# A new stream begins with the variance and the mean error of the fit, which count as much as this number of its own timesteps.
 PRIOR_STEPS = 64.0
 # The errors of a new stream count for no estimate in this share of its warm-up: the network has to settle first.
 UNSETTLED_SHARE = 0.25

@@ -207,19 +207,10 @@ class ClassifyHead(Head):
         inputs: Tensor,  # noqa: ARG002
         state: State,
     ) -> tuple[Outputs, State]:
-        """`logits` (time, batch, classes)."""
+        """`logits` (time, batch, classes), or (batch, classes) of a step."""
         return {"logits": self.line(y)}, state
 
-    def step(
-        self,
-        y: Tensor,
-        values: Tensor,  # noqa: ARG002  no last value
-        missing: Tensor,  # noqa: ARG002
-        inputs: Tensor,  # noqa: ARG002
-        state: State,
-    ) -> tuple[Outputs, State]:
-        """`logits` (batch, classes)."""
-        return {"logits": self.line(y)}, state
+    step = sequence
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:  # noqa: ARG002  a probability has no unit
         """`probability` (..., classes), which sum to 1."""

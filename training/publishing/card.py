@@ -47,11 +47,7 @@ def training_facts(run: Run, network: Network, parity: Parity) -> Json:
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "outcome": run.outcome.model_dump(),
         "parity": asdict(parity),
-        "made_with": {
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": metadata.version("onnxruntime"),
-        },
+        "made_with": made_with(),
     }
 
 
@@ -64,6 +60,15 @@ def metadata_facts(facts: Json) -> Json:
     }
     outcome = {key: value for key, value in facts["outcome"].items() if key != "seconds"}
     return facts | {"data": data, "outcome": outcome}
+
+
+def made_with() -> dict[str, str]:
+    """The versions of the libraries that made a graph."""
+    return {
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": metadata.version("onnxruntime"),
+    }
 
 
 def feature_statistics(run: Run, network: Network, series: Series) -> list[Json]:

@@ -18,7 +18,7 @@ from tidegate.training.judging.events import bursts
 Numbers = npt.NDArray[np.float64]
 
 # A chart is drawn twice and the style shows one: across the page, and across a phone of 360 pixels less its margins.
-WIDE, NARROW = 750, 340
+WIDE, NARROW, MATRIX_WIDTH = 750, 340, 460
 # The width of a sans-serif letter at 11 pixels, a little generous: only the browser can measure text.
 LETTER = 6.1
 LINE = 13  # pixels between two direct labels
@@ -141,17 +141,12 @@ class Plot:
             box = f'x="{left:.1f}" y="{self.top:.1f}" width="{max(right - left, 1.5):.1f}"'
             self.marks.append(f'<rect class="{kind}" {box} height="{self.bottom - self.top:.1f}"/>')
 
-    def rule(self, kind: str, *, x: float | None = None, y: float | None = None, text: str = "") -> None:
-        """A straight line at one x or one y, with a word beside it."""
-        if x is not None:
-            place = float(self.across(x))
-            self.marks.append(_segment(kind, place, self.top, place, self.bottom))
-            side = "end" if place > (self.left + self.right) / 2 else "start"
-            self.text(place + (-4 if side == "end" else 4), self.top + 9, text, f"note {side}")
-        if y is not None:
-            place = float(self.up(y))
-            self.marks.append(_segment(kind, self.left, place, self.right, place))
-            self.text(self.right - 2, place - 4, text, "note end")
+    def rule(self, x: float, text: str = "") -> None:
+        """A straight line at one x, with a word beside it."""
+        place = float(self.across(x))
+        self.marks.append(_segment("mark", place, self.top, place, self.bottom))
+        side = "end" if place > (self.left + self.right) / 2 else "start"
+        self.text(place + (-4 if side == "end" else 4), self.top + 9, text, f"note {side}")
 
     def name(self, labels: Sequence[tuple[float, str, str]]) -> None:
         """Direct labels (y, text, kind) beside the right end, moved apart where they would touch."""
@@ -188,11 +183,11 @@ class Plot:
         self.marks.append(_segment("axis", self.left, self.bottom, self.right, self.bottom))
 
 
-def bar_rows(about: str, rows: Sequence[tuple[str, float, str, str]], *, width: int = NARROW) -> str:
+def bar_rows(about: str, rows: Sequence[tuple[str, float, str, str]]) -> str:
     """Horizontal bars (name, value, text, kind) from one zero line, a row each."""
     names, texts = LETTER * max(len(row[0]) for row in rows), LETTER * max(len(row[2]) for row in rows)
     low, high = min(0.0, *(row[1] for row in rows)), max(0.0, *(row[1] for row in rows))
-    left, right = names + 10, width - texts - 8
+    left, right = names + 10, NARROW - texts - 8
     scale = Scale(low, high if high > low else low + 1, ())
     marks = []
     # Room for the text of a bar that reaches to the left.
@@ -206,15 +201,15 @@ def bar_rows(about: str, rows: Sequence[tuple[str, float, str, str]], *, width: 
         )
         marks.append(_text(end + (6 if value >= 0 else -6), y + 12, text, "number" + (" end" if value < 0 else "")))
     height = 24 * len(rows) + 12
-    return _svg(about, width, height, [*marks, _segment("axis", zero, 4, zero, height - 4)])
+    return _svg(about, NARROW, height, [*marks, _segment("axis", zero, 4, zero, height - 4)])
 
 
-def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike, *, width: int = 460) -> str:
+def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike) -> str:
     """Counts (true, predicted) as shaded squares: the darker, the larger the share of the row."""
     table = np.asarray(counts, np.float64)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     left = 12 + LETTER * max(len(name) for name in names)
-    size = min((width - left) / len(names), 64.0)
+    size = min((MATRIX_WIDTH - left) / len(names), 64.0)
     digits = LETTER * max(len(f"{count:,.0f}") for count in table.ravel())
     marks = [_text(left, 11, "predicted", "note"), _text(0, 11, "true", "note")]
     for row, name in enumerate(names):
@@ -235,7 +230,7 @@ def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike, *, width: in
                 marks.append(
                     _text(x + size / 2, y + size / 2 + 4, text, f"cell middle{' strong' if part > 0.5 else ''}")
                 )
-    return _svg(about, width, math.ceil(48 + size * len(names)), marks)
+    return _svg(about, MATRIX_WIDTH, math.ceil(48 + size * len(names)), marks)
 
 
 def responsive(draw: Callable[[int], str]) -> str:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from tidegate.training.data.series import Floats
 from tidegate.training.errors import ModuleError, SettingsError
+from tidegate.training.publishing.card import made_with
 from tidegate.training.publishing.export import CONTRACT, set_description
 from tidegate.training.publishing.module import Description, Feature, Output, State, Step
 from tidegate.training.publishing.module_parity import check_module_parity, probe
@@ -181,11 +181,7 @@ def _card(step: Step, contract: dict[str, Any], parity: Parity, content: bytes) 
         "description": contract,
         "parameters": sum(weight.numel() for weight in step.parameters()),
         "parity": asdict(parity),
-        "made_with": {
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": metadata.version("onnxruntime"),
-        },
+        "made_with": made_with(),
         "features": contract["features"],
         "scores": {},
     }

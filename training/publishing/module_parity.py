@@ -12,16 +12,16 @@ from tidegate.training.judging.graph import Graph
 from tidegate.training.publishing.module import Step
 from tidegate.training.publishing.parity import (
     PARITY_BATCHES,
-    PARITY_EMPTY,
     PARITY_LIMIT,
-    PARITY_MISSING,
     PARITY_PERTURBATIONS,
     PARITY_STEPS,
     Gap,
     Numbers,
     Parity,
+    Worst,
     judge,
     perturbed,
+    with_missing,
 )
 
 # The tensors by name. With a time axis before the others, if they are of many steps.
@@ -97,11 +97,7 @@ def probe(step: Step, samples: Floats | None, *, missing: bool) -> Floats:
         for index, feature in enumerate(step.description.features):
             if feature.low is not None and feature.high is not None:
                 values[..., index] = rng.uniform(feature.low, feature.high, shape[:2])
-    if not missing:
-        return values
-    silent = rng.random((*shape[:2], 1)) < PARITY_EMPTY
-    silent[0] = True
-    return np.where(silent | (rng.random(shape) < PARITY_MISSING), np.float32(np.nan), values).astype(np.float32)
+    return with_missing(values, rng) if missing else values
 
 
 def _run_module(step: Step, x: Floats, shifts: Mapping[str, float] | None = None, seed: int = 0) -> Results:
@@ -146,9 +142,7 @@ def _single_gaps(
     step: Step, twins: Sequence[Step], x: Floats, replayed: Results, states: Sequence[Results], units: Results
 ) -> list[Gap]:
     """The differences of single steps, from the states of the graph, and those of the twins of the module."""
-    sizes: dict[str, float] = {}
-    roundings: dict[str, float] = {}
-    batch = x.shape[1]
+    worst, batch = Worst(), x.shape[1]
     for first in range(0, len(x), _STEPS_PER_BATCH):
         chunk = slice(first, first + _STEPS_PER_BATCH)
         before = _joined(step, states[:-1][chunk])
@@ -157,10 +151,9 @@ def _single_gaps(
         truth, *others = (_one_step(one, rows, before, batch) for one in (step, *twins))
         for name, part in truth.items():
             unit = units[name] if name in units else _size(part)
-            sizes[name] = max(sizes.get(name, 0.0), _difference(part, got[name], unit))
-            least = (_difference(part, other[name], unit) for other in others)
-            roundings[name] = max(roundings.get(name, 0.0), *least)
-    return [Gap(name, size, roundings[name], "after a single step from the same state") for name, size in sizes.items()]
+            rounding = max(_difference(part, other[name], unit) for other in others)
+            worst.add(name, _difference(part, got[name], unit), rounding)
+    return worst.gaps("after a single step from the same state")
 
 
 def _joined(step: Step, states: Sequence[Results]) -> Results:

@@ -129,7 +129,7 @@ def _gaps(network: Network, graph: Graph, batch: int) -> list[Gap]:
     twins = [perturbed(network, seed) for seed in range(PARITY_PERTURBATIONS)]
     # The last is exact. Each keeps the state of its own sequence.
     runs = [_Sequence(one, batch) for one in (network, *twins, exact)]
-    single, whole = _Worst(), _Worst()
+    single, whole = Worst(), Worst()
     every = _single_step_distance(state)
     for first in range(0, len(x), _STEPS_PER_BATCH):
         rows = x[first : first + _STEPS_PER_BATCH]
@@ -154,7 +154,7 @@ def _gaps(network: Network, graph: Graph, batch: int) -> list[Gap]:
     return [*single.gaps("after a single step from the same state"), *whole.gaps(f"after {PARITY_STEPS} steps")]
 
 
-class _Worst:
+class Worst:
     """The largest difference of each output and state so far, and its largest rounding."""
 
     def __init__(self) -> None:
@@ -286,6 +286,11 @@ def _probe_inputs(network: Network, batch: int) -> Floats:
     elapsed = network.architecture.elapsed
     if elapsed is not None:  # steps over decades, so that some renew the state
         values[..., elapsed.feature] = elapsed.reset_s * np.exp(rng.normal(-4.0, 2.0, shape[:2]))
-    silent = rng.random((*shape[:2], 1)) < PARITY_EMPTY
+    return with_missing(values, rng)
+
+
+def with_missing(values: Floats, rng: np.random.Generator) -> Floats:
+    """The values (time, batch, features) with some of them missing, among them the whole first timestep."""
+    silent = rng.random((*values.shape[:2], 1)) < PARITY_EMPTY
     silent[0] = True
-    return np.where(silent | (rng.random(shape) < PARITY_MISSING), np.float32(np.nan), values).astype(np.float32)
+    return np.where(silent | (rng.random(values.shape) < PARITY_MISSING), np.float32(np.nan), values).astype(np.float32)

@@ -97,7 +97,7 @@ def tune(request: Request, search: Search, callbacks: Callbacks, prepared: Prepa
     Raises:
         TrainingError: a problem that the user can solve.
     """
-    # Checked before the data is read; what the usual space holds depends on the data too.
+    # Checked before the data is read. The default space depends on the data too.
     check_space(request, search)
     prepared = prepared or prepare(request, read_request(request), callbacks.on_note)
     series = prepared.series
@@ -170,7 +170,7 @@ class TrialRunner:
         architecture = prepared.architecture.model_copy(update=request.shape.model_dump())
         task = architecture.task
         if not isinstance(task, Classify):
-            # Validated: a link may need a season that there is none of.
+            # Validated: a link may need a season, and there may be none.
             task = Forecast.model_validate(task.model_dump() | {"links": request.links})
             architecture = architecture.model_copy(update={"task": task})
         given = prepare_links(prepared.series, prepared.split, prepared.scaler, architecture, ridge=ridge)

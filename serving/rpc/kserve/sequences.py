@@ -59,7 +59,7 @@ class Sequences:
             TidegateError: as `StreamBackend.open` does.
 
         """
-        self.access.take_opens(caller, 1)
+        self.access.take_open(caller)
         for tries_left in range(TRIES, 0, -1):
             try:
                 with quota.reserve(spec):
@@ -81,7 +81,7 @@ class Sequences:
             TidegateError: as `StreamBackend.open` does.
 
         """
-        self.access.take_opens(caller, 1)
+        self.access.take_open(caller)
         try:
             with quota.reserve():
                 existing = replace(options, existence=Existence.MUST_EXIST)

@@ -107,7 +107,7 @@ def test_every_text_is_escaped() -> None:
     nasty = "<b>&\"'"
     plot = Plot(nasty, charts.linear([0, 1], nasty), charts.linear([0, 1], nasty), names=(nasty,))
     plot.name([(0.5, nasty, "a")])
-    plot.rule("mark", x=0.5, text=nasty)
+    plot.rule(0.5, nasty)
     svgs = [
         plot.svg(),
         charts.bar_rows(nasty, [(nasty, 1.0, nasty, "a")]),

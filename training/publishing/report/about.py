@@ -83,7 +83,7 @@ def learning(content: ReportContent) -> Html:
     across = charts.Scale(first, max(*epochs, first + 1), whole_ticks(first, max(epochs)), "epoch")
     loss, score = [row["loss"] for row in history], [row["score"] for row in history]
     plot = Plot("loss by epoch", across, charts.linear([*loss, *score], ticks=4), height=220, names=("validation",))
-    plot.rule("mark", x=best, text=f"kept: epoch {best}")
+    plot.rule(best, f"kept: epoch {best}")
     plot.line(epochs, loss, "a")
     plot.line(epochs, score, "b")
     plot.dots(

@@ -113,7 +113,7 @@ def residuals(content: ReportContent) -> Html:
             scale = charts.linear(shares, "% of forecasts", zero=True, ticks=3)
             plot = Plot(f"{name}, {ahead} ahead: errors", charts.linear(edges, unit, ticks=4), scale, height=150)
             plot.bars(edges, shares, colour)
-            plot.rule("mark", x=0.0)
+            plot.rule(0.0)
             spread.append(figure(f"{name}, {ahead} ahead", plot.svg()))
         # Of days there is no hour.
         if period_s is None or period_s < 43_200:
