@@ -29,12 +29,12 @@ from tidegate.runtime.stream_registry import StreamRegistry, contention_error, i
 from tidegate.runtime.stream_service import CLAIM_TRIES, PHASE_BY_TOMBSTONE, STREAM_ID_BYTES
 from tidegate.runtime.version_loader import VersionLoader
 from tidegate.runtime.version_set import VersionName
-from tidegate.store import Holder, Record, ScanFilter, Store, StreamMetadata, Tombstone, decode, encode
+from tidegate.store import Holder, Record, ScanFilter, ScanScope, Store, StreamMetadata, Tombstone, decode, encode
 
 # How many scans look for the streams of a page: about a second, when few of a million streams match. The caller asks on.
 SCANS_OF_A_PAGE = 100
 # The filter of the store's scan for each phase that a client lists.
-SCAN_FILTERS = {Phase.LIVE: ScanFilter.IN_MEMORY, Phase.PARKED: ScanFilter.ALL, Phase.EXPIRED: ScanFilter.EXPIRED}
+SCAN_SCOPES = {Phase.LIVE: ScanScope.IN_MEMORY, Phase.PARKED: ScanScope.ALL, Phase.EXPIRED: ScanScope.EXPIRED}
 
 
 class AdminService:
@@ -102,12 +102,11 @@ class AdminService:
         Only those in `phase`, of `model` and of `version`, as far as these are given. A stream that another server has
         in memory is described as of its last checkpoint.
         """
-        scan_filter = ScanFilter.ALL if phase is None else SCAN_FILTERS.get(phase, ScanFilter.ALL)
+        scope = ScanScope.ALL if phase is None else SCAN_SCOPES.get(phase, ScanScope.ALL)
+        wanted = ScanFilter(tenant, prefix, scope, model, version)
         streams: list[StreamInfo] = []
         for _ in range(SCANS_OF_A_PAGE):
-            heads, following = await self._store.scan(
-                tenant, prefix, after, limit - len(streams), scan_filter, model=model, version=version
-            )
+            heads, following = await self._store.scan(wanted, after, limit - len(streams))
             streams += [info for info in map(self._info, heads) if phase is None or info.phase is phase]
             after = following or ""
             if not after or len(streams) == limit:

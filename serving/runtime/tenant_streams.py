@@ -64,6 +64,6 @@ class TenantStreams:
         found = 0
         following: str | None = ""
         while following is not None and found < at_most:
-            page, following = await self._store.scan(tenant, "", following, min(PAGE, at_most - found), ScanFilter.ALL)
+            page, following = await self._store.scan(ScanFilter(tenant), following, min(PAGE, at_most - found))
             found += len(page)
         return found

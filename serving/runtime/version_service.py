@@ -13,7 +13,7 @@ from tidegate.runtime.repository import ModelPhase, Repository, ServedModel
 from tidegate.runtime.version_loader import VersionLoader
 from tidegate.runtime.version_set import VersionName
 from tidegate.runtime.version_watch import VersionWatch
-from tidegate.store import Store
+from tidegate.store import ScanFilter, Store
 
 # As many streams as a store reads in some milliseconds.
 PAGE_ROWS = 10_000
@@ -118,7 +118,7 @@ class VersionService:
         parked: Counter[str] = Counter()
         after: str | None = ""
         while after is not None:
-            page, after = await self._store.scan(tenant, "", after, PAGE_ROWS)
+            page, after = await self._store.scan(ScanFilter(tenant), after, PAGE_ROWS)
             for head in page:
                 if not head.tombstone:
                     (live if head.live else parked)[head.model.title] += 1

@@ -7,7 +7,16 @@ from dataclasses import replace
 from itertools import repeat
 
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from tidegate.store.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
+from tidegate.store.store import (
+    Holder,
+    Record,
+    Residency,
+    ResidencyUpdate,
+    ScanFilter,
+    ScanScope,
+    StreamMetadata,
+    Tombstone,
+)
 
 # How many streams one `scan` reads, and how many one `expire` changes: about ten milliseconds.
 SCAN_ROWS = 10_000
@@ -167,27 +176,17 @@ class MemoryStore:
         self._bury(record.metadata, Tombstone.DELETED, self._clock())
         return True
 
-    async def scan(
-        self,
-        tenant: str,
-        prefix: str,
-        after: str,
-        limit: int,
-        scan_filter: ScanFilter = ScanFilter.ALL,
-        *,
-        model: str = "",
-        version: str = "",
-    ) -> tuple[list[StreamMetadata], str | None]:
+    async def scan(self, wanted: ScanFilter, after: str, limit: int) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
-        ids, prefix_bytes = self._order.get(tenant, []), prefix.encode()
+        ids, prefix_bytes = self._order.get(wanted.tenant, []), wanted.prefix.encode()
         last = after.encode()
         start = bisect_right(ids, last) if last >= prefix_bytes else bisect_left(ids, prefix_bytes)
         found: list[StreamMetadata] = []
         for index in range(start, min(start + SCAN_ROWS, len(ids))):
             if not ids[index].startswith(prefix_bytes):
                 return found, None
-            metadata = self._records[Key(tenant, ids[index].decode())].metadata
-            if _is(metadata, scan_filter) and metadata.model.matches(model, version):
+            metadata = self._records[Key(wanted.tenant, ids[index].decode())].metadata
+            if _is(metadata, wanted.scope) and metadata.model.matches(wanted.model, wanted.version):
                 found.append(metadata)
             if len(found) == limit:
                 return found, metadata.key.stream_id
@@ -273,10 +272,10 @@ class MemoryStore:
         del ids[bisect_left(ids, metadata.key.stream_id.encode())]
 
 
-def _is(metadata: StreamMetadata, scan_filter: ScanFilter) -> bool:
-    if scan_filter is ScanFilter.ALL:
+def _is(metadata: StreamMetadata, scope: ScanScope) -> bool:
+    if scope is ScanScope.ALL:
         return metadata.tombstone is not Tombstone.DELETED
-    if scan_filter is ScanFilter.EXPIRED:
+    if scope is ScanScope.EXPIRED:
         return metadata.tombstone is Tombstone.EXPIRED
     return not metadata.tombstone and metadata.holder is Holder.SELF
 

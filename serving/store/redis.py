@@ -188,24 +188,14 @@ class RedisStore:
         """Replaces a stream by a tombstone if it has that epoch."""
         return bool(await self._one(DELETE, key, epoch))
 
-    async def scan(
-        self,
-        tenant: str,
-        prefix: str,
-        after: str,
-        limit: int,
-        scan_filter: ScanFilter = ScanFilter.ALL,
-        *,
-        model: str = "",
-        version: str = "",
-    ) -> tuple[list[StreamMetadata], str | None]:
+    async def scan(self, wanted: ScanFilter, after: str, limit: int) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
-        prefix_bytes, after_bytes = prefix.encode(), after.encode()
+        tenant, prefix_bytes, after_bytes = wanted.tenant, wanted.prefix.encode(), after.encode()
         least = b"(" + after_bytes if after_bytes >= prefix_bytes else b"[" + prefix_bytes
         # UTF-8 has no byte 255. So the prefix with its last byte incremented comes after all ids with the prefix.
         greatest = b"(" + prefix_bytes[:-1] + bytes([prefix_bytes[-1] + 1]) if prefix_bytes else b"+"
         beginning = stream_key(Key(tenant, ""))
-        selected = (scan_filter.value, self._writer, model, version)
+        selected = (wanted.scope.value, self._writer, wanted.model, wanted.version)
         arguments = (least, greatest, limit, SCAN_ROWS, beginning, writer_key(""), *selected)
         found_json, next_id = await self._script(SCAN, (ids_key(tenant),), arguments)
         found = [

@@ -121,19 +121,9 @@ class SqliteStore:
         """Replaces a stream by a tombstone if it has that epoch."""
         return await self._submit([key], Database.delete, key, epoch)
 
-    async def scan(
-        self,
-        tenant: str,
-        prefix: str,
-        after: str,
-        limit: int,
-        scan_filter: ScanFilter = ScanFilter.ALL,
-        *,
-        model: str = "",
-        version: str = "",
-    ) -> tuple[list[StreamMetadata], str | None]:
+    async def scan(self, wanted: ScanFilter, after: str, limit: int) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
-        return await self._submit([], Database.scan, tenant, prefix, after, limit, scan_filter, model, version)
+        return await self._submit([], Database.scan, wanted, after, limit)
 
     async def expire(
         self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int

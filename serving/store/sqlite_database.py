@@ -241,11 +241,10 @@ class Database:
             tombstone = 2, owner = '', updated_unix_nano = ? WHERE tenant = ? AND stream_id = ? AND epoch = ? AND tombstone != 2"""
         return self._execute(sql, (now, *key, epoch)).rowcount == 1
 
-    def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter, model: str, version: str
-    ) -> tuple[list[StreamMetadata], str | None]:
+    def scan(self, wanted: ScanFilter, after: str, limit: int) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids, and the id to continue after."""
         now = self._clock()
+        tenant, prefix, scope, model, version = wanted
         arguments = {
             "tenant": tenant,
             "after": after,
@@ -260,7 +259,7 @@ class Database:
             "version": version,
         }
         condition = f"""tenant = :tenant AND stream_id > :after AND stream_id >= :prefix AND (:all OR stream_id < :end)
-            AND {SCAN_CONDITIONS[scan_filter]}"""
+            AND {SCAN_CONDITIONS[scope]}"""
         stop: str | None = None
         if model or version:  # perhaps few of many: there is no index for them
             last = self._execute(

@@ -4,7 +4,7 @@ Columns that are read without the record come before it in the table: to reach a
 reads all of it.
 """
 
-from tidegate.store.store import ScanFilter
+from tidegate.store.store import ScanScope
 
 SCHEMA = 3
 # "TdGt": identifies a database of Tidegate, also for the command `file`.
@@ -79,9 +79,9 @@ BUILD = {0: (_STREAMS, *_INDEXES, *_BESIDE), 1: (*_FROM_1, *_BESIDE), 2: _FROM_2
 BEAT = "ifnull((SELECT beat_unix_nano FROM writers WHERE writers.writer = streams.writer), 0)"
 METADATA_COLUMNS = f"""stream_id, epoch, step, model_name, model_version, fingerprint, created_unix_nano, updated_unix_nano,
     state_bytes, tombstone, streams.writer, mark, asked, answered, owner, CASE mark WHEN 0 THEN 0 ELSE {BEAT} END"""
-# The condition of each scan filter. Each has an index with few more rows.
+# The condition of each scope of a scan. Each has an index with few more rows.
 SCAN_CONDITIONS = {
-    ScanFilter.ALL: "tombstone != 2",
-    ScanFilter.IN_MEMORY: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} BETWEEN :first AND :last)",
-    ScanFilter.EXPIRED: "tombstone = 1",
+    ScanScope.ALL: "tombstone != 2",
+    ScanScope.IN_MEMORY: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} BETWEEN :first AND :last)",
+    ScanScope.EXPIRED: "tombstone = 1",
 }

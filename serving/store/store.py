@@ -105,12 +105,25 @@ class Record:
         return self.metadata.model if self.checkpoint is None else self.checkpoint.model
 
 
-class ScanFilter(Enum):
-    """Which streams a scan returns; deleted ones never."""
+class ScanScope(Enum):
+    """Which streams of a tenant a scan returns; deleted ones never."""
 
     ALL = "all"
     IN_MEMORY = "held"  # a writer that is alive has it in memory
     EXPIRED = "expired"
+
+
+class ScanFilter(NamedTuple):
+    """Which streams a scan returns: those of a tenant whose ids begin with `prefix`, and that are in the scope.
+
+    With `model` or `version`, only streams that were claimed under it last.
+    """
+
+    tenant: str
+    prefix: str = ""
+    scope: ScanScope = ScanScope.ALL
+    model: str = ""
+    version: str = ""
 
 
 class Store(Protocol):
@@ -182,22 +195,11 @@ class Store(Protocol):
         notice.
         """
 
-    async def scan(
-        self,
-        tenant: str,
-        prefix: str,
-        after: str,
-        limit: int,
-        scan_filter: ScanFilter = ScanFilter.ALL,
-        *,
-        model: str = "",
-        version: str = "",
-    ) -> tuple[list[StreamMetadata], str | None]:
-        """The metadata of a tenant's streams, also of expired ones, in the order of their ids (as UTF-8 bytes).
+    async def scan(self, wanted: ScanFilter, after: str, limit: int) -> tuple[list[StreamMetadata], str | None]:
+        """The metadata of streams, also of expired ones, in the order of their ids (as UTF-8 bytes).
 
-        Returns at most `limit` streams whose ids begin with `prefix` and come after `after`; and the id to continue
-        after, None when there are no more. With `model` or `version`, only streams that were claimed under it last. A
-        call may stop early, so that it takes milliseconds even if few streams match.
+        Returns at most `limit` streams whose ids come after `after`; and the id to continue after, None when there are
+        no more. A call may stop early, so that it takes milliseconds even if few streams match.
         """
 
     async def expire(

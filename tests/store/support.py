@@ -16,7 +16,16 @@ import numpy as np
 from tests.ports import free_port
 from tests.timeouts import TIMEOUT_S
 from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from tidegate.store import MemoryStore, Residency, ResidencyUpdate, ScanFilter, SqliteStore, Store, StreamMetadata
+from tidegate.store import (
+    MemoryStore,
+    Residency,
+    ResidencyUpdate,
+    ScanFilter,
+    ScanScope,
+    SqliteStore,
+    Store,
+    StreamMetadata,
+)
 
 MODEL = ModelId("demo", "1", "f" * 64)
 OTHER_MODEL = ModelId("démo", "2", "e" * 64)
@@ -62,13 +71,14 @@ async def begin(store: Store, of: Key, seen_epoch: int = 0, model: ModelId = MOD
 
 
 async def scan(
-    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL, **of_model: str
+    store: Store, tenant: str, prefix: str, after: str, limit: int, scope: ScanScope = ScanScope.ALL, **of_model: str
 ) -> list[StreamMetadata]:
     """Up to so many streams, however often the scan stops early."""
+    wanted = ScanFilter(tenant, prefix, scope, **of_model)
     heads: list[StreamMetadata] = []
     following: str | None = after
     while following is not None and len(heads) < limit:
-        page, following = await store.scan(tenant, prefix, following, limit - len(heads), wanted, **of_model)
+        page, following = await store.scan(wanted, following, limit - len(heads))
         heads += page
     return heads
 

@@ -25,6 +25,7 @@ from tidegate.store import (
     Residency,
     ResidencyUpdate,
     ScanFilter,
+    ScanScope,
     Store,
     StreamMetadata,
     Tombstone,
@@ -393,7 +394,7 @@ async def test_a_scan_keeps_to_a_model(
     del claimed["s00"]
     for prefix in ("", "s1"):
         expected = [key(each) for each, of in claimed.items() if each.startswith(prefix) and of.matches(model, version)]
-        for wanted in (ScanFilter.ALL, ScanFilter.IN_MEMORY):
+        for wanted in (ScanScope.ALL, ScanScope.IN_MEMORY):
             of_model = {"model": model, "version": version}
             found = [head.key for head in await scan(store, "default", prefix, "", 100, wanted, **of_model)]
             pages: list[Key] = []
@@ -407,9 +408,9 @@ async def test_a_scan_for_a_model_stops_early(store: Store, monkeypatch: pytest.
     for module in (memory, redis, sqlite_database):
         monkeypatch.setattr(module, "SCAN_ROWS", 10)
     await claim_versions(store)
-    page, following = await store.scan("default", "", "", 100, model="pond")
+    page, following = await store.scan(ScanFilter("default", model="pond"), "", 100)
     assert (page, following) == ([], "s09")
-    page, following = await store.scan("default", "", "s09", 100, model="toy")
+    page, following = await store.scan(ScanFilter("default", model="toy"), "s09", 100)
     assert ([head.key.stream_id for head in page], following) == (["s12", "s13", "s16", "s17"], "s19")
 
 

@@ -25,7 +25,7 @@ from tests.store.support import (
     sqlite_place,
 )
 from tidegate.core.spec import Checkpoint, Key, ModelId
-from tidegate.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
+from tidegate.store import Holder, Record, Residency, ResidencyUpdate, ScanScope, StreamMetadata, Tombstone
 
 # Few keys, so that operations collide. The ids differ only in their bytes.
 KEYS = [Key(tenant, stream_id) for tenant, stream_id in (("a", "x"), ("a", "xé"), ("a", "y"), ("a:b", "x"))]
@@ -258,7 +258,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.run(scan(self.store, tenant, "x", "x", 1)) == narrow[:1]
             expired = [head for head in heads if head.tombstone]
             held = [head for head in heads if head.holder is Holder.SELF]
-            for wanted, those in ((ScanFilter.EXPIRED, expired), (ScanFilter.IN_MEMORY, held)):
+            for wanted, those in ((ScanScope.EXPIRED, expired), (ScanScope.IN_MEMORY, held)):
                 assert self.run(scan(self.store, tenant, "", "", 10, wanted)) == those
         assert self.run(self.store.count()) == sum(not stream.tombstone for stream in self.streams.values())
 

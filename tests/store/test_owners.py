@@ -6,7 +6,7 @@ import pytest
 
 from tests.store.support import MODEL, MS, OTHER_MODEL, Place, RedisServer, begin, checkpoint, claim, key, scan
 from tidegate.core.spec import Key
-from tidegate.store import Residency, ResidencyUpdate, ScanFilter, Store, Tombstone, make_store
+from tidegate.store import Residency, ResidencyUpdate, ScanScope, Store, Tombstone, make_store
 
 # The longest owner, with all that a text may contain: quotes, a NUL, characters of one to four bytes.
 ODD = "'%_\"\\\x00\n" + "é日🜁" * 13 + "e"
@@ -66,8 +66,8 @@ async def test_only_a_claim_changes_the_owner(store: Store) -> None:
     ]
 
 
-@pytest.mark.parametrize("wanted", [ScanFilter.ALL, ScanFilter.IN_MEMORY])
-async def test_each_head_of_a_scan_has_its_own_owner(store: Store, wanted: ScanFilter) -> None:
+@pytest.mark.parametrize("wanted", [ScanScope.ALL, ScanScope.IN_MEMORY])
+async def test_each_head_of_a_scan_has_its_own_owner(store: Store, wanted: ScanScope) -> None:
     """Owners of other streams, and streams without an owner, are not mixed up."""
     names = {"a": "ann", "b": "", "c": "cid", "d": "ann"}
     for stream_id, owner in names.items():
