@@ -1,4 +1,4 @@
-"""Measures the start of a server: from the start of the process to the ready line, with the committed model, and with ten of it.
+"""Measures the start of a server: from the start of the process to the ready line, with the committed model, and with more of it.
 
 python benchmarks/ready.py [--rounds 7] [--quick]
 
@@ -27,6 +27,7 @@ FLOORS = {
 
 TEN = "ten models, {} workers"
 FIRST = "ten models, 2 workers, never tried before"
+VERSIONS = "thirty versions of a model, 1 worker"
 
 
 def ready_seconds(data: Path, models: Path = ROOT / "models", *options: str) -> dict[str, float]:
@@ -54,6 +55,11 @@ def main(rounds: Rounds = 7, quick: Quick = False) -> None:
             turns[TEN.format(workers)] = partial(
                 ready_seconds, compare.folder / "data", compare.folder / "ten", "--workers", workers
             )
+        for number in range(1, 31):
+            shutil.copytree(
+                ROOT / "models" / "appliances" / "1", compare.folder / "versions" / "appliances" / str(number)
+            )
+        turns[VERSIONS] = partial(ready_seconds, compare.folder / "data", compare.folder / "versions")
         # Each time with a folder for data that knows no model.
         turns[FIRST] = lambda: ready_seconds(
             Path(mkdtemp(dir=compare.folder)), compare.folder / "ten", "--workers", "2"
