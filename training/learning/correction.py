@@ -125,8 +125,9 @@ class _Sums:
     def error(self, kept: Doubles) -> Doubles:
         """(horizons, targets): the mean absolute error with these shares; 0 without a true value."""
         place = np.searchsorted(SHARES, kept)[None]
-        total: Doubles = np.take_along_axis(self.absolute.sum(axis=0), place, axis=0)[0]
-        return total / np.maximum(self.count.sum(axis=0), 1.0)
+        total = np.take_along_axis(self.absolute.sum(axis=0), place, axis=0)[0]
+        mean: Doubles = total / np.maximum(self.count.sum(axis=0), 1.0)
+        return mean
 
 
 def _block(order: Ints, known: Ints) -> Ints:
