@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
@@ -26,6 +26,8 @@ MISSING = frozenset(
 BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "on": 1.0, "off": 0.0}
 # The number of bytes at the begin of a file that show what it is.
 HEAD_BYTES = 64
+# What may stand around a cell; the byte order mark of a file that was joined to others among it.
+BLANK = " \t\ufeff"
 # A message names at most this many unknown words.
 MAX_UNKNOWN = 5
 # Training reads far more kinds of files. A file of another kind is refused with these words.
@@ -181,7 +183,7 @@ def _single_series(path: Path, table: SensorTable, column: str) -> SensorTable:
 
 def _read_rows(
     path: Path,
-    header: Sequence[str],
+    header: list[str],
     rows: Iterable[list[str]],
     features: Sequence[str],
     group: str,
@@ -200,9 +202,8 @@ def _read_rows(
     values: list[list[float]] = []
     labels: list[str] = []
     groups: list[str] = []
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue  # an empty line, often the last one
+    repeated: list[int] = []
+    for number, row in _below(rows, header, repeated):
         if len(row) != len(header):
             raise InvalidTable(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
         values.append(
@@ -221,6 +222,10 @@ def _read_rows(
     name = "row" if label is None else header[label]
     table = SensorTable(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
     notes = []
+    if repeated:
+        many = len(repeated)
+        which = "1 line between the rows repeats" if many == 1 else f"{many} lines between the rows repeat"
+        notes.append(f"{which} the header: left out")
     for index, column in cells.items():
         codes, unknown = _codes(column, categories[header[index]])
         table.values[:, columns.index(index)] = codes
@@ -229,6 +234,16 @@ def _read_rows(
                 f"column {header[index]}: unknown words are missing values: {', '.join(unknown[:MAX_UNKNOWN])}"
             )
     return replace(table, labelled=label is not None, notes=tuple(notes))
+
+
+def _below(rows: Iterable[list[str]], header: list[str], repeated: list[int]) -> Iterator[tuple[int, list[str]]]:
+    """The rows with the numbers of their lines; those that are the header again go to `repeated`: files that were joined."""
+    has_words = not all(map(_is_number, header))
+    for number, row in enumerate(rows, start=2):
+        if has_words and [cell.strip(BLANK) for cell in row] == header:
+            repeated.append(number)
+        elif row:  # an empty line is often the last one
+            yield number, row
 
 
 def _codes(cells: Sequence[str], words: Sequence[str]) -> tuple[list[float], list[str]]:
@@ -264,6 +279,14 @@ def _missing_of(words: Sequence[str], column: str) -> frozenset[str]:
     """What means a missing value in a column, beside the usual words; a number however it is written."""
     own = [word.removeprefix(f"{column}=") for word in words if "=" not in word or word.startswith(f"{column}=")]
     return frozenset(part for word in own for part in (word, _plain(word)))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(text: str) -> str:

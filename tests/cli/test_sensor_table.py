@@ -55,6 +55,21 @@ def test_labels_that_are_times_are_read_as_such(
     assert table.times() == times
 
 
+def test_exports_that_were_joined_are_read(tmp_path: Path) -> None:
+    """Each has its header, perhaps with a byte order mark before it. A line says how many were left out."""
+    table = read_table(write(tmp_path, "when,a\nnoon,1\nwhen,a\none,2\n\ufeffwhen, a\ntwo,3\n"), ["a"])
+    assert table.labels == ("noon", "one", "two")
+    assert table.values[:, 0].tolist() == [1, 2, 3]
+    assert table.notes == ("2 lines between the rows repeat the header: left out",)
+
+
+def test_a_row_of_values_is_never_taken_for_the_header(tmp_path: Path) -> None:
+    """Columns may be called 1 and 2."""
+    table = read_table(write(tmp_path, "1,2\n5,6\n1,2\n"), ["1", "2"])
+    assert table.values.tolist() == [[5, 6], [1, 2]]
+    assert table.notes == ()
+
+
 def test_rows_without_a_label_are_numbered(tmp_path: Path) -> None:
     """From 1."""
     table = read_table(write(tmp_path, "a\n5\n6\n"), ["a"])

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidegate.training.data.cells import NumberFormat, is_number_like
+from tidegate.training.data.cells import SAVE_AGAIN, UNCALCULATED, NumberFormat, is_number_like
 from tidegate.training.data.parse import Codes, Doubles, Missing, codes_of, numbers_of
 from tidegate.training.data.series import Floats, Times
 from tidegate.training.data.table import Table
@@ -157,6 +157,10 @@ class TableArrays:
         if is_number_like(text):
             sign = "comma" if numbers.decimal == "," else "point"
             advice = f"numbers with a decimal {sign}; say how they are written with --decimal and --thousands, or "
+        elif text == UNCALCULATED:
+            advice = (
+                f"numbers; {SAVE_AGAIN}, or take it for a missing value with --missing-values {as_typed(text)}, or "
+            )
         else:
             advice = f"numbers; if it means a missing value add --missing-values {as_typed(text)}, if the words are states --categories {as_typed(name)}, or "
         return TextColumn(

@@ -15,6 +15,9 @@ MISSING_CELLS = (
     *("", "-", "--", "---", "?", "NA", "N/A", "n/a", "#N/A", "#NA", "#NV", "<NA>", "NaN", "nan", "-NaN", "-nan"),
     *("NULL", "Null", "null", "1.#QNAN", "-1.#IND"),
 )
+# What a sheet holds for a formula that no program has calculated.
+UNCALCULATED = "a formula without a value"
+SAVE_AGAIN = "open the file in a spreadsheet program and save it, which calculates its formulas"
 BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "on": 1.0, "off": 0.0}
 
 _NUMBER_LIKE = re.compile(r"[-+−]?(?:\d[\d.,'’\u00a0\u202f ]*|[.,]\d+)(?:[eE][-+]?\d+)?")

@@ -1,6 +1,6 @@
 """The roles of the columns of a table: its time, group, label and split key, its features, and the derived ones."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypedDict
 
 from tidegate.training.data import features
@@ -90,10 +90,12 @@ def role_columns(table: Table, columns: Columns) -> dict[str, str]:
     return roles
 
 
-def time_columns(table: Table, columns: Columns, roles: dict[str, str], kinds: dict[str, str]) -> list[str]:
+def time_columns(
+    table: Table, columns: Columns, roles: dict[str, str], kinds: dict[str, str], timed: Collection[str] = ()
+) -> list[str]:
     """The columns of times: one, or several that are joined; none if rows are a period apart, or numbered.
 
-    `kinds` tells what the cells of each column are, see `kind_of`.
+    `kinds` tells what the cells of each column are, see `kind_of`; `timed` are the dates that have a time of day.
     """
     chosen, period_s = columns.get("time"), columns.get("period_s")
     passed = {*roles.values(), *columns.get("exclude", ())}
@@ -106,7 +108,7 @@ def time_columns(table: Table, columns: Columns, roles: dict[str, str], kinds: d
                     f"{table.name}: column {column!r} is the time and the group or label; expected one of them"
                 )
     else:
-        found = _find_times(table, passed, kinds, period_s)
+        found = _find_times(table, passed, kinds, period_s, timed)
     if period_s is not None and found:
         raise TimeColumnError(
             f"{table.name}: period {period_s:g} s beside the times of column {found[0]!r}, expected one of them; "
@@ -117,12 +119,14 @@ def time_columns(table: Table, columns: Columns, roles: dict[str, str], kinds: d
         what = f"{clocks[0]!r} holds times of day without a date" if clocks else "got none"
         raise TimeColumnError(
             f"{table.name}: expected one column of time stamps, {what}; name it with --time, or say with --period how "
-            f"many seconds lie between two rows; there are: {', '.join(table.types)}"
+            f"many seconds lie between two rows; there are: {', '.join(table.types)}{table.advice}"
         )
     return found
 
 
-def _find_times(table: Table, passed: set[str], kinds: dict[str, str], period_s: float | None) -> list[str]:
+def _find_times(
+    table: Table, passed: set[str], kinds: dict[str, str], period_s: float | None, timed: Collection[str]
+) -> list[str]:
     """The one column of time stamps, or those of date and time of day, or the numbers whose name says that they are times."""
     dates = [column for column, kind in kinds.items() if column not in passed and kind == "date"]
     clocks = [column for column, kind in kinds.items() if column not in passed and kind == "clock"]
@@ -134,7 +138,7 @@ def _find_times(table: Table, passed: set[str], kinds: dict[str, str], period_s:
     numbers = [column for column in named if kinds[column] == "number"]
     if not dates and len(numbers) == 1 and period_s is None and not table.times_optional:
         dates = numbers
-    return [*dates, *clocks] if len(dates) == len(clocks) == 1 else dates
+    return [*dates, *clocks] if len(dates) == len(clocks) == 1 and dates[0] not in timed else dates
 
 
 def feature_columns(table: Table, columns: Columns, taken: set[str]) -> tuple[list[str], list[str]]:
@@ -162,4 +166,6 @@ def feature_columns(table: Table, columns: Columns, taken: set[str]) -> tuple[li
 
 def _require_column(table: Table, column: str, what: str) -> None:
     if column not in table.types:
-        raise MissingColumn(f"{table.name}: no {what} column {column!r}; there are: {', '.join(table.types)}")
+        raise MissingColumn(
+            f"{table.name}: no {what} column {column!r}; there are: {', '.join(table.types)}{table.advice}"
+        )

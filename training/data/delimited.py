@@ -16,7 +16,16 @@ import pyarrow.csv
 
 from tidegate.training.data import table
 from tidegate.training.data.cells import MISSING_CELLS
-from tidegate.training.data.dialect import HEAD_BYTES, SPACE, Dialect, guess_dialect, guess_encoding, unit_of_name
+from tidegate.training.data.dialect import (
+    HEAD_BYTES,
+    SPACE,
+    Dialect,
+    guess_dialect,
+    guess_encoding,
+    repeated_note,
+    repeated_texts,
+    unit_of_name,
+)
 from tidegate.training.data.files import File
 from tidegate.training.data.table import Table, unique_names
 from tidegate.training.errors import UnreadableTable
@@ -24,6 +33,8 @@ from tidegate.training.settings import Format
 
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|$)")
 _BLANKS = re.compile(r"[ \t]+")
+# What may stand around a line; the byte order mark of a file that was joined to others among it.
+_AROUND = " \t\r\n\ufeff"
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,9 @@ def open_delimited(file: File, name: str, options: Format) -> Table:
     """
     content = _scan(file)
     encoding = options.encoding or guess_encoding(content.head, name, is_utf8=content.is_utf8)
-    dialect = guess_dialect(_head_text(content, encoding), encoding, options, name, file.kind)
+    head = _head_text(content, encoding)
+    dialect = guess_dialect(head, encoding, options, name, file.kind)
+    repeated, left_out = repeated_texts(head, dialect), [0]
     names, notes = unique_names(dialect.names, dialect.width)
     units = dialect.units or tuple(unit_of_name(column) for column in dialect.names)
     # The longest line of the head has its place in a block many times.
@@ -63,13 +76,13 @@ def open_delimited(file: File, name: str, options: Format) -> Table:
         read = pa.csv.ReadOptions(block_size=block_bytes, column_names=names)
         parse = pa.csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=False)
         try:
-            with (
-                file.open() as raw,
-                pa.csv.open_csv(
-                    pa.PythonFile(Rows(raw, dialect)), read_options=read, parse_options=parse, convert_options=convert
-                ) as reader,
-            ):
-                yield from reader
+            with file.open() as raw:
+                rows = Rows(raw, dialect, repeated)
+                with pa.csv.open_csv(
+                    pa.PythonFile(rows), read_options=read, parse_options=parse, convert_options=convert
+                ) as reader:
+                    yield from reader
+                left_out[0] = rows.left_out
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise unreadable(name, error) from error
 
@@ -85,6 +98,7 @@ def open_delimited(file: File, name: str, options: Format) -> Table:
         notes=(*notes, *dialect.notes),
         numbers=dialect.numbers,
         ambiguous=dialect.example,
+        later_notes=lambda: repeated_note(left_out[0]),
     )
 
 
@@ -110,14 +124,16 @@ def unreadable(name: str, error: Exception) -> UnreadableTable:
 
 
 class Rows(io.RawIOBase):
-    """The rows of a text file as UTF-8: without what is above them, without comments, with one space for many blanks."""
+    """The rows of a text file as UTF-8: without what is above them, without comments, with one space for many blanks.
 
-    def __init__(self, raw: Any, dialect: Dialect) -> None:
+    Without what repeats a line above the rows either: people join exports that each have their names.
+    """
+
+    def __init__(self, raw: Any, dialect: Dialect, repeated: Sequence[str] = ()) -> None:
         self._raw, self._left = raw, dialect.skip
         self._decoder = codecs.getincrementaldecoder(dialect.encoding)()
         self._comment, self._spaced = dialect.comment, dialect.delimiter == SPACE
-        # Comments between the rows are seldom: a file without any in its head is not searched line by line.
-        self._filter = self._spaced or bool(dialect.comment)
+        self._repeated, self.left_out = frozenset(repeated), 0
         self._rest = ""
 
     def readable(self) -> bool:
@@ -132,8 +148,7 @@ class Rows(io.RawIOBase):
             if self._left:
                 cut = min(self._left, len(text))
                 text, self._left = text[cut:], self._left - cut
-            if self._filter:
-                text = self._filtered(text, final=not block)
+            text = self._filtered(text, final=not block)
             if text or not block:
                 return text.encode()
 
@@ -142,10 +157,14 @@ class Rows(io.RawIOBase):
         # A line that is not complete waits for the next block.
         end = len(text) if final else max(text.rfind("\n"), text.rfind("\r", 0, len(text) - 1)) + 1
         text, self._rest = text[:end], text[end:]
-        if not self._spaced and self._comment not in text:
+        # Both are seldom: a block without any is not cut into lines.
+        signs = (*self._repeated, self._comment) if self._comment else self._repeated
+        if not self._spaced and not any(sign in text for sign in signs):
             return text
         lines = _LINES.findall(text)[:-1]  # the last match is empty
         lines = [line for line in lines if not (self._comment and line.startswith(self._comment))]
+        kept = [line for line in lines if line.strip(_AROUND) not in self._repeated]
+        self.left_out, lines = self.left_out + len(lines) - len(kept), kept
         if self._spaced:
             lines = [_BLANKS.sub(SPACE, line.strip()) + "\n" for line in lines]
         return "".join(lines)

@@ -171,7 +171,34 @@ def guess_dialect(text: str, encoding: str, options: Format, name: str, kind: st
     return _with_numbers(dialect, options)
 
 
-def dialect_of_rows(rows: Sequence[tuple[str, ...]], options: Format, name: str, written: Sequence[str]) -> Dialect:
+def repeated_lines(above: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Of the lines above the rows those that are none if they come again, as in exports that were joined: they have words."""
+    return [
+        cells
+        for cells in above
+        if any(cell and not (is_missing(cell) or is_number_like(cell) or is_time_like(cell)) for cell in cells)
+    ]
+
+
+def repeated_texts(head: str, dialect: Dialect) -> list[str]:
+    """The same of the head of a text file, as lines without the blanks around them."""
+    above = [line.strip() for line in _LINE.split(head[: dialect.skip]) if line.strip()]
+    cells = {line: _split(line, dialect.delimiter) for line in above}
+    known = set(repeated_lines(list(cells.values())))
+    return [line for line, parts in cells.items() if parts in known]
+
+
+def repeated_note(count: int) -> tuple[str, ...]:
+    """What the user is told of them."""
+    if not count:
+        return ()
+    which = "1 line between the rows repeats" if count == 1 else f"{count} lines between the rows repeat"
+    return (f"{which} what is above the first one: left out",)
+
+
+def dialect_of_rows(
+    rows: Sequence[tuple[int, tuple[str, ...]]], options: Format, name: str, written: Sequence[str]
+) -> Dialect:
     """The dialect of rows of cells, as a sheet has them; its `skip` counts rows.
 
     Args:
@@ -184,7 +211,7 @@ def dialect_of_rows(rows: Sequence[tuple[str, ...]], options: Format, name: str,
         UnreadableTable: there is no table.
     """
     first = options.skip_lines or 0
-    lines = [Line(number, number, cells) for number, cells in enumerate(rows, start=1) if number > first]
+    lines = [Line(number, end, cells) for end, (number, cells) in enumerate(rows, start=1) if number > first]
     return _with_numbers(_place(lines[:HEAD_LINES], Dialect("utf-8"), options, name), options, written)
 
 

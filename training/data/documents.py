@@ -3,47 +3,49 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import pyarrow as pa
-import python_calamine
 
 from tidegate.training.data import table
-from tidegate.training.data.dialect import Dialect, dialect_of_rows, unit_of_name
+from tidegate.training.data.cells import SAVE_AGAIN, UNCALCULATED
+from tidegate.training.data.dialect import (
+    COMMENT,
+    Dialect,
+    dialect_of_rows,
+    repeated_lines,
+    repeated_note,
+    unit_of_name,
+)
 from tidegate.training.data.files import File
+from tidegate.training.data.sheets import read_sheet
 from tidegate.training.data.table import Table, unique_names
 from tidegate.training.errors import UnreadableTable
 from tidegate.training.settings import Format
 
+# Days from the zero of a spreadsheet to that of one that counts from 1904.
+DAYS_TO_1904 = 1462
 # What JSON files call the list of their rows.
 _ROWS = ("data", "rows", "records", "results", "values", "states")
 
 
 def open_spreadsheet(file: File, name: str, options: Format) -> Table:
-    """The table of a sheet: the first that has rows, or the one that is named.
+    """The table of a sheet: the one that is named, or the first that has values.
 
     Raises:
         UnreadableTable: it is no spreadsheet, it is encrypted, or no sheet has that name.
     """
     with file.open() as raw:
         sha256 = hashlib.sha256(content := raw.read()).hexdigest()
-    try:
-        with python_calamine.CalamineWorkbook.from_object(pa.BufferReader(content)) as book:
-            sheets = book.sheet_names
-            if options.sheet and options.sheet not in sheets:
-                raise UnreadableTable(f"data: {name} has no sheet {options.sheet!r}; there are: {', '.join(sheets)}")
-            for sheet in [options.sheet] if options.sheet else sheets:
-                rows = book.get_sheet_by_name(sheet).to_python(skip_empty_area=True)
-                rows = [row for row in rows if any(cell != "" for cell in row)]
-                if len(rows) > 1:
-                    break
-    except (python_calamine.CalamineError, python_calamine.PasswordError) as error:
-        raise UnreadableTable(f"data: {name} is not a readable table: {error}") from error
-    if not rows:
-        raise UnreadableTable(f"data: {name} is not a readable table: its sheets are empty: {', '.join(sheets)}")
-    understood = f"sheet {sheet!r}" if len(sheets) > 1 else ""
-    return _table_of_rows(rows, name, sha256, options, understood)
+    sheet = read_sheet(content, options.sheet, name)
+    understood = f"sheet {sheet.name!r}" if sheet.others else ""
+    advice = f"; or choose another sheet with --sheet: {', '.join(sheet.others)}" if sheet.others else ""
+    found = _table_of_rows(sheet.rows, name, sha256, options, understood, sheet.numbers)
+    if any(UNCALCULATED in row for row in sheet.rows):
+        advice += f"; the sheet has formulas without a value: {SAVE_AGAIN}"
+    return replace(found, advice=advice, days_before=DAYS_TO_1904 if sheet.since_1904 else 0)
 
 
 def open_json(file: File, name: str, options: Format) -> Table:
@@ -63,7 +65,7 @@ def open_json(file: File, name: str, options: Format) -> Table:
             parsed = [row for part in parsed for row in part]
         else:
             rows = [["" if cell is None else cell for cell in row] for row in parsed]
-            return _table_of_rows(rows, name, sha256, options, "")
+            return _table_of_rows(rows, name, sha256, options, "", range(1, len(rows) + 1))
     if isinstance(parsed, list) and parsed and all(isinstance(row, dict) for row in parsed):
         flat = [dict(_flat(row)) for row in parsed]
         columns = {key: [row.get(key) for row in flat] for row in flat for key in row}
@@ -126,15 +128,25 @@ def _array(values: Sequence[Any]) -> Any:
         return pa.array([None if value is None else _text(value) for value in values], pa.string())
 
 
-def _table_of_rows(rows: Sequence[Sequence[Any]], name: str, sha256: str, options: Format, understood: str) -> Table:
-    """The table of rows of cells, whose names and units are found as in a text file."""
-    texts = [tuple(_text(cell) for cell in row) for row in rows]
-    written = [cell for row in rows for cell in row if isinstance(cell, str)]
-    dialect = dialect_of_rows(texts, options, name, written)
+def _table_of_rows(
+    rows: Sequence[Sequence[Any]],
+    name: str,
+    sha256: str,
+    options: Format,
+    understood: str,
+    numbers: Sequence[int],
+) -> Table:
+    """The table of rows of cells, whose names and units are found as in a text file; `numbers` are those of the rows."""
+    comment = COMMENT if options.comment is None else options.comment
+    every = [(tuple(_text(cell) for cell in row), row, number) for row, number in zip(rows, numbers, strict=True)]
+    lines = [line for line in every if not (comment and line[0] and line[0][0].startswith(comment))] or every
+    written = [cell for _, row, _ in lines for cell in row if isinstance(cell, str)]
+    dialect = dialect_of_rows([(number, cells) for cells, _, number in lines], options, name, written)
+    repeated = set(repeated_lines([cells for cells, _, _ in lines[: dialect.skip]]))
+    body = [row for cells, row, _ in lines[dialect.skip :] if cells not in repeated]
     decimal = dialect.numbers.decimal if dialect.numbers else "."
     names, notes = unique_names(dialect.names, dialect.width)
     units = dialect.units or tuple(unit_of_name(column) for column in dialect.names)
-    body = rows[dialect.skip :]
     columns = {
         column: pa.array([_cell(row[place], decimal) if place < len(row) else None for row in body], pa.string())
         for place, column in enumerate(names)
@@ -148,7 +160,7 @@ def _table_of_rows(rows: Sequence[Sequence[Any]], name: str, sha256: str, option
         blocks=iter,
         units={column: unit for column, unit in zip(names, units, strict=False) if unit},
         understood=about,
-        notes=(*notes, *dialect.notes),
+        notes=(*notes, *dialect.notes, *repeated_note(len(lines) - dialect.skip - len(body))),
         numbers=dialect.numbers,
         ambiguous=dialect.example,
     )
@@ -161,18 +173,8 @@ def _table_of(arrow_table: Any, head: Table) -> Table:
     def blocks(columns: Sequence[str]) -> Iterator[Any]:
         yield from arrow_table.select(list(columns)).combine_chunks().to_batches(max_chunksize=table.BLOCK_ROWS)
 
-    return Table(
-        name=head.name,
-        sha256=head.sha256,
-        types={field.name: field.type for field in arrow_table.schema},
-        rows=arrow_table.num_rows,
-        blocks=blocks,
-        units=head.units,
-        understood=head.understood,
-        notes=head.notes,
-        numbers=head.numbers,
-        ambiguous=head.ambiguous,
-    )
+    types = {field.name: field.type for field in arrow_table.schema}
+    return replace(head, types=types, rows=arrow_table.num_rows, blocks=blocks)
 
 
 def _place(dialect: Dialect) -> str:
@@ -188,7 +190,8 @@ def _text(cell: Any) -> str:
     if isinstance(cell, datetime):
         return cell.isoformat(sep=" ")
     if isinstance(cell, timedelta):  # a time of day that is written as a span
-        return str(cell)
+        hours, rest = divmod(cell.total_seconds(), 3600)
+        return f"{int(hours):02}:{int(rest // 60):02}:{rest % 60:06.3f}".removesuffix(".000")
     return cell.isoformat() if isinstance(cell, date | time) else str(cell).strip()
 
 

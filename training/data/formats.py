@@ -73,7 +73,7 @@ def _joined(tables: Sequence[Table], name: str) -> Table:
                 f"data: {other.name} has other columns than {first.name}: {', '.join(extra)}; expected the same in all "
                 f"files"
             )
-        if (other.numbers, other.understood) != (first.numbers, first.understood):
+        if (other.numbers, other.understood, other.days_before) != (first.numbers, first.understood, first.days_before):
             raise UnreadableTable(
                 f"data: {other.name} is written otherwise than {first.name}: {other.understood}, not {first.understood}; "
                 f"name what is right for all files with --delimiter, --decimal and --encoding"
@@ -101,6 +101,9 @@ def _joined(tables: Sequence[Table], name: str) -> Table:
         units=first.units,
         understood=f"{len(tables)} files" + (f", {first.understood}" if first.understood else ""),
         notes=first.notes,
+        later_notes=lambda: [note for part in tables for note in part.later_notes()],
+        advice=first.advice,
+        days_before=first.days_before,
         numbers=first.numbers,
         ambiguous=first.ambiguous,
         file_column=file_column,

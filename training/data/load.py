@@ -6,6 +6,7 @@ series of millions of rows is in memory once.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,7 +15,7 @@ import numpy as np
 
 from tidegate.training.data import features
 from tidegate.training.data.arrays import Plan, TableArrays
-from tidegate.training.data.cells import NumberFormat, is_missing, units_of_cells
+from tidegate.training.data.cells import SAVE_AGAIN, UNCALCULATED, NumberFormat, is_missing, units_of_cells
 from tidegate.training.data.columns import Columns, feature_columns, role_columns, time_columns
 from tidegate.training.data.dialect import is_unit
 from tidegate.training.data.formats import open_table
@@ -31,6 +32,7 @@ from tidegate.training.settings import Format
 
 # A series is regular if this share of its steps lies within a tenth of the median step.
 REGULAR_SHARE = 0.9
+_CLOCK = re.compile(r"\b\d{1,2}:\d{2}(?::\d{2})?")
 # Names of columns that number the rows; their values must do so too.
 COUNTERS = frozenset({"#", "no", "no.", "nr", "nr.", "row", "record", "recnbr", "index", "id", "idx", "unnamed: 0"})
 
@@ -122,13 +124,14 @@ def _build_series(
         for name in table.types
     }
     roles = role_columns(table, columns)
-    times = time_columns(table, columns, roles, kinds)
+    timed = {name for name, kind in kinds.items() if head and kind == "date" and _has_clock(head.column(name))}
+    times = time_columns(table, columns, roles, kinds, timed)
     names, derived = feature_columns(table, columns, {*roles.values(), *times})
     suffixes = _suffixes(names, kinds, options, head)
     names, left_out = _usable(table, columns, options, names, kinds | dict.fromkeys(suffixes, "number"), head)
     decimal = table.numbers.decimal if table.numbers else "."
     plan = Plan(
-        times=TimeReader(times, table.name, options.time_format, decimal) if times else None,
+        times=TimeReader(times, table.name, options.time_format, decimal, table.days_before) if times else None,
         roles=roles,
         names=names,
         # A file that we wrote has the numbers of the words.
@@ -169,6 +172,14 @@ def _build_series(
     return features.add_derived(fill_gaps(series, columns.get("fill_gaps", 0)), derived)
 
 
+def _has_clock(column: Any) -> bool:
+    """Whether dates in text have a time of day other than midnight: then one in another column is something else."""
+    if not is_text(column.type):
+        return False
+    cells = [cell for cell in text_of(column).to_pylist() if cell]
+    return any(found[0] not in ("0:00", "00:00", "00:00:00") for found in map(_CLOCK.search, cells) if found)
+
+
 def _check_numbers(table: Table) -> None:
     if table.numbers is None:
         sign = "," if "," in table.ambiguous else "."
@@ -197,7 +208,7 @@ def _usable(
     usable = [name for name in names if name not in left_out]
     if not usable:
         listed = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
-        raise MissingColumn(f"{table.name}: no column of numbers is left; left out: {listed}")
+        raise MissingColumn(f"{table.name}: no column of numbers is left; left out: {listed}{table.advice}")
     return usable, left_out
 
 
@@ -205,7 +216,10 @@ def _why(name: str, kind: str, head: Any) -> str:
     """Why a column of no numbers is left out."""
     if kind != "text" or not is_text(head.column(name).type):
         return "times" if kind != "text" else "neither numbers nor text"
-    units = units_of_cells(_known_cells(head, name))
+    cells = _known_cells(head, name)
+    if UNCALCULATED in cells:
+        return f"formulas without a value: {SAVE_AGAIN}"
+    units = units_of_cells(cells)
     if len(units) > 1 and "" not in units:
         return f"numbers with several units: {', '.join(sorted(units)[:5])}"
     return "text, for --categories if its words are states"
@@ -266,7 +280,7 @@ def _told(table: Table, arrays: TableArrays, left_out: dict[str, str], notes: Se
     parts = [table.understood, f"time = {arrays.time_about}" if arrays.time_about else ""]
     understood = ", ".join(part for part in parts if part)
     told = [f"{table.name}: {understood}"] if understood else []
-    told += table.notes
+    told += [*table.notes, *table.later_notes()]
     if left_out:
         told.append(f"left out: {', '.join(f'{name} ({reason})' for name, reason in left_out.items())}")
     told += [

@@ -39,6 +39,9 @@ class Table:
         notes: sentences for the user.
         numbers: how numbers are written in columns of text; None if that cannot be told.
         ambiguous: a cell that shows why `numbers` is None.
+        later_notes: more sentences, known when all blocks are read.
+        advice: what may help where the table lacks a column, to be added to such an error.
+        days_before: days of a spreadsheet before those of its numbers, if these are not counted from 1900.
         file_column: the column with the name of the file of each row, if there are several; no feature.
     """
 
@@ -53,6 +56,9 @@ class Table:
     notes: tuple[str, ...] = ()
     numbers: NumberFormat | None = POINT
     ambiguous: str = ""
+    later_notes: Callable[[], Sequence[str]] = tuple
+    advice: str = ""
+    days_before: int = 0
     file_column: str = ""
 
 

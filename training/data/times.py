@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tidegate.training.data.cells import SAVE_AGAIN, UNCALCULATED
 from tidegate.training.data.dates import ORDERS, describe_order, parse_dates
 from tidegate.training.data.parse import text_of
 from tidegate.training.data.series import Times, iso
@@ -39,12 +40,14 @@ class TimeReader:
         label: of the table, in messages.
         time_format: see `Format`; None to guess.
         decimal: of numbers in text.
+        days_before: what is added to days of a spreadsheet.
     """
 
     columns: Sequence[str]
     label: str
     time_format: str | None = None
     decimal: str = "."
+    days_before: int = 0
     _numbers: list[npt.NDArray[Any]] = field(default_factory=list)
     _orders: dict[str, list[Times]] = field(default_factory=dict)
     _bad: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -89,7 +92,7 @@ class TimeReader:
             raise self._error(f"holds numbers and other times, such as {text!r} in row {row}")
         if self._numbers:
             numbers = np.concatenate(self._numbers)
-            times, what = numeric_times(numbers, self.time_format, f"{self.label}: column {shown}")
+            times, what = numeric_times(numbers, self.time_format, f"{self.label}: column {shown}", self.days_before)
             return times, f"{shown} as {what}", what.startswith("Unix")
         alive = [order for order in self._orders if order not in self._bad]
         if not alive:
@@ -97,6 +100,7 @@ class TimeReader:
             row, text = self._bad[order]
             # The names again, where files were joined, or a sum below the rows.
             advice = "" if any(map(str.isdigit, text)) else f" (--comment {text!r} leaves out lines that begin so)"
+            advice = f" ({SAVE_AGAIN})" if text == UNCALCULATED else advice
             raise self._error(f"has {text!r} in row {row}{advice}")
         if 0 < self._with_zone < self._known:
             raise self._error("has an offset to UTC in some rows only")

@@ -33,13 +33,16 @@ _USUAL_STEPS_S = (
 _NAT = np.datetime64("NaT", "ns")
 
 
-def numeric_times(numbers: npt.NDArray[Any], time_format: str | None, subject: str) -> tuple[Times, str]:
+def numeric_times(
+    numbers: npt.NDArray[Any], time_format: str | None, subject: str, days_before: int = 0
+) -> tuple[Times, str]:
     """The times of numbers, and what they were taken for.
 
     Args:
         numbers: (rows,) int64, or float64 with NaN for missing.
         time_format: one of `NUMERIC`; None to guess.
         subject: the column, in messages.
+        days_before: what is added to days of a spreadsheet.
 
     Raises:
         TimeColumnError: they fit no notation, or two.
@@ -56,7 +59,7 @@ def numeric_times(numbers: npt.NDArray[Any], time_format: str | None, subject: s
         times = EXCEL_EPOCH + np.rint(seconds * 1000).astype(np.int64).astype("timedelta64[ms]").astype(
             "timedelta64[ns]"
         )
-        return np.where(known, times, _NAT), "days of a spreadsheet"
+        return np.where(known, times + np.timedelta64(days_before, "D"), _NAT), "days of a spreadsheet"
     unit = UNITS[word]
     if not (abs(float(low)) < 9.2e9 * unit and abs(float(high)) < 9.2e9 * unit):
         raise TimeColumnError(f"{subject} has {high:g}, which is no Unix time in {word}; say which with --time-format")

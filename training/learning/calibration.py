@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tidegate.training.data.series import Series, Spans, latest_rows
+from tidegate.training.data.series import Series, Spans, count_rows, latest_rows
 from tidegate.training.data.split import Split
 from tidegate.training.learning.alarm_fit import fit_alarm
 from tidegate.training.learning.chunks import replay_chunks
@@ -19,6 +19,8 @@ from tidegate.training.network.quantiles import Quantiles
 
 # The quantiles are fitted on the latest rows of the validation part, step by step.
 QUANTILE_ROWS = 4096
+# Scores of an interval in memory at once: 16 MB. That is all horizons of most models.
+SCORES_AT_ONCE = 2**22
 
 
 def calibrate(network: Network, series: Series, split: Split) -> None:
@@ -41,21 +43,32 @@ def calibrate(network: Network, series: Series, split: Split) -> None:
 
 
 def _fit_intervals(monitor: Intervals, network: Network, series: Series, spans: Spans) -> None:
-    """Fit, for each horizon and target, the quantile of the scores at the coverage, and their spread."""
-    scores: list[list[Tensor]] = [[] for _ in monitor.horizons]
+    """Fit, for each horizon and target, the quantile of the scores at the coverage, and their spread.
+
+    A quantile needs all scores, so the rows are replayed again for as many horizons as may be in memory at once.
+    """
+    some = max(SCORES_AT_ONCE // max(count_rows(spans) * monitor.count, 1), 1)
+    for first in range(0, len(monitor.horizons), some):
+        places = range(first, min(first + some, len(monitor.horizons)))
+        _fit_some_intervals(monitor, network, series, spans, places)
+
+
+def _fit_some_intervals(monitor: Intervals, network: Network, series: Series, spans: Spans, places: range) -> None:
+    """The same of the horizons at these places."""
+    horizons = [monitor.horizons[place] for place in places]
+    scores: list[list[Tensor]] = [[] for _ in horizons]
     known = torch.empty(0)
     for chunk in replay_chunks(network, series, spans):
-        bands = torch.stack(monitor.band(chunk.head_outputs)).reshape(
-            2, -1, *monitor.shape
-        )  # (2, rows, horizons, targets)
-        known = bands if chunk.new_stream else torch.cat([known[:, -max(monitor.horizons) :], bands], dim=1)
+        bands = torch.stack(monitor.band(chunk.head_outputs)).reshape(2, -1, *monitor.shape)
+        bands = bands[:, :, places.start : places.stop]  # (2, rows, horizons, targets)
+        known = bands if chunk.new_stream else torch.cat([known[:, -max(horizons) :], bands], dim=1)
         truth = chunk.values[:, monitor.targets].masked_fill(chunk.missing[:, monitor.targets], torch.nan)
-        for index, horizon in enumerate(monitor.horizons):
+        for index, horizon in enumerate(horizons):
             # The forecasts for these rows. There are none for the first rows of a stream.
             centre, half = known[:, : max(known.shape[1] - horizon, 0), index][:, -len(truth) :]
             scores[index].append((truth[len(truth) - len(centre) :] - centre).abs() - half)
     start, scale = monitor.start.view(monitor.shape), monitor.scale.view(monitor.shape)
-    for index, parts in enumerate(scores):
+    for index, parts in zip(places, scores, strict=True):
         values = torch.cat(parts).numpy()  # (rows, targets)
         for target, column in enumerate(values.T):
             score = column[~np.isnan(column)].astype(np.float64)

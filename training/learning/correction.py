@@ -4,14 +4,17 @@ A network that has learned its training part well may still add nothing to the r
 at all. There the correction is taken back, in the graph itself.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tidegate.training.data.series import Floats, Series, Spans, future_values
+from tidegate.training.data.future import FutureValues
+from tidegate.training.data.series import Ints, Series, Spans
 from tidegate.training.data.split import Split
+from tidegate.training.judging.least_squares import row_indices
 from tidegate.training.network.heads import ForecastHead
 from tidegate.training.network.network import Network
 
@@ -62,41 +65,82 @@ def settle(network: Network, series: Series, split: Split) -> Correction | None:
     if not (isinstance(head, ForecastHead) and head.linear):
         return None
     network.eval()
-    spans = _latest(split.validation)
-    targets = list(head.task.targets)
-    mean, std = (part[targets] for part in (network.mean.numpy(), network.std.numpy()))
-    truth = (future_values(series, targets, head.task.horizons, spans) - mean) / std
     with torch.no_grad():
-        full = _replay(network, series, spans)
-        head.kept.zero_()
-        linear = _replay(network, series, spans)
-        kept = np.zeros(head.shape)
-        for place in np.ndindex(head.shape):
-            column = (slice(None), *place)
-            kept[place] = _share(truth[column], linear[column], full[column])
+        sums = _Sums.over(network, head, series, _latest(split.validation))
+        kept = sums.shares()
         head.kept.copy_(torch.from_numpy(kept.astype(np.float32)))
-        forecast = linear + kept * (full - linear)
-    return Correction(kept, _mean_error(truth, linear), _mean_error(truth, forecast))
+    return Correction(kept, sums.error(np.zeros(head.shape)), sums.error(kept))
 
 
-def _share(truth: Floats, linear: Floats, full: Floats) -> float:
-    """The share of the correction with the least error, of those that are better than none in most of the part."""
-    known = ~np.isnan(truth)
-    error, change = (truth - linear)[known], (full - linear)[known]
-    blocks = [block for block in np.array_split(np.arange(len(error)), BLOCKS) if len(block)]
-    best, least = 0.0, np.inf
-    alone = np.array([np.abs(error[block]).mean() for block in blocks])
-    for share in SHARES[1:]:
-        own = np.array([np.abs(error[block] - share * change[block]).mean() for block in blocks])
-        gain = alone - own
-        doubt = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
-        if gain.mean() > DOUBT * doubt and own.mean() < least:
-            best, least = share, float(own.mean())
-    return best
+@dataclass(frozen=True)
+class _Sums:
+    """The absolute errors with each share of the correction, summed over blocks of the rows with a true value.
+
+    All forecasts at once are rows times horizons times targets. Sums are as many as horizons and targets.
+
+    Attributes:
+        absolute: (blocks, shares, horizons, targets), in scaled units.
+        count: (blocks, horizons, targets), of the rows.
+    """
+
+    absolute: Doubles
+    count: Doubles
+
+    @classmethod
+    def over(cls, network: Network, head: ForecastHead, series: Series, spans: Spans) -> "_Sums":
+        """Of the rows of the spans; it leaves the shares of the head at zero."""
+        targets = list(head.task.targets)
+        mean, std = (part[targets].astype(np.float64) for part in (network.mean.numpy(), network.std.numpy()))
+        future = FutureValues(series, targets, head.task.horizons, spans)
+        known = sum((~np.isnan(future.at(rows))).sum(axis=0) for rows in _pieces(row_indices(spans)))
+        seen = np.zeros(head.shape, np.int64)
+        absolute, count = np.zeros((BLOCKS, len(SHARES), *head.shape)), np.zeros((BLOCKS, *head.shape))
+        for rows, linear, full in _replay(network, head, series, spans):
+            error = (future.at(rows) - mean) / std - linear
+            counts = ~np.isnan(error)
+            change, error = full - linear, np.where(counts, error, 0.0)
+            block = _block(seen + counts.cumsum(axis=0) - 1, known)
+            seen += counts.sum(axis=0)
+            for number in np.unique(block[counts]):
+                own = counts & (block == number)
+                count[number] += own.sum(axis=0)
+                for place, share in enumerate(SHARES):
+                    absolute[number, place] += (np.abs(error - share * change) * own).sum(axis=0)
+        return cls(absolute, count)
+
+    def shares(self) -> Doubles:
+        """(horizons, targets): the share with the least error, of those that are better than none in most of the part."""
+        kept = np.zeros(self.count.shape[1:])
+        for place in np.ndindex(kept.shape):
+            count = self.count[:, *place]
+            means = self.absolute[count > 0][:, :, *place] / count[count > 0][:, None]  # (blocks, shares)
+            least = np.inf
+            for share, own in zip(SHARES[1:], means.T[1:], strict=True):
+                gain = means[:, 0] - own
+                doubt = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
+                if len(gain) and gain.mean() > DOUBT * doubt and own.mean() < least:
+                    kept[place], least = share, float(own.mean())
+        return kept
+
+    def error(self, kept: Doubles) -> Doubles:
+        """(horizons, targets): the mean absolute error with these shares; 0 without a true value."""
+        place = np.searchsorted(SHARES, kept)[None]
+        total = np.take_along_axis(self.absolute.sum(axis=0), place, axis=0)[0]
+        mean: Doubles = total / np.maximum(self.count.sum(axis=0), 1.0)
+        return mean
 
 
-def _mean_error(truth: Floats, forecast: Floats) -> Doubles:
-    return np.nan_to_num(np.nanmean(np.abs(truth - forecast), axis=0, dtype=np.float64))
+def _block(order: Ints, known: Ints) -> Ints:
+    """The block of each row by its order among those with a true value, as `np.array_split` cuts them; sizes differ by one."""
+    size, longer = np.divmod(known, BLOCKS)
+    edge = longer * (size + 1)
+    block: Ints = np.where(order < edge, order // (size + 1), longer + (order - edge) // np.maximum(size, 1))
+    return block
+
+
+def _pieces(rows: Ints) -> Iterator[Ints]:
+    for low in range(0, len(rows), CHUNK):
+        yield rows[low : low + CHUNK]
 
 
 def _latest(spans: Spans) -> Spans:
@@ -105,10 +149,11 @@ def _latest(spans: Spans) -> Spans:
     return tuple((max(first, end - most), end) for first, end in spans)
 
 
-def _replay(network: Network, series: Series, spans: Spans) -> Floats:
-    """The forecasts for the rows of the spans, in scaled units, each segment after the rows before it."""
+def _replay(
+    network: Network, head: ForecastHead, series: Series, spans: Spans
+) -> Iterator[tuple[Ints, Doubles, Doubles]]:
+    """Rows of the spans, and their forecasts in scaled units without and with the correction, each segment after the rows before it."""
     begins = np.array(sorted(first for first, _ in series.segments()))
-    forecasts = []
     for first, end in series.segments(spans):
         begin = max(int(begins[np.searchsorted(begins, first, side="right") - 1]), first - WARM_UP_ROWS)
         state = network.initial_state(1)
@@ -118,8 +163,13 @@ def _replay(network: Network, series: Series, spans: Spans) -> Floats:
                 parts = dict(zip(network.state_names, state, strict=True))
                 state = tuple((parts | network.warm(torch.from_numpy(series.values[past:begin]))).values())
         for low in range(begin, end, CHUNK):
-            x = torch.from_numpy(series.values[low : min(low + CHUNK, end)]).unsqueeze(1)
-            outputs, state = network.scaled_sequence(x, state)
-            kept = slice(max(first - low, 0), None)
-            forecasts.append(outputs["forecast"][kept, 0].numpy())
-    return np.concatenate(forecasts)
+            high = min(low + CHUNK, end)
+            x = torch.from_numpy(series.values[low:high]).unsqueeze(1)
+            forecasts = []
+            for share in (1.0, 0.0):  # the state does not depend on it
+                head.kept.fill_(share)
+                outputs, after = network.scaled_sequence(x, state)
+                forecasts.append(outputs["forecast"][max(first - low, 0) :, 0].numpy().astype(np.float64))
+            state = after
+            if len(forecasts[0]):
+                yield np.arange(max(low, first), high), forecasts[1], forecasts[0]

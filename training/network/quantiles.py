@@ -12,6 +12,10 @@ from tidegate.training.settings import Forecast
 # timesteps are alike, and feedback comes so much later. One in ten timesteps beyond its quantile holds the factor where it
 # is; twice as many double it within some fifty timesteps at the next horizon.
 RATE = 0.2
+# How far a factor moves at most before the first true value of a forecast that it made is known, one horizon later. What moves
+# a factor is the same all the while: errors a day ahead last a day. A factor that followed them step by step would overshoot,
+# and then be as wrong on the other side.
+SWING = 0.5
 # The range of a factor. Below it a quiet week would leave no room for the next storm.
 LOWEST, HIGHEST = 0.25, 8.0
 # The horizons that are watched are at least this factor apart. The others follow the nearest one below: a state that holds
@@ -59,7 +63,7 @@ class Quantiles(Monitor):
         self.places = [task.quantiles.index(level) for level in others]
         self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
         self.register_buffer("start", torch.ones(self.shape))
-        rates = torch.tensor([RATE / horizon**0.5 for horizon in self.horizons])
+        rates = torch.tensor([min(RATE / horizon**0.5, SWING / horizon) for horizon in self.horizons])
         self.register_buffer("rate", rates.view(-1, 1, 1), persistent=False)
         self.register_buffer("inside", torch.tensor([max(level, 1.0 - level) for level in others]), persistent=False)
         self.register_buffer("side", torch.tensor([1.0 if level > 0.5 else -1.0 for level in others]), persistent=False)

@@ -271,6 +271,10 @@ FILES: dict[str, Kind] = {
     ),
     "empty rows at the end": Kind(text(between=";").encode() + b";;\n;;\n"),
     "`sep=;` in the first line": Kind(b"sep=;\n" + text(between=";").encode()),
+    "exports that were joined": Kind(
+        "".join(text().splitlines(keepends=True)[line] for line in (0, 1, 2, 0, 3, 4, 5)).encode(),
+        note="1 line between the rows repeats",
+    ),
     "annotated CSV of InfluxDB": Kind(
         (
             "#datatype,string,long,dateTime:RFC3339,double\n#group,false,false,false,false\n#default,_result,,,\n"

@@ -66,7 +66,7 @@ def test_a_point_and_a_blank_before_the_name_of_a_month(tmp_path: Path) -> None:
         ),
         (PLAIN + ",480,48\n", "no time in row 25; expected one in every row: fill it in, or remove the row"),
         (PLAIN + "Total,480,48\n", "has 'Total' in row 25 .--comment 'Total' leaves out lines that begin so"),
-        (PLAIN + PLAIN, "has 'time' in row 25 .--comment 'time' leaves out lines that begin so"),
+        (PLAIN + PLAIN.replace("a,b", "b,a"), "has 'time' in row 25 .--comment 'time' leaves out lines that begin so"),
         ('time,"a\n(V)"\n' + "".join(ROWS), "a line break within quotes is not read"),
     ],
 )
@@ -83,3 +83,44 @@ def test_the_way_out_is_one(tmp_path: Path, word: str) -> None:
     series = read(written(tmp_path, "rows.csv", content), options=Format(comment=word))
     assert len(series) == (24 if word == "Total" else 48)
     assert series.values[:24, 1].tolist() == [hour % 5 for hour in range(24)]
+
+
+NEXT_DAY = PLAIN.replace("2024-03-01", "2024-03-02")
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (PLAIN + NEXT_DAY, 1),
+        ("\ufeff" + PLAIN + "\ufeff" + NEXT_DAY, 1),
+        ((PLAIN + NEXT_DAY).replace("\n", "\r\n"), 1),
+        ((PLAIN + NEXT_DAY).replace("time,a,b", '"time","a","b"'), 1),
+        ("".join(f"Logger 5\n{day}".replace("a,b\n", "a,b\n,°C,m\n") for day in (PLAIN, NEXT_DAY)), 3),
+        ((PLAIN + NEXT_DAY).replace("-01 ", "-01T").replace("-02 ", "-02T").replace(",", "  "), 1),
+    ],
+    ids=["names", "byte order mark", "windows", "quotes", "preamble and units", "blanks"],
+)
+def test_exports_that_were_joined_are_read(tmp_path: Path, content: str, lines: int) -> None:
+    """Each export has its names, and what else stands above the rows. They were refused as text among numbers."""
+    series = read(written(tmp_path, "rows.csv", content))
+    assert series.values[:, 1].tolist() == [hour % 5 for hour in range(24)] * 2
+    assert series.times[24] == np.datetime64("2024-03-02T00:00")
+    which = "1 line between the rows repeats" if lines == 1 else f"{lines} lines between the rows repeat"
+    assert f"{which} what is above the first one: left out" in series.notes
+
+
+def test_joined_exports_are_read_across_the_blocks_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of names may lie in two blocks."""
+    monkeypatch.setattr("tidegate.training.data.table.BLOCK_BYTES", 37)
+    days = [PLAIN.replace("03-01", f"03-{day:02}") for day in range(1, 29)]
+    series = read(written(tmp_path, "rows.csv", "".join(days)))
+    assert len(series) == 24 * 28
+    assert "27 lines between the rows repeat what is above the first one: left out" in series.notes
+
+
+def test_a_row_of_values_is_never_taken_for_what_is_above(tmp_path: Path) -> None:
+    """Limits of a sensor above the names are numbers; a row like them is one of values."""
+    rows = "".join(f"{row % 3},{row}\n" for row in range(24))
+    path = written(tmp_path, "rows.csv", f"5,6\na,b\n{rows}5,6\n")
+    series = read(path, period_s=1.0, options=Format(skip_lines=1))
+    assert series.values[-1].tolist() == [5, 6]

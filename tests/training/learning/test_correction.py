@@ -1,5 +1,6 @@
 """What is left of a correction, and whether a level is worth having."""
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from tidegate.training.data.scaler import fit_scaler
-from tidegate.training.data.series import Series, future_values
+from tidegate.training.data.series import Series, Spans, future_values
 from tidegate.training.data.split import Split, split_by_time
-from tidegate.training.learning import choice
+from tidegate.training.learning import choice, correction
 from tidegate.training.learning.choice import after_trials, choose_level
 from tidegate.training.learning.correction import settle
 from tidegate.training.learning.fit import fit
@@ -123,6 +124,60 @@ def test_where_the_regression_has_no_level_the_network_has_none(
     monkeypatch.setattr(choice, "fit", None)
     chosen = choose_level(series, split, fit_scaler(series, split.train), level_free, QUICK)
     assert chosen.architecture.level_steps is not None
+
+
+def with_holes(series: Series, rows: float = 0.1) -> Series:
+    """The series with some missing values, in other rows of each column."""
+    values = series.values.copy()
+    values[np.random.default_rng(3).random(values.shape) < rows] = np.nan
+    return replace(series, values=values)
+
+
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_sums_of_chunks_are_those_of_all_forecasts_at_once(
+    network: Network, given: tuple[Series, Split, Given], monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Errors by block, horizon, target and share, to the last digits."""
+    series, split = with_holes(given[0]), given[1]
+    with torch.no_grad():
+        network.head.line.weight.normal_(generator=torch.Generator().manual_seed(1))
+    spans = split.validation
+    with torch.no_grad():
+        monkeypatch.setattr(correction, "CHUNK", chunk)
+        _, linear, full = (np.concatenate(part) for part in zip(*replay(network, series, spans), strict=True))
+        sums = correction._Sums.over(network, network.head, series, spans)
+    mean, std = (part.numpy()[[0, 1]].astype(np.float64) for part in (network.mean, network.std))
+    truth = (future_values(series, TASK.targets, TASK.horizons, spans) - mean) / std
+    for place in np.ndindex(network.head.shape):
+        column = (slice(None), *place)
+        known = ~np.isnan(truth[column])
+        error, change = (truth - linear)[column][known], (full - linear)[column][known]
+        for number, block in enumerate(np.array_split(np.arange(len(error)), correction.BLOCKS)):
+            assert sums.count[number, *place] == len(block)
+            for at, share in enumerate(correction.SHARES):
+                wanted = np.abs(error[block] - share * change[block]).sum()
+                assert sums.absolute[number, at, *place] == pytest.approx(wanted, rel=1e-12)
+
+
+def replay(network: Network, series: Series, spans: Spans) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All chunks."""
+    return list(correction._replay(network, network.head, series, spans))
+
+
+def test_the_memory_of_sums_does_not_grow_with_the_rows(
+    network: Network, given: tuple[Series, Split, Given], make_series: Callable[..., Series]
+) -> None:
+    """Eight times as many rows: all forecasts would be eight times as many."""
+    peaks = []
+    for rows in (4_000, 32_000):
+        series = make_series(rows)
+        with torch.no_grad():
+            tracemalloc.start()
+            correction._Sums.over(network, network.head, series, ((0, rows),))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    # What stays is the place of each row, and the end of its segment.
+    assert peaks[1] - peaks[0] < 28_000 * 6 * 8
 
 
 def test_trials_and_training_share_a_time_limit() -> None:

@@ -70,3 +70,16 @@ def test_far_horizons_that_are_close_share_their_factors() -> None:
     monitor = Quantiles(Forecast(targets=(0,), horizons=tuple(range(1, 97)), quantiles=(0.1, 0.5, 0.9)))
     assert monitor.horizons == [1, 2, 4, 8, 16, 32, 64]
     assert monitor.widths == (3 * 127 + 7 * 2,)
+
+
+@pytest.mark.parametrize("horizon", [1, 6, 24, 96])
+def test_a_factor_moves_little_before_its_forecasts_come_true(horizon: int) -> None:
+    """Errors far ahead last as long as the way to them. Factors that followed each of them swung from one side to the other."""
+    monitor = Quantiles(Forecast(targets=(0,), horizons=(horizon,), quantiles=(0.1, 0.5, 0.9)))
+    head_outputs = {"forecast": torch.zeros(1, 1, 1), "quantiles": torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3)}
+    state, value = monitor.initial_state(1), torch.full((1, 1), 9.0)
+    for _ in range(2 * horizon):
+        outputs, state = monitor.step(
+            Observation(value, value, torch.zeros(1, 1, dtype=torch.bool)), head_outputs, state
+        )
+    assert 1.0 < outputs["quantiles"].max() <= 1.5
