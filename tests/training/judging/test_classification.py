@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn import metrics as oracle
 
 from tidegate.training import errors
 from tidegate.training.data.series import Group, Series
@@ -34,6 +33,8 @@ SPLIT = Split(train=((0, 300),), validation=((300, 500),), test=((500, 900), (90
 
 def test_the_scores_are_those_of_the_replayed_probabilities(classifier: Graph, labelled: Series) -> None:
     """Each recording a stream of its own, numbered as the graph numbers its classes, without the unlabelled rows."""
+    from sklearn import metrics as oracle  # slow to load
+
     scores = evaluate(classifier, labelled, split=SPLIT).classification
     sentence = [
         classifier.replay(labelled.values[first:end, None])[0]["probability"][:, 0] for first, end in SPLIT.test

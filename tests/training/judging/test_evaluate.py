@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from sklearn.metrics import mean_pinball_loss
 
 from tidegate.training import errors
 from tidegate.training.data.series import Group, Series
@@ -149,6 +148,8 @@ SPLIT = Split(((0, 350),), ((350, 450),), ((450, 600),))
 
 def test_quantiles_are_scored(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Those of the graph as the formulas have them; the interval is from the lowest to the highest."""
+    from sklearn.metrics import mean_pinball_loss  # slow to load
+
     series = make_series(600)
     score = evaluate(graph, series, split=SPLIT).table[2]
     assert (score.target, score.horizon) == ("s2", 1)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn import metrics as oracle
 
 from tidegate.training.judging import metrics
 
@@ -15,6 +14,8 @@ def rng() -> np.random.Generator:
 
 def test_root_mean_square(rng: np.random.Generator) -> None:
     """As the library has it."""
+    from sklearn import metrics as oracle  # slow to load
+
     truth, forecast = rng.normal(size=(2, 500))
     assert metrics.root_mean_square(forecast - truth) == pytest.approx(oracle.root_mean_squared_error(truth, forecast))
 
@@ -22,6 +23,8 @@ def test_root_mean_square(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.95])
 def test_pinball_loss(rng: np.random.Generator, level: float) -> None:
     """As the library has it, level by level."""
+    from sklearn import metrics as oracle  # slow to load
+
     truth, forecast = rng.normal(size=(2, 500))
     both = metrics.pinball(truth, np.stack([forecast + 1, forecast], axis=1), (0.3, level))
     assert both[1] == pytest.approx(oracle.mean_pinball_loss(truth, forecast, alpha=level))
@@ -55,6 +58,8 @@ def test_what_never_moves_has_no_scale() -> None:
 
 def test_classes(rng: np.random.Generator) -> None:
     """Confusion, accuracy, F1 and cross-entropy as the library has them, with a class that never occurs."""
+    from sklearn import metrics as oracle  # slow to load
+
     truth = rng.choice([0, 1, 2, 4], size=400)
     probability = rng.dirichlet(np.ones(5), size=400).astype(np.float32)
     guess = np.where(rng.random(400) < 0.5, truth, probability[:, :3].argmax(axis=1))
@@ -75,6 +80,8 @@ def test_a_probability_of_nil_costs_no_infinity() -> None:
 @pytest.mark.parametrize("digits", [1, 6])
 def test_average_precision(rng: np.random.Generator, digits: int) -> None:
     """As the library has it, with many equal scores and with hardly any."""
+    from sklearn import metrics as oracle  # slow to load
+
     labels = rng.random(2000) < 0.05
     scores = np.round(rng.random(2000) + 0.5 * labels, digits).astype(np.float32)
     assert metrics.average_precision(labels, scores) == pytest.approx(oracle.average_precision_score(labels, scores))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
 
 from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import Series
@@ -17,6 +16,8 @@ SPLIT = Split(((0, 350),), ((350, 450),), ((450, 600),))
 
 def test_distances_are_those_of_another_library(make_series: Callable[..., Series]) -> None:
     """T2 within the components and Q from them, over a timestep and the one before it."""
+    from sklearn.decomposition import PCA  # slow to load
+
     series = make_series(600)
     fitted = fit_pca(series, SPLIT)
     scaler = fit_scaler(series, SPLIT.train)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge as Oracle
 from threadpoolctl import threadpool_info
 
 from tidegate.training.data.scaler import fit_scaler
@@ -29,6 +28,8 @@ def test_a_line_is_that_of_another_library(
     make_series: Callable[..., Series], split: Split, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
     """On the training rows, with their median error added; through zero, with the past alone, with the level, and with all features."""
+    from sklearn.linear_model import Ridge as Oracle  # slow to load
+
     penalty = 3
     monkeypatch.setattr(ridge, "_choose", lambda errors: [(errors.shape[1] - ridge.KINDS + kind, penalty)])
     series = make_series(600)
