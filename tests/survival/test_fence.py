@@ -283,7 +283,7 @@ async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, h
 async def test_two_workers_hand_streams_over_and_over(
     site: Callable[..., ServerProcess], graph: bytes, state: str
 ) -> None:
-    """300 take-overs under load, half of them with SYNC: each continues from a state of the oracle, with SYNC from the last."""
+    """150 take-overs under load, half of them with SYNC: each continues from a state of the oracle, with SYNC from the last."""
     one = site("--workers", "2", state=state)
     await one.start()
     async with asyncio.timeout(5 * TIMEOUT_S), contextlib.AsyncExitStack() as stack:
@@ -292,8 +292,8 @@ async def test_two_workers_hand_streams_over_and_over(
             options = [("grpc.use_local_subchannel_pool", 1)]
             channel = grpc.aio.insecure_channel(one.address, options=options)
             channels.append(await stack.enter_async_context(channel))
-        moved = await asyncio.gather(*(hand_over(channels, number, turns=30) for number in range(10)))
-    assert sum(moved) == 300
+        moved = await asyncio.gather(*(hand_over(channels, number, turns=15) for number in range(10)))
+    assert sum(moved) == 150
     assert one.metrics()["tidegate_state_lost_total"] == 0
     assert await one.stop() == 0
 
