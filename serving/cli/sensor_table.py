@@ -24,7 +24,7 @@ MISSING = frozenset(
     | {"nodata", "no data", "missing", "unknown", "unavailable", "#value!", "#div/0!", "1.#qnan", "-1.#ind"}
 )
 BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "on": 1.0, "off": 0.0}
-# The number of bytes at the begin of a file that show what it is.
+# So many bytes at the start of a file show what it is.
 HEAD_BYTES = 64
 # What may stand around a cell; the byte order mark of a file that was joined to others among it.
 BLANK = " \t\ufeff"

@@ -120,7 +120,7 @@ class AdminCalls:
         """One page of `streams`, which may be empty, and the token of the next page, empty when there is none.
 
         Args:
-            prefix: the begin of the ids; empty for all.
+            prefix: how the ids begin; empty for all.
             state: "live", "parked" or "expired"; empty for all.
             page_size: the largest number of streams. The server gives at most 10,000; 0 means 100.
             token: the token of this page; empty for the first.

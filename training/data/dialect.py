@@ -53,7 +53,7 @@ class Dialect:
         encoding: the name of Python's codec.
         delimiter: between cells; a space stands for any run of blanks.
         numbers: how numbers are written; None if 1,234 may be either notation.
-        comment: the begin of lines that are comments; empty if there are none.
+        comment: how a line that is a comment begins; empty if there are none.
         skip: characters before the first row, without the byte order mark.
         names: as they stand in the file, one for each cell of a row; empty if there is no line of names.
         units: one for each cell of a row; empty if there are none.

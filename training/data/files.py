@@ -30,7 +30,7 @@ ARROW = (".feather", ".arrow")
 KINDS = (*TEXT, ".parquet", *ARROW, *SPREADSHEET, *JSON, ".npy", ".npz")
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2", ".zip")
 STDIN = "-"
-# The begin of a file shows its kind: standard input has no name that would.
+# The start of a file shows its kind: standard input has no name that would.
 _MAGIC = (
     (b"PAR1", ".parquet"),
     (b"ARROW1", ".feather"),
