@@ -238,22 +238,25 @@ async def test_the_size_of_a_chunk_follows_what_a_row_costs() -> None:
         assert charge.sizes[-6:] == [*[48] * 5, 10]
 
 
-async def test_time_that_others_take_of_the_processor_makes_no_row_dearer() -> None:
-    """Another process that delays each batch by milliseconds changes neither the chunks nor where they run."""
+async def test_time_that_others_take_of_the_processor_makes_no_row_dearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that delays each batch by milliseconds adds nothing to what a row costs."""
     async with run_batcher(running_sum()) as bench:
         inner, held, where = bench.engine.run, call_of(bench, "a", 16), set()
+        recorded: list[tuple[int, float]] = []
 
         def held_up(*arguments: Any) -> Any:
             where.add(threading.current_thread().name)
-            time.sleep(0.005)
+            time.sleep(0.02)
             return inner(*arguments)
 
         bench.engine.run = held_up  # type: ignore[method-assign]
-        for _ in range(12):
+        monkeypatch.setattr(RowCost, "record", lambda _, rows, seconds: recorded.append((rows, seconds)))
+        for _ in range(5):
             await soon(bench.batcher.submit_block(block_of(held, 16)))
         assert where == {"MainThread"}
-        assert {len(batch) for batch in bench.batches} == {16}
-        assert bench.batcher.cost.row_seconds < 0.005 / 16
+        assert [rows for rows, _ in recorded] == [16] * 5
+        # A processor that has slept is slow, and much slower on some machines; yet not for as long as it has slept.
+        assert min(seconds for _, seconds in recorded) < 0.02 / 2
 
 
 async def test_a_batcher_knows_what_a_row_alone_costs_before_the_first_timestep() -> None:

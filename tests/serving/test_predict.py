@@ -279,7 +279,7 @@ async def test_the_newest_version_is_served_unless_asked_otherwise(tmp_path: Pat
     """Versions are numbers: 10 is newer than 9."""
     for version, low in (("9", 0.0), ("10", 1.0)):
         write_model(tmp_path, running_sum(features=[{"name": "x", "low": low}]), "toy", version)
-    async with run_server(tmp_path) as server, Client(address_of(server)) as client:
+    async with run_server(tmp_path, load=("toy/9", "toy/10")) as server, Client(address_of(server)) as client:
         assert [model.version for model in await client.models()] == ["10", "9"]
         async with client.open() as stream, client.open(version="9") as old:
             assert (stream.model.version, old.model.version) == ("10", "9")
