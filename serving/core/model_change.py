@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# What an operator asks for, a stream that needs a version ("demand"), and what becomes of a version.
+# What an operator asks for. "demand" is no operator's: a stream needs a version that is not loaded.
 ModelAction = Literal["load", "unload", "reload", "demand"]
+# What becomes of a version.
 ModelOutcome = Literal["loaded", "refused", "unloading"]
 
 

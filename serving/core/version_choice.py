@@ -1,4 +1,4 @@
-"""Which versions of a model have a special part. Versions are given newest first; an answer may be that there is none."""
+"""Which version of a model is its default, and which runs as its shadow. Versions are given newest first; None means no version."""
 
 from collections.abc import Sequence
 

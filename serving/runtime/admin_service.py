@@ -33,7 +33,7 @@ from tidegate.store import Holder, Record, ScanFilter, ScanScope, Store, StreamM
 
 # How many scans look for the streams of a page: about a second, when few of a million streams match. The caller asks on.
 SCANS_OF_A_PAGE = 100
-# The filter of the store's scan for each phase that a client lists.
+# The scope of the scan for each phase that a client lists.
 SCAN_SCOPES = {Phase.LIVE: ScanScope.IN_MEMORY, Phase.PARKED: ScanScope.ALL, Phase.EXPIRED: ScanScope.EXPIRED}
 
 

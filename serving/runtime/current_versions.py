@@ -1,7 +1,7 @@
 """Which versions are loaded before anybody asks for them.
 
-A folder keeps old versions for as long as there are streams on them, and most are not used on most days. So only those
-are loaded at once that new streams get, run as a shadow, or were named by an operator.
+A folder keeps an old version for as long as there are streams on it, and most old versions are not used on most days. So
+the server loads at once only what new streams get, what runs as a shadow, and what an operator has named.
 """
 
 from collections.abc import Collection, Iterable
@@ -41,7 +41,7 @@ def current_versions(root: Path, named: Collection[str], found: Iterable[Version
 def _read(folder: Path) -> tuple[str, str | None]:
     """The promoted version of a model and its shadow: None without one, empty for the newest that is not the default.
 
-    A file with mistakes says nothing here: who serves the model tells them.
+    A file with mistakes counts as absent here: the process that serves the model reports them.
     """
     try:
         promoted = read_promotion(folder).version
@@ -49,7 +49,7 @@ def _read(folder: Path) -> tuple[str, str | None]:
         promoted = NEWEST.version
     if not (folder / SETTINGS).exists():
         return promoted, None
-    from tidegate.runtime.model_settings import ModelSettings, read_settings  # noqa: PLC0415 - half of what a supervisor loads
+    from tidegate.runtime.model_settings import ModelSettings, read_settings  # noqa: PLC0415 - it loads pydantic
 
     try:
         shadow = read_settings(folder, ModelSettings()).shadow

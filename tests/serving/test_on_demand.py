@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,16 @@ async def test_an_old_version_that_is_broken_is_found_when_it_is_asked_for(
         await changes(client, "reload")
         async with client.open("old", version="1") as stream:
             assert (await stream.step([1.0]))["sum"] == 1
+
+
+async def test_an_old_version_that_was_removed_is_not_found(three: Path) -> None:
+    """Nobody has looked at the folder since. Other streams go on."""
+    async with served(three) as (_, client), client.open("new") as stream:
+        assert (await stream.step([1.0]))["sum"] == 1
+        shutil.rmtree(three / "toy" / "1")
+        with pytest.raises(ModelNotFound, match="toy/1"):
+            await client.open("old", version="1").__aenter__()
+        assert (await stream.step([1.0]))["sum"] == 2
 
 
 def test_a_check_tries_old_versions_too(sum_root: Path) -> None:
