@@ -105,8 +105,8 @@ class Format(Settings):
     )
     time_format: str | None = Field(
         default=None,
-        description="How times are written: iso, day-first, month-first, year-first, compact, s, ms, us, ns, excel, or a "
-        "pattern such as '%d.%m.%Y %H:%M'.",
+        description="How times are written: iso, day-first, month-first, year-first, exchanged, compact, s, ms, us, ns, "
+        "excel, or a pattern such as '%d.%m.%Y %H:%M'.",
     )
     timezone: str | None = Field(
         default=None, description="The zone of local times, such as Europe/Berlin or +01:00; times become UTC."

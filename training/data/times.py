@@ -2,6 +2,10 @@
 
 Where two notations fit, day before month and month before day, and nothing tells them apart, the column is refused with both
 readings. Numbers are days as digits (20240301), Unix times, or the days of a spreadsheet, by their size.
+
+A spreadsheet program that expects month/day takes 02/01/2024, the second of January, for the first of February, and leaves
+13/01/2024 as text. So where a column holds years first, of days up to 12 only, and text of days above 12 only, day and month of
+the former may be exchanged. The order of the rows tells.
 """
 
 import re
@@ -24,6 +28,8 @@ from tidegate.training.errors import TimeColumnError
 
 # --time-format by words -> the order of day, month and year; None: as it is written.
 WORDS = {"iso": "ymd", "year-first": "ymd", "day-first": "dmy", "month-first": "mdy"}
+# --time-format: a spreadsheet program has taken day for month.
+EXCHANGED = "exchanged"
 _OPTION = {"dmy": "day-first", "mdy": "month-first", "ymd": "year-first"}
 _DIGITS = re.compile(r"[-+]?\d+(?:[.,]\d*)?(?:[eE][-+]?\d+)?")
 DAY_NS = 86_400_000_000_000
@@ -56,11 +62,12 @@ class TimeReader:
     _known: int = 0
     _example: str = ""
     _typed: str = ""
+    _years_first: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         word = self.time_format
-        if word and word not in WORDS and word not in NUMERIC and "%" not in word:
-            expected = ", ".join((*WORDS, *NUMERIC))
+        if word and word not in (*WORDS, *NUMERIC, EXCHANGED) and "%" not in word:
+            expected = ", ".join((*WORDS, EXCHANGED, *NUMERIC))
             raise TimeColumnError(
                 f"{self.label}: time format {word!r}, expected one of {expected}, or a pattern such as '%d.%m.%Y %H:%M'"
             )
@@ -105,8 +112,10 @@ class TimeReader:
         if 0 < self._with_zone < self._known:
             raise self._error("has an offset to UTC in some rows only")
         order, times = self._choose({order: np.concatenate(self._orders[order] or [_none()]) for order in alive})
+        times, exchanged = self._mend_exchanged(times)
         zone = " in UTC" if self._with_zone else ""
-        return times, f"{shown} as {self._typed or describe_order(order, self._example)}{zone}", bool(self._with_zone)
+        what = self._typed or describe_order(order, self._example)
+        return times, f"{shown} as {what}{zone}{exchanged}", bool(self._with_zone)
 
     def _error(self, what: str) -> TimeColumnError:
         shown = " and ".join(repr(name) for name in self.columns)
@@ -150,6 +159,9 @@ class TimeReader:
     def _add_dates(self, text: Any) -> None:
         parsed, zoned = parse_dates(text, [order for order in self._orders if order not in self._bad])
         missing = text.is_null().to_numpy(zero_copy_only=False)
+        self._years_first.append(
+            pc.fill_null(pc.match_substring_regex(text, r"^\d{4}-"), False).to_numpy(zero_copy_only=False)
+        )
         self._with_zone, self._known = self._with_zone + zoned, self._known + int((~missing).sum())
         for order, times in parsed.items():
             wrong = np.flatnonzero(np.isnat(times) & ~missing)
@@ -202,6 +214,64 @@ class TimeReader:
                 f"{_OPTION[other]}"
             )
         return next(iter(kept.items()))
+
+    def _mend_exchanged(self, times: Times) -> tuple[Times, str]:
+        """The times with day and month exchanged again, and what to say of it, where a spreadsheet program exchanged them.
+
+        Raises:
+            TimeColumnError: both may be, and the order of the rows does not tell.
+        """
+        years_first = np.concatenate(self._years_first or [np.empty(0, np.bool_)])
+        if len(years_first) != len(times):  # not all is text
+            return times, ""
+        known = ~np.isnat(times)
+        typed, written = known & years_first, known & ~years_first
+        days = _day_of_month(times)
+        asked = self.time_format == EXCHANGED
+        if (
+            not typed.any()
+            or not (asked or written.any())
+            or not ((days[typed] <= 12).all() and (days[written] > 12).all())
+        ):
+            return times, ""
+        mended = np.where(typed, _exchange(times), times)
+        kept, better = _in_order(times[known]), _in_order(mended[known])
+        if asked or (better and not kept):
+            return (
+                mended,
+                ", day and month of the dates exchanged, which a spreadsheet program had taken for each other",
+            )
+        if kept == better and self.time_format is None:
+            row, other = int(np.argmax(typed)), int(np.argmax(written))
+            raise TimeColumnError(
+                f"{self.label}: column {self.columns[0]!r} holds dates up to the 12th of a month, such as {iso(times[row])} in row "
+                f"{row + 1}, and text with days above it, such as that of {iso(times[other])} in row {other + 1}: a spreadsheet program "
+                f"may have taken day for month; --time-format {EXCHANGED} exchanges them again, --time-format day-first takes the dates "
+                f"as they are"
+            )
+        return times, ""
+
+
+def _in_order(times: Times) -> bool:
+    """Whether times rise, or fall, from row to row."""
+    steps = np.diff(times).view(np.int64)
+    return bool((steps >= 0).all() or (steps <= 0).all())
+
+
+def _day_of_month(times: Times) -> npt.NDArray[np.int64]:
+    days: npt.NDArray[np.int64] = (times.astype("datetime64[D]") - times.astype("datetime64[M]")).astype(np.int64) + 1
+    return days
+
+
+def _exchange(times: Times) -> Times:
+    """Times with day and month exchanged, where the day is at most 12."""
+    months, days = times.astype("datetime64[M]"), _day_of_month(times)
+    years = times.astype("datetime64[Y]")
+    month = (months - years).astype(np.int64) + 1
+    within = times - times.astype("datetime64[D]")
+    ok = ~np.isnat(times) & (days <= 12)
+    first = (years.astype("datetime64[M]") + np.where(ok, days - 1, 0)).astype("datetime64[D]")
+    return np.where(ok, (first + (month - 1)).astype("datetime64[ns]") + within, times)
 
 
 def _jumps(times: Times) -> bool:

@@ -241,3 +241,50 @@ def test_names_that_come_again_are_left_out(tmp_path: Path) -> None:
     series = read(book(tmp_path / "a.xlsx", [NAMES, *ROWS[:12], NAMES, *ROWS[12:]]))
     assert len(series) == 24
     assert "1 line between the rows repeats what is above the first one: left out" in series.notes
+
+
+def opened_elsewhere(days: list[datetime], written: str) -> list[Any]:
+    """What a spreadsheet program holds that has taken day for month where it can; other days stay text."""
+    return [day.replace(month=day.day, day=day.month) if day.day <= 12 else day.strftime(written) for day in days]
+
+
+JANUARY = [datetime(2024, 1, 1, 6) + timedelta(days=day) for day in range(31)]  # noqa: DTZ001  a sheet has no zone
+
+
+@pytest.mark.parametrize("written", ["%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M"])
+def test_days_that_were_taken_for_months_are_exchanged_again(tmp_path: Path, written: str) -> None:
+    """Before, 1 to 12 January became the first of twelve months, without a word."""
+    rows = [[cell, row] for row, cell in enumerate(opened_elsewhere(JANUARY, written))]
+    series = read(book(tmp_path / "a.xlsx", [["time", "temp"], *rows]))
+    np.testing.assert_array_equal(series.times, np.array(JANUARY, "datetime64[ns]"))
+    assert series.values[:, 0].tolist() == list(range(31))
+    assert any("exchanged" in part for part in series.notes)
+
+
+@pytest.mark.parametrize(
+    ("time_format", "second"), [("exchanged", "2024-01-02T06:00"), ("day-first", "2024-02-01T06:00")]
+)
+def test_days_out_of_order_that_may_be_months_are_refused(tmp_path: Path, time_format: str, second: str) -> None:
+    """An option says which they are."""
+    mixed = [JANUARY[place] for place in (20, 1, 14, 3, 30)]
+    rows = [[cell, row] for row, cell in enumerate(opened_elsewhere(mixed, "%d/%m/%Y %H:%M"))]
+    path = book(tmp_path / "a.xlsx", [["time", "temp"], *rows])
+    with pytest.raises(TableError, match=r"--time-format exchanged .* --time-format day-first"):
+        read(path)
+    series = read(path, options=Format(time_format=time_format))
+    assert series.values[series.times == np.datetime64(second), 0].tolist() == [1]
+
+
+def test_a_sheet_that_has_only_days_up_to_the_twelfth_is_exchanged_when_asked(tmp_path: Path) -> None:
+    """No cell of it shows what happened."""
+    rows = [[cell, row] for row, cell in enumerate(opened_elsewhere(JANUARY[:12], ""))]
+    series = read(book(tmp_path / "a.xlsx", [["time", "temp"], *rows]), options=Format(time_format="exchanged"))
+    np.testing.assert_array_equal(series.times, np.array(JANUARY[:12], "datetime64[ns]"))
+
+
+def test_dates_in_order_beside_text_stay_as_they_are(tmp_path: Path) -> None:
+    """Someone has typed the later ones by hand."""
+    days = [datetime(2024, month, 13 - month) for month in range(1, 13)]  # noqa: DTZ001
+    rows = [[day, row] for row, day in enumerate(days)] + [["13/12/2024", 12], ["14/12/2024", 13]]
+    series = read(book(tmp_path / "a.xlsx", [["time", "temp"], *rows]))
+    assert series.times[1] == np.datetime64("2024-02-11")
