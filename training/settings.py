@@ -121,6 +121,7 @@ class Format(Settings):
     offset: Names = Field(
         default=(), description="A number to subtract from a column, as meter=123456000; separated by commas."
     )
+    untimed: Literal["error", "drop"] = Field(default="error", description="What to do with rows that have no time.")
     duplicates: Literal["error", "first", "last", "mean"] = Field(
         default="error", description="What to do with rows of the same time."
     )

@@ -335,7 +335,8 @@ def _offsets(given: Sequence[str], table: Table) -> dict[str, float]:
 
 def _sha256(table: Table, options: Format) -> str:
     """The checksum of the content; what changes the rows changes it too, for a model knows its rows by it."""
-    changed = options.model_dump(include={"duplicates", "resample", "resample_by", "timezone"}, exclude_defaults=True)
+    changing = {"untimed", "duplicates", "resample", "resample_by", "timezone"}
+    changed = options.model_dump(include=changing, exclude_defaults=True)
     if not changed:
         return table.sha256
     return hashlib.sha256(f"{table.sha256} {sorted(changed.items())}".encode()).hexdigest()

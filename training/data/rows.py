@@ -30,17 +30,17 @@ def arrange(arrays: TableArrays, columns: Columns, options: Format) -> Arranged:
     Raises:
         TableError: a row has no group or no time, or two have the same time.
     """
+    notes: list[str] = []
     if arrays.plan.times:
         _drop_empty_tail(arrays)
+        notes += _drop_untimed(arrays, options)
     order, groups = _group_order(arrays)
-    notes: list[str] = []
     if arrays.plan.times is None:
         # Without a period the rows are numbered, as seconds since 1970. The series then has no period.
         step = np.timedelta64(round((columns.get("period_s") or 1.0) * 1e9), "ns")
         counts = [group.end - group.first for group in groups] or [arrays.rows]
         arrays.times = np.datetime64(0, "ns") + np.concatenate([np.arange(count) for count in counts]) * step
     else:
-        _check_times(arrays)
         if order is not None:
             arrays.times = arrays.times[order]
         spans = [(group.first, group.end) for group in groups] or [(0, arrays.rows)]
@@ -66,21 +66,34 @@ def _drop_empty_tail(arrays: TableArrays) -> None:
     empty = np.isnat(arrays.times) & np.isnan(arrays.values).all(axis=1)
     if not len(empty) or not empty[-1]:
         return
-    last = 0 if empty.all() else len(empty) - int(np.argmin(empty[::-1]))
-    arrays.values, arrays.times, arrays.rows = arrays.values[:last], arrays.times[:last], last
-    arrays.codes = {role: codes[:last] for role, codes in arrays.codes.items()}
+    _keep(arrays, slice(0 if empty.all() else len(empty) - int(np.argmin(empty[::-1]))))
 
 
-def _check_times(arrays: TableArrays) -> None:
-    """Each row has a time."""
+def _drop_untimed(arrays: TableArrays, options: Format) -> list[str]:
+    """Leave out the rows without a time, if that is asked for. A note tells how many they are.
+
+    Raises:
+        TimeOrderError: there are some, and it is not.
+    """
     assert arrays.plan.times
-    rows = np.flatnonzero(np.isnat(arrays.times))
-    if len(rows):
+    untimed = np.isnat(arrays.times)
+    if not untimed.any():
+        return []
+    if options.untimed == "error":
         shown = " and ".join(repr(name) for name in arrays.plan.times.columns)
         raise TimeOrderError(
-            f"{arrays.table.name}: column {shown} has no time in row {rows[0] + 1}; expected one in every row: fill it in, or remove the "
-            f"row if it is none of the series, such as a sum"
+            f"{arrays.table.name}: column {shown} has no time in row {int(np.argmax(untimed)) + 1}; expected one in every row: fill it "
+            f"in, or leave out the rows without one, such as a sum, with --untimed drop"
         )
+    _keep(arrays, ~untimed)
+    count = int(untimed.sum())
+    return [f"{count} row{'' if count == 1 else 's'} had no time: left out"]
+
+
+def _keep(arrays: TableArrays, rows: slice | npt.NDArray[np.bool_]) -> None:
+    arrays.values, arrays.times = arrays.values[rows], arrays.times[rows]
+    arrays.rows = len(arrays.times)
+    arrays.codes = {role: codes[rows] for role, codes in arrays.codes.items()}
 
 
 def _localise(arrays: TableArrays, spans: Sequence[Span], options: Format) -> list[str]:

@@ -398,6 +398,13 @@ WAYS_OF_TIMES: dict[str, Kind] = {
         pump=[PUMP[row] for row in (0, 2, 1, 4, 3)],
         note="not in the order of time (2 went back): sorted",
     ),
+    "rows without a time, by `--untimed drop`": timed(
+        [*stamped()[:2], "N/A", "", stamped()[4]],
+        options={"untimed": "drop"},
+        times=TIMES[[0, 1, 4]],
+        values=WANTED[[0, 1, 4]],
+        note="2 rows had no time: left out",
+    ),
     "rows of the same time, by `--duplicates first`": timed(
         [stamped()[row] for row in (0, 0, 1, 2, 3)],
         options={"duplicates": "first"},

@@ -64,7 +64,10 @@ def test_a_point_and_a_blank_before_the_name_of_a_month(tmp_path: Path) -> None:
             "".join([PLAIN[:300], "\n2024-03-0"]),
             "a row has .* cells, expected 3 as in the line of names: .*mend this row or remove it",
         ),
-        (PLAIN + ",480,48\n", "no time in row 25; expected one in every row: fill it in, or remove the row"),
+        (
+            PLAIN + ",480,48\n",
+            "no time in row 25; expected one in every row: fill it in, or leave out the rows without one",
+        ),
         (PLAIN + "Total,480,48\n", "has 'Total' in row 25 .--comment 'Total' leaves out lines that begin so"),
         (PLAIN + PLAIN.replace("a,b", "b,a"), "has 'time' in row 25 .--comment 'time' leaves out lines that begin so"),
         ('time,"a\n(V)"\n' + "".join(ROWS), "a line break within quotes is not read"),
