@@ -48,10 +48,13 @@ async def test_a_stream_is_on_one_version_or_the_other(
     await server.start(point)
     rows = [rows_of(stream, STEPS) for stream in range(STREAMS)]
     got: list[list[Answer]] = [[] for _ in rows]
+    promoted = asyncio.Event()
 
     async def run(client: Client, place: int) -> None:
         async with client.open(f"s{place}") as stream:
-            for row in rows[place]:
+            for number, row in enumerate(rows[place]):
+                if number == 2 * STEPS // 3:
+                    await promoted.wait()
                 got[place].append(answer(await stream.step(row), stream.version))
 
     async def restart() -> None:
@@ -63,10 +66,11 @@ async def test_a_stream_is_on_one_version_or_the_other(
         restarting = asyncio.create_task(restart())
         while min(map(len, got)) < 20:
             await asyncio.sleep(0.005)
-        with suppress(ClientError):  # the server may die before it answers
-            await client.promote("toy", "2")
+        while read_promotion(models / "toy").version != "2":
+            with suppress(ClientError):  # the server may die before it answers, or before it is asked
+                await client.promote("toy", "2")
+        promoted.set()
         await asyncio.gather(*running, restarting)
-    assert read_promotion(models / "toy").version == "2"
     assert [answers[-1].version for answers in got] == ["2"] * STREAMS
     assert [check_answers(rows[place], got[place], "rewarm") for place in range(STREAMS)] == [""] * STREAMS
     assert server.metrics()["tidegate_state_lost_total"] == 0
