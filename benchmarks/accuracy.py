@@ -39,7 +39,8 @@ DEFAULTS = {"appliances": "--data appliances", "weather": "--data weather --hori
 LEADS = (1, 6, 24, 48, 96)
 # No horizon may be worse than ridge by more.
 TOLERATED = 0.01
-DRIFTING_ROWS, DRIFTING_SERIES = 8000, 3
+# A held-out part of 1,200 rows has about twelve independent errors 96 timesteps ahead, so one series tells little.
+DRIFTING_ROWS, DRIFTING_SERIES = 8000, 12
 # The line that a drifting series is measured against: a regression on the last values, each less the last one.
 LAGS, RIDGE_PENALTIES = 336, (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -226,37 +227,44 @@ def drifting(train: Train, seeds: Sequence[int]) -> Result:
     result = Result(
         "series that drift",
         [
-            f"A daily wave of changing height on a level that walks, with two more columns: {DRIFTING_ROWS} hourly rows. `tidegate train` with",
-            f"default settings, one training a series, against a ridge regression on the last {LAGS} values less the last one.",
+            f"A daily wave of changing height on a level that walks, with two more columns: {DRIFTING_ROWS:,} hourly rows. `tidegate train` with",
+            f"default settings, one training for each of {DRIFTING_SERIES} series, against a ridge regression on the last {LAGS} values less the last one.",
+            "The mean over the series is judged; the lowest and the highest are in brackets.",
             "",
-            "| series | ahead | MAE | line | worse by | 80 % quantiles hold |",
-            "|---|---|---|---|---|---|",
+            "| ahead | MAE worse than the line's by | series within 2 % | 80 % quantiles hold |",
+            "|---|---|---|---|",
         ],
     )
-    leads = ",".join(map(str, LEADS))
+    worse, covered = [], []  # (series, leads), in per cent
     for number in range(1 if len(seeds) == 1 else DRIFTING_SERIES):
+        columns = drifting_series(number)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "drifting.csv"
-            columns = drifting_series(number)
-            header = ",".join(["time", *(f"s{index}" for index in range(columns.shape[1]))])
-            times = np.datetime64("2024-01-01T00") + np.arange(len(columns)) * np.timedelta64(1, "h")
-            rows = [
-                f"{time}:00," + ",".join(f"{value:.5f}" for value in row)
-                for time, row in zip(times, columns, strict=True)
-            ]
-            path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-            answer = train(f"--data {path} --target s0 --horizons {leads}", "--seed", "0")
+            path = write_hourly(Path(folder) / "drifting.csv", columns)
+            answer = train(f"--data {path} --target s0 --horizons {','.join(map(str, LEADS))}", "--seed", "0")
+        rows = [row["model"] for row in answer["scores"]["table"]]
         line = line_errors(columns[:, 0])
-        for row, error in zip(answer["scores"]["table"], line, strict=True):
-            mae, covered = row["model"]["mae"], 100 * row["model"]["coverage"]
-            result.lines.append(
-                f"| {number} | {row['horizon']} | {mae:.4g} | {error:.4g} | {100 * (mae / error - 1):+.1f} % | {covered:.1f} % |"
-            )
-            if mae > 1.02 * error:
-                result.missed.append(f"drifting {number}, {row['horizon']} ahead: within 2 % of the line")
-            if not 75 <= covered <= 85:
-                result.missed.append(f"drifting {number}, {row['horizon']} ahead: the 80 % quantiles hold 75 to 85 %")
+        worse.append([100 * (row["mae"] / error - 1) for row, error in zip(rows, line, strict=True)])
+        covered.append([100 * row["coverage"] for row in rows])
+    for lead, more, held in zip(LEADS, zip(*worse, strict=True), zip(*covered, strict=True), strict=True):
+        within = sum(one <= 2 for one in more)
+        result.lines.append(
+            f"| {lead} | {statistics.mean(more):+.1f} % ({min(more):+.1f} to {max(more):+.1f}) | {within} of {len(more)} | "
+            f"{statistics.mean(held):.1f} % ({min(held):.1f} to {max(held):.1f}) |"
+        )
+        if statistics.mean(more) > 2:
+            result.missed.append(f"drifting, {lead} ahead: within 2 % of the line")
+        if not 75 <= statistics.mean(held) <= 85:
+            result.missed.append(f"drifting, {lead} ahead: the 80 % quantiles hold 75 to 85 %")
     return result
+
+
+def write_hourly(path: Path, columns: np.ndarray[Any, np.dtype[np.float64]]) -> Path:
+    """Write hourly rows (rows, columns), called s0, s1, ..., as CSV, and return the path."""
+    header = ",".join(["time", *(f"s{index}" for index in range(columns.shape[1]))])
+    times = np.datetime64("2024-01-01T00") + np.arange(len(columns)) * np.timedelta64(1, "h")
+    rows = [f"{time}:00," + ",".join(f"{value:.5f}" for value in row) for time, row in zip(times, columns, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
 
 
 def drifting_series(seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
