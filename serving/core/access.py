@@ -56,15 +56,13 @@ class Tenant:
     limits: TenantLimits = field(default_factory=TenantLimits)
     opens: TokenBucket = field(init=False)
     steps: TokenBucket = field(init=False)
+    limits_steps: bool = field(init=False)
+    """Whether timesteps must be counted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "opens", TokenBucket(self.limits.opens_per_second))
         object.__setattr__(self, "steps", TokenBucket(self.limits.steps_per_second))
-
-    @property
-    def limits_steps(self) -> bool:
-        """Whether timesteps must be counted."""
-        return not math.isinf(self.limits.steps_per_second)
+        object.__setattr__(self, "limits_steps", not math.isinf(self.limits.steps_per_second))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class Slots:
         self._gathered: Arrays = (*self.state, *self.stream_inputs)
         self.step: Ints = np.full(capacity, FREE_SLOT_STEP, np.int64)
         self.durable_step: Ints = np.zeros(capacity, np.int64)  # the last timestep whose state is stored
+        self.durable_steps: memoryview[int] = self.durable_step.data  # the same, to read one of them
         # The first timestep whose answer is remembered. A checkpoint of a smaller ring has fewer answers than this one
         # can hold.
         self._since: Ints = np.ones(capacity, np.int64)

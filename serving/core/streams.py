@@ -249,7 +249,9 @@ class Lease:
         """
         stream = self.stream
         if stream.lease is self and stream.slot >= 0:
-            self._durable_step = max(self._durable_step, stream.slots.durable_step.item(stream.slot))
+            step = stream.slots.durable_steps[stream.slot]
+            if step > self._durable_step:  # noqa: PLR1730  each answer reads it, and `max` is a call
+                self._durable_step = step
         return self._durable_step
 
     def record_durable_step(self) -> None:

@@ -62,7 +62,9 @@ class Call:
             Exception: why the call was asked to end.
 
         """
-        message = await self.wait_interruptibly(self._next_message)
+        message = await self.wait_interruptibly(
+            self.context.read if self._read_ahead_task is None else self._take_read_ahead
+        )
         return None if message is grpc.aio.EOF else message
 
     async def read_within(self, seconds: float, what: str) -> Any:
@@ -93,9 +95,10 @@ class Call:
             read.cancel()
             read.add_done_callback(log_failure)
 
-    async def _next_message(self) -> Any:
+    async def _take_read_ahead(self) -> Any:
         read, self._read_ahead_task = self._read_ahead_task, None
-        return await (self.context.read() if read is None else read)
+        assert read is not None
+        return await read
 
     async def wait_interruptibly(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Waits for something that may take long.

@@ -58,6 +58,7 @@ class PredictCall(Call):
         self.queue: StepQueue
         self.client_buffer_max = CLIENT_BUFFER_DEFAULT
         self.reported_step = 0
+        self.durable_rose = False  # while an answer was pending, so that nothing was sent
         self.sync = False
         self.output_format: int = pb.OUTPUT_FORMAT_UNSPECIFIED
 
@@ -68,7 +69,9 @@ class PredictCall(Call):
 
     def on_durable(self) -> None:
         """Sends the durable step, if no answer that carries it is pending and the client may be waiting for it."""
-        if self.reading and self.notification is None and self.durable_is_due:
+        if not self.reading or self.notification is not None:
+            self.durable_rose = True
+        elif self.durable_is_due:
             self.start_notification(self.send_durable())
 
     @property
@@ -225,8 +228,10 @@ class TidegateServicer(AdminServicer):
             if request is None or request.HasField("timestep"):
                 await call.write(await self._answer(call, lease, timestep, request))
                 call.queue.observe_step(perf_counter() - started)
-                if call.durable_is_due:  # it became durable while the answer was being sent
-                    await call.send_durable()
+                if call.durable_rose:  # perhaps while the answer was being sent
+                    call.durable_rose = False
+                    if call.durable_is_due:
+                        await call.send_durable()
             elif request.HasField("close"):
                 reason = await self._close(call, lease, request.close)
                 await self._wait_for_half_close(call)
@@ -264,7 +269,6 @@ class TidegateServicer(AdminServicer):
         `timestep` is None when only protobuf could decode it; then `request` has it.
         """
         stream = lease.stream
-        step = timestep.step if timestep is not None else request.timestep.step if request is not None else 0
         try:
             if timestep is None:
                 assert request is not None
@@ -279,6 +283,7 @@ class TidegateServicer(AdminServicer):
         except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:
             if lease.ended is not None:
                 raise lease.ended from error
+            step = timestep.step if timestep is not None else request.timestep.step if request is not None else 0
             # A stream that could not be woken has no step at hand. The client knows it.
             next_step = stream.step + 1 if stream.slot >= 0 else step
             return wire.encode_refusal(error, step, next_step).SerializeToString()
@@ -287,7 +292,8 @@ class TidegateServicer(AdminServicer):
             self._backend.request_save(
                 lease
             )  # else the client would have to wait for the next checkpoint when its buffer is full
-        if wire.as_numbers(call.output_format, request is not None and bool(request.timestep.numbers)):
+        sent_as_numbers = request is not None and bool(request.timestep.numbers)
+        if (sent_as_numbers or call.output_format) and wire.as_numbers(call.output_format, sent_as_numbers):
             message = wire.make_prediction(prediction, durable_step, stream.slots.spec, numbers=True)
             return pb.PredictResponse(prediction=message).SerializeToString()
         return wire.encode_prediction(prediction, durable_step)

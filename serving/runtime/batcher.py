@@ -124,7 +124,8 @@ class Batcher:
             TimestepRefused: as `refuse_with` says.
 
         """
-        self._check_accepting(1)
+        if self._stop_error is not None or self.refuse_with is not None:
+            self._raise_refusal(1)
         if len(timestep.values) != self._row_bytes:
             self.metrics.steps["invalid"] += 1
             raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
@@ -136,7 +137,8 @@ class Batcher:
             raise Overloaded(self.queue_max, RETRY_AFTER_MS)
         future: asyncio.Future[Prediction] = self._loop.create_future()
         self._queue.append(QueuedStep(lease, timestep, future, perf_counter()))
-        self._schedule_turn()
+        if not self._turn_scheduled:
+            self._schedule_turn()
         return future
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
@@ -149,7 +151,8 @@ class Batcher:
             TimestepRefused: as `refuse_with` says.
 
         """
-        self._check_accepting(len(block))
+        if self._stop_error is not None or self.refuse_with is not None:
+            self._raise_refusal(len(block))
         # An empty queue accepts any block, however long. The bound counts for the blocks behind it.
         waiting = sum([entry.block.rows_left for entry in self._queued_blocks()]) if self._blocks else 0
         bound = BLOCK_ROWS_MAX if len(block) > self.batch_max else SHORT_BLOCK_ROWS_MAX
@@ -158,21 +161,21 @@ class Batcher:
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
         future: asyncio.Future[Block] = self._loop.create_future()
         self._blocks.setdefault(block.table, deque()).append(QueuedBlock(block, future, perf_counter()))
-        self._schedule_turn()
+        if not self._turn_scheduled:
+            self._schedule_turn()
         return future
 
     def _schedule_turn(self) -> None:
-        if not self._turn_scheduled:
-            self._turn_scheduled = True
-            self._loop.call_soon(self._run_turn)
+        self._turn_scheduled = True
+        self._loop.call_soon(self._run_turn)
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
         """The event loop, cached: asking for it is a system call each time (Python 3.11 checks for a fork)."""
         return asyncio.get_running_loop()
 
-    def _check_accepting(self, timesteps: int) -> None:
-        """Raises the error that refuses this number of timesteps, if there is no room for them."""
+    def _raise_refusal(self, timesteps: int) -> None:
+        """Raises the error that refuses this number of timesteps."""
         if self._stop_error is not None:
             # one error object for all callers: tracebacks must not accumulate on it
             raise self._stop_error.with_traceback(None)
