@@ -5,21 +5,19 @@ Rows are appended at the end. Compaction removes the rows that are no longer nee
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from operator import mul
-from struct import Struct
-from typing import Any
 
 import numpy as np
 
 from tidegate.client.results import Bools, Group, Waiter
 from tidegate.client.types import Model
-from tidegate.core.spec import Array, Ints
+from tidegate.core.spec import Array, Ints, Output
 
 # The buffer is compacted when it is twice as long as after the last compaction, so the amortized cost of a row is small.
 # Shorter buffers are not worth it.
 COMPACT_ROWS_MIN = 4096
 INITIAL_ROWS = 64
-UINT64_MAX = 2**64 - 1
+# So many answers to single timesteps are kept until their checksums are computed, at once.
+ANSWERS_MAX = 256
 WORD_BYTES = 4
 
 # A timestep with a caller of its own: stream, packed values, the caller's future, group.
@@ -60,19 +58,18 @@ class ResendBuffer:
         self._singles: list[SingleTimestep] = []
         # Queues a single timestep. Adding many at once to the columns costs a tenth of adding each alone.
         self.queue_single: Callable[[SingleTimestep], None] = self._singles.append
-        self._word_count = [_word_count(output.dtype, output.shape) for output in model.outputs]
-        self._factors = _factors(sum(self._word_count))
-        self._factor_list: list[int] = self._factors.tolist()
-        self._unpack = [
-            Struct(f"<{count}{'B' if output.dtype.itemsize < WORD_BYTES else 'I'}").unpack
-            for output, count in zip(model.outputs, self._word_count, strict=True)
-        ]
+        # Answers to single timesteps whose checksums are not in the columns yet, for the same reason.
+        self._answers: list[tuple[int, Sequence[bytes]]] = []
+        self._outputs = model.outputs
+        self._output_bytes = [int(np.prod(output.shape)) * output.dtype.itemsize for output in model.outputs]
+        self._factors = _factors(sum(_word_count(output) for output in model.outputs))
 
     def __len__(self) -> int:
         """How many rows there are."""
         return self._count
 
     def __getitem__(self, column: str) -> Array:
+        self._flush_answers()
         return self._columns[column][: self._count]
 
     @property
@@ -94,16 +91,21 @@ class ResendBuffer:
     def append(self, results: int, places: Ints | int, streams: Ints | int, steps: Ints | int, values: Array) -> int:
         """Appends rows, or one row. Returns the place of the first."""
         begin = self._count
-        end = begin + (1 if isinstance(places, int) else len(places))
+        at: int | slice
+        if isinstance(places, int):
+            end, at = begin + 1, begin
+        else:
+            end = begin + len(places)
+            at = slice(begin, end)
         if end > len(self._columns["step"]):
             self._grow(max(end, 2 * begin))
         columns = self._columns
-        columns["results"][begin:end] = results
-        columns["place"][begin:end] = places
-        columns["stream"][begin:end] = streams
-        columns["step"][begin:end] = steps
-        columns["values"][begin:end] = values
-        columns["checked"][begin:end] = False
+        columns["results"][at] = results
+        columns["place"][at] = places
+        columns["stream"][at] = streams
+        columns["step"][at] = steps
+        columns["values"][at] = values
+        columns["checked"][at] = False
         self._count = end
         return begin
 
@@ -114,6 +116,7 @@ class ResendBuffer:
 
     def compact(self, keep: Bools) -> Ints:
         """Removes all rows but these. Returns the new place of each row, -1 for removed ones."""
+        self._flush_answers()
         moved: Ints = np.where(keep, np.cumsum(keep) - 1, -1)
         self.unsent_from = int(np.count_nonzero(keep[: self.unsent_from]))
         self._columns = {name: column[: self._count][keep] for name, column in self._columns.items()}
@@ -145,11 +148,27 @@ class ResendBuffer:
             begin += bits.shape[1]
         return np.zeros(0, np.uint64) if sums is None else sums
 
-    def set_checksum(self, place: int, packed: Sequence[bytes]) -> None:
-        """Stores the checksum of the packed outputs of one row."""
-        words = [word for unpack, part in zip(self._unpack, packed, strict=True) for word in unpack(part)]
-        self._columns["check"][place] = sum(map(mul, words, self._factor_list)) & UINT64_MAX
-        self._columns["checked"][place] = True
+    def set_answer(self, place: int, packed: Sequence[bytes]) -> bool:
+        """Stores the checksum of the packed outputs of one row. Returns False when they do not fit the model."""
+        if [len(part) for part in packed] != self._output_bytes:
+            return False
+        self._answers.append((place, packed))
+        if len(self._answers) == ANSWERS_MAX:
+            self._flush_answers()
+        return True
+
+    def _flush_answers(self) -> None:
+        """Moves the checksums of answers to single timesteps into the columns."""
+        if not self._answers:
+            return
+        places, packed = zip(*self._answers, strict=True)
+        self._answers.clear()
+        at = np.array(places)
+        columns = zip(self._outputs, zip(*packed, strict=True), strict=True)
+        outputs = [np.frombuffer(b"".join(parts), output.dtype).reshape(len(at), -1) for output, parts in columns]
+        if outputs:
+            self._columns["check"][at] = self.checksums(outputs)
+        self._columns["checked"][at] = True
 
     def _grow(self, rows: int) -> None:
         for name, column in self._columns.items():
@@ -158,9 +177,9 @@ class ResendBuffer:
             self._columns[name] = longer
 
 
-def _word_count(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    size = int(np.prod(shape)) * dtype.itemsize
-    return size if dtype.itemsize < WORD_BYTES else size // WORD_BYTES
+def _word_count(output: Output) -> int:
+    size = int(np.prod(output.shape)) * output.dtype.itemsize
+    return size if output.dtype.itemsize < WORD_BYTES else size // WORD_BYTES
 
 
 def _factors(count: int) -> Array:

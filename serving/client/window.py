@@ -18,7 +18,6 @@ Laws:
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from struct import error as StructError  # noqa: N812 - it is a class
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from tidegate.client.pending import SINGLE_TIMESTEPS, PendingTimesteps
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, Bools, Deliver, deliver
 from tidegate.client.types import Prediction
-from tidegate.core.spec import Array, Ints
+from tidegate.core.spec import STEP_MAX, Array, Ints
 
 NO_ROWS: Ints = np.empty(0, np.int64)
 
@@ -149,7 +148,7 @@ class Window(PendingTimesteps):
     @property
     def has_unsent(self) -> bool:
         """Whether timesteps or repeats may be left to send."""
-        return bool(self._repeats) or any(buffer.has_unsent for buffer in self._buffers)
+        return bool(self._repeats) or any([buffer.has_unsent for buffer in self._buffers])  # noqa: C419  a generator is slower
 
     def next_message(self) -> Message | None:
         """The next message to send, None when nothing may be sent."""
@@ -264,11 +263,9 @@ class Window(PendingTimesteps):
         stream, number = message.stream, message.step
         if message.ignored or int.from_bytes(step, "little") != number or number <= self._answered_at[stream]:
             return False
-        try:
-            message.buffer.set_checksum(message.place, outputs)
-            self._durable_at[stream] = max(durable_step, self._durable_at[stream])
-        except (ValueError, StructError):
+        if durable_step > STEP_MAX or not message.buffer.set_answer(message.place, outputs):
             return False  # the answer is malformed; the slow path reports how
+        self._durable_at[stream] = max(durable_step, self._durable_at[stream])
         self._applied_at[stream] = max(number, self._applied_at[stream])
         self._answered_at[stream] = number
         _, _, waiter, _ = self._singles.pop(message.waiter_id)

@@ -208,15 +208,13 @@ class HandleTable:
         From now on it counts as reported.
         """
         slot = lease.stream.slot
-        durable = (
-            int(lease.stream.slots.durable_step[slot]) if slot >= 0 and lease.ended is None else lease.durable_step
-        )
+        durable = lease.stream.slots.durable_steps[slot] if slot >= 0 and lease.ended is None else lease.durable_step
         self._reported_step[lease.handle] = durable
         return durable
 
     def is_buffer_half_full(self, lease: Lease, step: int, durable_step: int) -> bool:
         """Whether timesteps that are not durable fill half of the client's buffer for the stream."""
-        return bool(2 * (step - durable_step) >= self._client_buffer_max[lease.handle])
+        return bool(2 * (step - durable_step) >= self._client_buffer_max.item(lease.handle))
 
     def half_full_buffers(self, handles: Ints, steps: Ints, durable_steps: Ints) -> Ints:
         """The streams, each once, for which timesteps that are not durable fill half of the client's buffer."""

@@ -44,7 +44,9 @@ class Slots:
         self._gathered: Arrays = (*self.state, *self.stream_inputs)
         self.step: Ints = np.full(capacity, FREE_SLOT_STEP, np.int64)
         self.durable_step: Ints = np.zeros(capacity, np.int64)  # the last timestep whose state is stored
-        self.durable_steps: memoryview[int] = self.durable_step.data  # the same, to read one of them
+        # The same numbers, to read or write one of them.
+        self.steps: memoryview[int] = self.step.data
+        self.durable_steps: memoryview[int] = self.durable_step.data
         # The first timestep whose answer is remembered. A checkpoint of a smaller ring has fewer answers than this one
         # can hold.
         self._since: Ints = np.ones(capacity, np.int64)
@@ -64,7 +66,6 @@ class Slots:
         self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
         self._gathered_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self._gathered]
         self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
-        self._steps: memoryview[int] = self.step.data
         self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
         self._all: Ints = np.arange(capacity)
         self._checked = tuple(tensor.is_checked for tensor in spec.state)
@@ -282,7 +283,7 @@ class Slots:
         """Copies what `gather` does, of one row, into the model's memory. Returns the number of its last timestep."""
         for (slab, size), part in zip(self._gathered_bytes, state, strict=True):
             part[:] = slab[slot * size : (slot + 1) * size]
-        return self._steps[slot]
+        return self.steps[slot]
 
     def scatter_row(
         self,
@@ -298,7 +299,7 @@ class Slots:
         """
         for (slab, size), part in zip(self._state_bytes, next_state, strict=True):
             slab[slot * size : (slot + 1) * size] = part
-        step = self._steps[slot] + 1
+        step = self.steps[slot] + 1
         ring_index = step % self.answers
         index = slot * self.answers + ring_index
         for (slab, size), part in zip(self._answer_bytes, outputs, strict=True):
@@ -306,7 +307,7 @@ class Slots:
         self._hash_numbers[ring_index * self.capacity + slot] = value_hash
         if self.raw is not None:
             self.raw.record_row(slot, step, values)
-        self._steps[slot] = step
+        self.steps[slot] = step
 
     def find_answer(self, slot: int, step: int) -> tuple[bytes, ...]:
         """The packed answer to an applied timestep; empty when it is no longer remembered."""

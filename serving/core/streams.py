@@ -205,7 +205,7 @@ class Stream:
     def step(self) -> int:
         """The last applied timestep of a live stream."""
         assert self.phase is Phase.LIVE
-        return int(self.slots.step[self.slot])
+        return self.slots.steps[self.slot]
 
     @property
     def is_saved(self) -> bool:
@@ -249,9 +249,7 @@ class Lease:
         """
         stream = self.stream
         if stream.lease is self and stream.slot >= 0:
-            step = stream.slots.durable_steps[stream.slot]
-            if step > self._durable_step:  # noqa: PLR1730  each answer reads it, and `max` is a call
-                self._durable_step = step
+            self._durable_step = max(self._durable_step, stream.slots.durable_steps[stream.slot])
         return self._durable_step
 
     def record_durable_step(self) -> None:

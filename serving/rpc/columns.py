@@ -14,9 +14,9 @@ from tidegate.core.input_layout import InputLayout
 from tidegate.core.masks import any_true
 from tidegate.core.named_inputs import Named, check_named, pack_rows
 from tidegate.core.spec import STEP_MAX, Array, Ints, Timestep
-from tidegate.core.streams import Lease
 from tidegate.core.swap_policy import Moved
 from tidegate.rpc import wire
+from tidegate.rpc.single_row import SingleRow, ready_lease
 from tidegate.rpc.status import wire_status
 from tidegate.rpc.varint import varint
 from tidegate.v1 import tidegate_pb2 as pb
@@ -107,27 +107,24 @@ class InputColumns:
         return [(name, packed[row * size : (row + 1) * size]) for name, packed, size in self._columns]
 
 
-def decode_single_row(message: pb.Block, table: HandleTable) -> tuple[Lease, Timestep] | None:
-    """The stream and the timestep of a block with a single row that is ready to run.
-
-    Its stream is awake and expects this number. None for any other block, also for a malformed one.
-    """
-    if len(message.handles) != HANDLE.itemsize or len(message.steps) not in (0, STEP.itemsize):
+def decode_single_row(message: pb.Block, table: HandleTable) -> SingleRow | None:
+    """The row of a block with a single row that is ready to run; None for any other block, also for a malformed one."""
+    handles, steps = message.handles, message.steps  # each look at a field copies it
+    if len(handles) != HANDLE.itemsize or len(steps) not in (0, STEP.itemsize):
         return None
-    lease = table[int.from_bytes(message.handles, "little")]
-    if lease is None or lease.ended is not None or lease.stream.needs_wake:
+    step = int.from_bytes(steps, "little")
+    lease = ready_lease(table, int.from_bytes(handles, "little"), step)
+    if lease is None:
         return None
-    step = int.from_bytes(message.steps, "little")
-    if step > STEP_MAX or step not in (0, lease.stream.step + 1):
+    layout, values = lease.stream.slots.layout, message.values
+    if not layout.plain:
+        try:
+            values = pack_rows(layout, wire.decode_named(message.inputs), values).tobytes()
+        except InvalidField:
+            return None
+    elif len(values) != layout.row_bytes or message.inputs:
         return None
-    layout = lease.stream.slots.layout
-    if layout.plain:
-        plain = len(message.values) == layout.row_bytes and not message.inputs
-        return (lease, Timestep(step, message.values)) if plain else None
-    try:
-        return lease, Timestep(step, pack_rows(layout, wire.decode_named(message.inputs), message.values).tobytes())
-    except InvalidField:
-        return None
+    return SingleRow(message.block, lease, Timestep(step, values))
 
 
 def encode_predicted(

@@ -252,9 +252,14 @@ class MultiStreamCall(Call):
         if self.reading and self.notification is None:
             self.start_notification(self._send_notifications())
 
+    @property
+    def has_notifications(self) -> bool:
+        """Whether `_send_notifications` would send any."""
+        return self._stored or bool(self._endings)
+
     async def _send_notifications(self) -> None:
         """Sends which streams have ended and which are durable, since the last notification."""
-        while self._stored or self._endings:
+        while self.has_notifications:
             endings, self._endings = self._endings, []
             for group in columns.by_reason(endings).values():
                 await self._write(columns.encode_ended([handle for handle, _ in group], group[0][1]))

@@ -19,7 +19,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from tidegate.core.access import Caller
 from tidegate.core.block import Block
@@ -33,15 +32,15 @@ from tidegate.core.errors import (
 )
 from tidegate.core.handle_table import Selection
 from tidegate.core.mixed_block import MixedBlock
-from tidegate.core.spec import Ints, Timestep
-from tidegate.core.streams import Lease
+from tidegate.core.spec import Ints
 from tidegate.core.swap_policy import Moved
-from tidegate.rpc import columns
+from tidegate.rpc import columns, wire
 from tidegate.rpc.backend import Access, CloseReason, StreamBackend
 from tidegate.rpc.background_queue import BackgroundQueue
 from tidegate.rpc.call import OPEN_SECONDS, Context
 from tidegate.rpc.multi_stream_call import MultiStreamCall, check_close, check_open, run_concurrently
 from tidegate.rpc.row_errors import collect_row_errors
+from tidegate.rpc.single_row import SingleRow, read_single_row
 from tidegate.rpc.stream_quota import StreamQuota
 from tidegate.rpc.time_slice import TimeSlice
 from tidegate.v1 import tidegate_pb2 as pb
@@ -94,8 +93,9 @@ class PredictBlocksCall(MultiStreamCall):
         self._quota.tables.add(self._handles)
         reason: CloseReason = "disconnected"
         try:
-            while (request := await self._next_request()) is not None:
-                await self._handle(request)
+            while (message := await self._next_message()) is not None:
+                if not await self._answer_single_row(message):
+                    await self._handle(wire.decode_blocks_request(message))
             await self._wait_for_background(self._opens.join)
             await self._wait_for_background(self._closes.join)
             # The client may open its streams at another server, which must find what was answered.
@@ -120,15 +120,13 @@ class PredictBlocksCall(MultiStreamCall):
                 await self._release_all(reason)
                 self._quota.tables.discard(self._handles)
 
-    async def _next_request(self) -> pb.PredictBlocksRequest | None:
-        """The next request, None when the client has half-closed."""
-        await self._send_notifications()
-        message = await (self.read() if self._began else self.read_within(OPEN_SECONDS, "open"))
+    async def _next_message(self) -> bytes | None:
+        """The bytes of the next request, None when the client has half-closed."""
+        if self.has_notifications:
+            await self._send_notifications()
+        message: bytes | None = await (self.read() if self._began else self.read_within(OPEN_SECONDS, "open"))
         self._began = True
-        try:
-            return None if message is None else pb.PredictBlocksRequest.FromString(message)
-        except DecodeError as error:
-            raise InvalidField("request", "got bytes that are not a PredictBlocksRequest") from error
+        return message
 
     async def _handle(self, request: pb.PredictBlocksRequest) -> None:
         """Handles a request, now or in the background."""
@@ -178,6 +176,21 @@ class PredictBlocksCall(MultiStreamCall):
 
     # Blocks -----------------------------------------------------------------------------------------------------------
 
+    async def _answer_single_row(self, message: bytes) -> bool:
+        """Answers a block of one row without protobuf and without locks. Returns False when it needs them.
+
+        Only what runs in the background can need the locks meanwhile, and only this coroutine starts it.
+        """
+        if not (self._opens.idle and self._closes.idle and self._write_task is None):
+            return False
+        started = perf_counter()
+        row = read_single_row(message, self._handles)
+        if row is None or row.lease.handle in self._sync or self.caller.tenant.limits_steps:
+            return False
+        answer = await self._predict_single_row(row, lambda: wire.decode_blocks_request(message).block, started)
+        await self.context.write(answer)
+        return True
+
     async def _handle_block(self, block: pb.Block) -> None:
         """Answers a block, and reads ahead meanwhile where that may help.
 
@@ -213,9 +226,9 @@ class PredictBlocksCall(MultiStreamCall):
                 self._access.take_steps(self.caller, len(message.handles) // columns.HANDLE.itemsize)
             except TimestepRefused as error:
                 return await self._refuse(message, error)
-        single_row = columns.decode_single_row(message, self._handles)
-        if single_row is not None and single_row[0].handle not in self._sync:
-            return await self._predict_single_row(message, *single_row, started)
+        row = columns.decode_single_row(message, self._handles)
+        if row is not None and row.lease.handle not in self._sync:
+            return await self._predict_single_row(row, lambda: message, started)
         try:
             block = self._decode(message)
             if not block.all_live or block.draining:
@@ -268,18 +281,20 @@ class PredictBlocksCall(MultiStreamCall):
             await asyncio.sleep(REFUSAL_DELAY_SECONDS)
         return columns.encode_refused(message.block, error)
 
-    async def _predict_single_row(self, message: pb.Block, lease: Lease, timestep: Timestep, started: float) -> bytes:
-        """The answer to a block of one row. It takes the path of a timestep of `Predict`, which is cheaper."""
+    async def _predict_single_row(self, row: SingleRow, decode: Callable[[], pb.Block], started: float) -> bytes:
+        """The answer to a block of one row, which `decode` returns. It takes the path of a timestep of `Predict`."""
+        number, lease, timestep = row
         queue = self._backend.queue(lease)
         try:
             predicting = queue.submit(lease, timestep)
         except TimestepRefused as error:
-            return await self._refuse(message, error)
+            return await self._refuse(decode(), error)
         try:
             prediction = await predicting
         except TidegateError as error:
             if not isinstance(error, TimestepRefused) and error is not lease.ended:
                 raise
+            message = decode()
             block = self._decode(message)
             if timestep.step == 0:
                 block.steps = block.next_steps(np.zeros(1, np.int64))
@@ -288,9 +303,7 @@ class PredictBlocksCall(MultiStreamCall):
         if self._handles.is_buffer_half_full(lease, prediction.step, durable_step):
             await self._save_at_once([lease.handle])
         durable = columns.pack_step(durable_step)
-        response = columns.encode_applied(
-            message.block, columns.pack_step(prediction.step), prediction.outputs, durable
-        )
+        response = columns.encode_applied(number, columns.pack_step(prediction.step), prediction.outputs, durable)
         queue.observe_step(perf_counter() - started)
         return response
 

@@ -9,7 +9,7 @@ from functools import cache
 
 from tidegate.core.input_layout import InputLayout
 from tidegate.core.spec import Timestep
-from tidegate.rpc.varint import varint
+from tidegate.rpc.varint import short_varint_value, varint
 
 # The longest step number that is decoded here, in bytes of a varint: enough for 268 million timesteps. Protobuf decodes
 # longer ones. A varint has seven bits in each byte, lowest first; the eighth bit tells that more bytes follow.
@@ -47,7 +47,7 @@ class TimestepReader:
         digits = int.from_bytes(message[start:end], "little")
         if digits & 0x80808080 != CONTINUATION_BITS[end - start]:
             return None
-        step = digits & 0x7F | digits >> 1 & 0x3F80 | digits >> 2 & 0x1FC000 | digits >> 3 & 0xFE00000
+        step = short_varint_value(digits)
         return Timestep(step, message[end + len(self._values) :])
 
 

@@ -148,6 +148,14 @@ def decode_request(message: bytes) -> pb.PredictRequest:
         raise InvalidField("request", "got bytes that are not a PredictRequest") from error
 
 
+def decode_blocks_request(message: bytes) -> pb.PredictBlocksRequest:
+    """A request of `PredictBlocks`; InvalidField when it cannot be decoded."""
+    try:
+        return pb.PredictBlocksRequest.FromString(message)
+    except DecodeError as error:
+        raise InvalidField("request", "got bytes that are not a PredictBlocksRequest") from error
+
+
 def decode_named(inputs: Iterable[pb.InputValues]) -> Named:
     """Inputs by name. They are checked later, where the model is known."""
     return [(part.name, part.values) for part in inputs]

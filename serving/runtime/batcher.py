@@ -372,7 +372,7 @@ class Batcher:
         entries: list[QueuedStep] = []
         later: list[QueuedStep] = []
         taken: set[Stream] = set()
-        rows_max = self._rows_max
+        rows_max = self._rows_max if len(queue) > 1 else 1
         while queue and len(entries) < rows_max:
             entry = queue.popleft()
             if entry.future.done():

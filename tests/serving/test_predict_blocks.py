@@ -88,14 +88,16 @@ async def test_a_block_gives_the_bits_that_each_stream_gets_alone(lstm_root: Pat
 async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any, opened: dict[str, Any]
 ) -> None:
-    """Byte for byte, with any error, and counted alike."""
+    """Byte for byte, with any error, and counted alike: without protobuf, by protobuf, and in columns."""
     story = [  # values, number
         (1, 1), (2, 0), (3, 3), (0, 4), (0, 0), (0, 4), (99, 5), (99, 0), (np.inf, 5), (np.nan, 0), (1, 7), (1, 2), (3, 2),
         (1, STEP_MAX), (1, STEP_MAX + 1), (2, 0), (2, 0),
     ]  # fmt: skip
     responses, counted = [], []
     write_model(tmp_path, model())
-    for _ in range(2):
+    for shorter_way in (None, (blocks_module, "read_single_row"), (columns, "decode_single_row")):
+        if shorter_way is not None:
+            monkeypatch.setattr(*shorter_way, lambda *_: None)
         async with run_server(tmp_path, checkpoint_every=0.05) as server, raw_channel(server) as channel:
             call = RawBlocks(channel)
             (handle,) = (await call.open("a", **opened)).handles
@@ -109,10 +111,9 @@ async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
             assert stream is not None
             responses.append(str(stream.step).encode())
             counted.append(dict(batcher_of(server).metrics.steps))
-        monkeypatch.setattr(columns, "decode_single_row", lambda *_: None)
-    half = len(responses) // 2
-    assert responses[:half] == responses[half:]
-    assert counted[0] == counted[1]
+    part = len(responses) // 3
+    assert responses[:part] == responses[part : 2 * part] == responses[2 * part :]
+    assert counted[0] == counted[1] == counted[2]
 
 
 async def test_blocks_of_one_row_are_batched_with_the_timesteps_of_other_calls(sum_root: Path) -> None:
