@@ -103,7 +103,8 @@ class Packer:
                     return self._pack(*row)
             elif kind is np.ndarray and row.shape == self._shape:
                 if row.dtype is FLOAT32:
-                    return cast(bytes, row.tobytes())
+                    packed: bytes = row.tobytes()
+                    return packed
                 if row.dtype is FLOAT64 and len(row) <= SMALL_ROW_MAX:
                     return self._pack(*row.tolist())
         except (StructError, OverflowError):  # wrong number of values, or one beyond float32

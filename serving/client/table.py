@@ -64,8 +64,10 @@ class StreamTable:
 
     def has_room(self, stream: int) -> bool:
         """Whether a stream may keep one more timestep."""
-        kept_from = max(self._start_at[stream], min(self._answered_at[stream], self._durable_at[stream]) + 1)
-        return bool(self._next_at[stream] - kept_from < self.buffer_max)
+        next_step, most = self._next_at[stream], self.buffer_max
+        if next_step - self._answered_at[stream] <= most and next_step - self._durable_at[stream] <= most:
+            return True
+        return next_step - self._start_at[stream] < most
 
     def room(self, streams: Ints) -> int:
         """The number of rows, from the first on, for which there is room. Each row is a timestep of the stream given."""
