@@ -98,6 +98,8 @@ class TimeReader:
             row, text = self._bad.get("", (1, self._example))
             raise self._error(f"holds numbers and other times, such as {text!r} in row {row}")
         if self._numbers:
+            if self.time_format and self.time_format not in NUMERIC:
+                raise self._error(f"holds numbers, and --time-format {self.time_format} is none of numbers")
             numbers = np.concatenate(self._numbers)
             times, what = numeric_times(numbers, self.time_format, f"{self.label}: column {shown}", self.days_before)
             return times, f"{shown} as {what}", what.startswith("Unix")
@@ -112,7 +114,7 @@ class TimeReader:
         if 0 < self._with_zone < self._known:
             raise self._error("has an offset to UTC in some rows only")
         order, times = self._choose({order: np.concatenate(self._orders[order] or [_none()]) for order in alive})
-        times, exchanged = self._mend_exchanged(times)
+        times, exchanged = self._mend_exchanged(order, times)
         zone = " in UTC" if self._with_zone else ""
         what = self._typed or describe_order(order, self._example)
         return times, f"{shown} as {what}{zone}{exchanged}", bool(self._with_zone)
@@ -130,6 +132,7 @@ class TimeReader:
             self._with_zone += len(column) - column.null_count
         self._known += len(column) - column.null_count
         self._typed = "time stamps"
+        self._years_first.append(np.ones(len(column), np.bool_))
         for arrays in self._orders.values():
             arrays.append(column.cast(pa.timestamp("ns")).to_numpy(zero_copy_only=False).astype("datetime64[ns]"))
 
@@ -137,6 +140,7 @@ class TimeReader:
         text = pc.utf8_trim_whitespace(text_of(column))
         text = pc.if_else(pc.equal(text, ""), None, text)
         if text.null_count == len(text):
+            self._years_first.append(np.zeros(len(text), np.bool_))
             for arrays in self._orders.values():
                 arrays.append(np.full(len(text), np.datetime64("NaT", "ns")))
             return
@@ -190,6 +194,7 @@ class TimeReader:
                 time = time.astimezone(UTC).replace(tzinfo=None)
             times[row] = np.datetime64(time, "ns")
         self._typed = pattern
+        self._years_first.append(np.zeros(len(text), np.bool_))
         for arrays in self._orders.values():
             arrays.append(times)
 
@@ -215,39 +220,38 @@ class TimeReader:
             )
         return next(iter(kept.items()))
 
-    def _mend_exchanged(self, times: Times) -> tuple[Times, str]:
+    def _mend_exchanged(self, order: str, times: Times) -> tuple[Times, str]:
         """The times with day and month exchanged again, and what to say of it, where a spreadsheet program exchanged them.
 
         Raises:
-            TimeColumnError: both may be, and the order of the rows does not tell.
+            TimeColumnError: both may be and the order of the rows does not tell, or it is asked for and cannot be.
         """
-        years_first = np.concatenate(self._years_first or [np.empty(0, np.bool_)])
-        if len(years_first) != len(times):  # not all is text
+        years_first = np.concatenate(self._years_first or [np.zeros(len(times), np.bool_)])
+        known, asked = ~np.isnat(times), self.time_format == EXCHANGED
+        dates, text = known & years_first, known & ~years_first
+        if not asked and not (dates.any() and text.any()):
             return times, ""
-        known = ~np.isnat(times)
-        typed, written = known & years_first, known & ~years_first
         days = _day_of_month(times)
-        asked = self.time_format == EXCHANGED
-        if (
-            not typed.any()
-            or not (asked or written.any())
-            or not ((days[typed] <= 12).all() and (days[written] > 12).all())
-        ):
+        wrong = (dates & (days > 12)) | (text & (days <= 12))
+        if asked and (wrong.any() or not dates.any()):
+            row = int(np.argmax(wrong if wrong.any() else known))
+            raise self._error(f"has {iso(times[row])} in row {row + 1}, whose day and month are not exchanged")
+        if wrong.any():
             return times, ""
-        mended = np.where(typed, _exchange(times), times)
-        kept, better = _in_order(times[known]), _in_order(mended[known])
-        if asked or (better and not kept):
+        mended = np.where(dates, _exchange(times), times)
+        as_they_are, exchanged = _in_order(times[known]), _in_order(mended[known])
+        if asked or (exchanged and not as_they_are):
             return (
                 mended,
                 ", day and month of the dates exchanged, which a spreadsheet program had taken for each other",
             )
-        if kept == better and self.time_format is None:
-            row, other = int(np.argmax(typed)), int(np.argmax(written))
+        if exchanged == as_they_are and self.time_format is None:
+            row, other = int(np.argmax(dates)), int(np.argmax(text))
             raise TimeColumnError(
                 f"{self.label}: column {self.columns[0]!r} holds dates up to the 12th of a month, such as {iso(times[row])} in row "
                 f"{row + 1}, and text with days above it, such as that of {iso(times[other])} in row {other + 1}: a spreadsheet program "
-                f"may have taken day for month; --time-format {EXCHANGED} exchanges them again, --time-format day-first takes the dates "
-                f"as they are"
+                f"may have taken day for month; --time-format {EXCHANGED} exchanges them again, --time-format {_OPTION[order]} takes the "
+                f"dates as they are"
             )
         return times, ""
 

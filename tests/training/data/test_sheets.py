@@ -261,18 +261,26 @@ def test_days_that_were_taken_for_months_are_exchanged_again(tmp_path: Path, wri
     assert any("exchanged" in part for part in series.notes)
 
 
-@pytest.mark.parametrize(
-    ("time_format", "second"), [("exchanged", "2024-01-02T06:00"), ("day-first", "2024-02-01T06:00")]
-)
-def test_days_out_of_order_that_may_be_months_are_refused(tmp_path: Path, time_format: str, second: str) -> None:
-    """An option says which they are."""
+@pytest.mark.parametrize(("written", "order"), [("%d/%m/%Y %H:%M", "day-first"), ("%m/%d/%Y %H:%M", "month-first")])
+def test_days_out_of_order_that_may_be_months_are_refused(tmp_path: Path, written: str, order: str) -> None:
+    """Each of the two options that the message names reads the file, in its way."""
     mixed = [JANUARY[place] for place in (20, 1, 14, 3, 30)]
-    rows = [[cell, row] for row, cell in enumerate(opened_elsewhere(mixed, "%d/%m/%Y %H:%M"))]
+    rows = [[cell, row] for row, cell in enumerate(opened_elsewhere(mixed, written))]
     path = book(tmp_path / "a.xlsx", [["time", "temp"], *rows])
-    with pytest.raises(TableError, match=r"--time-format exchanged .* --time-format day-first"):
+    with pytest.raises(TableError, match=rf"--time-format exchanged .* --time-format {order}"):
         read(path)
-    series = read(path, options=Format(time_format=time_format))
-    assert series.values[series.times == np.datetime64(second), 0].tolist() == [1]
+    for option, second in (("exchanged", "2024-01-02T06:00"), (order, "2024-02-01T06:00")):
+        series = read(path, options=Format(time_format=option))
+        assert series.values[series.times == np.datetime64(second), 0].tolist() == [1]
+
+
+@pytest.mark.parametrize("day", [datetime(2024, 1, 13), "01/13/2024", 7])  # noqa: DTZ001
+def test_what_cannot_have_been_exchanged_is_refused_when_asked(tmp_path: Path, day: Any) -> None:
+    """A date above the 12th, text without a date beside it, a number: nothing is read as it is in silence."""
+    rows = [[day, row] for row in range(3)]
+    path = book(tmp_path / "a.xlsx", [["time", "temp"], *rows])
+    with pytest.raises(TableError, match="exchanged"):
+        read(path, options=Format(time_format="exchanged"))
 
 
 def test_a_sheet_that_has_only_days_up_to_the_twelfth_is_exchanged_when_asked(tmp_path: Path) -> None:
