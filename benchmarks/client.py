@@ -50,9 +50,13 @@ def main(
         other: LoadProcesses | None = None
         if before is not None:
             before = before.resolve()
+            if not (before / "src" / "tidegate").is_dir():  # else what is installed here would be measured
+                raise typer.BadParameter(
+                    f"--before: {before} has no folder src/tidegate, expected a checkout that has one"
+                )
             # The processes for the echo and for this checkout never import the other checkout.
             other = compare.enter_context(
-                LoadProcesses(arguments=[str(HERE / "other_checkout.py")], import_paths=[before, HERE])
+                LoadProcesses(arguments=[str(HERE / "other_checkout.py")], import_paths=[before / "src", HERE])
             )
             theirs = server("before", before) if before_server else ours
 
