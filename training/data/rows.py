@@ -62,11 +62,21 @@ def _reorder(arrays: TableArrays, order: Order | None) -> None:
 
 
 def _drop_empty_tail(arrays: TableArrays) -> None:
-    """Empty rows at the end of a table, as spreadsheets write them, are no rows."""
+    """Empty rows at the end of a table, as spreadsheets write them, are no rows.
+
+    Raises:
+        TimeOrderError: no row has a time.
+    """
+    assert arrays.plan.times
+    if np.isnat(arrays.times).all():
+        shown = " and ".join(repr(name) for name in arrays.plan.times.columns)
+        raise TimeOrderError(
+            f"{arrays.table.name}: column {shown} has no time in any row; name another column with --time"
+        )
     empty = np.isnat(arrays.times) & np.isnan(arrays.values).all(axis=1)
     if not len(empty) or not empty[-1]:
         return
-    _keep(arrays, slice(0 if empty.all() else len(empty) - int(np.argmin(empty[::-1]))))
+    _keep(arrays, slice(len(empty) - int(np.argmin(empty[::-1]))))
 
 
 def _drop_untimed(arrays: TableArrays, options: Format) -> list[str]:
@@ -79,8 +89,12 @@ def _drop_untimed(arrays: TableArrays, options: Format) -> list[str]:
     untimed = np.isnat(arrays.times)
     if not untimed.any():
         return []
+    shown = " and ".join(repr(name) for name in arrays.plan.times.columns)
+    if untimed.all():
+        raise TimeOrderError(
+            f"{arrays.table.name}: column {shown} has no time in any row; name another column with --time"
+        )
     if options.untimed == "error":
-        shown = " and ".join(repr(name) for name in arrays.plan.times.columns)
         raise TimeOrderError(
             f"{arrays.table.name}: column {shown} has no time in row {int(np.argmax(untimed)) + 1}; expected one in every row: fill it "
             f"in, or leave out the rows without one, such as a sum, with --untimed drop"

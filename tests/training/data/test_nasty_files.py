@@ -127,3 +127,13 @@ def test_a_row_of_values_is_never_taken_for_what_is_above(tmp_path: Path) -> Non
     path = written(tmp_path, "rows.csv", f"5,6\na,b\n{rows}5,6\n")
     series = read(path, period_s=1.0, options=Format(skip_lines=1))
     assert series.values[-1].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("rows", ["N/A,1\n" * 30, ",\n" * 30])
+@pytest.mark.parametrize("untimed", ["error", "drop"])
+def test_a_column_without_any_time_is_told(tmp_path: Path, untimed: str, rows: str) -> None:
+    """Leaving out all rows would leave none to read, as empty rows alone did, and ended with a traceback."""
+    path = tmp_path / "rows.csv"
+    path.write_text(f"time,a\n{rows}", encoding="utf-8")
+    with pytest.raises(TableError, match="column 'time' has no time in any row; name another column with --time"):
+        read(path, time="time", options=Format.model_validate({"untimed": untimed}))
