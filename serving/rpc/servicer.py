@@ -292,8 +292,7 @@ class TidegateServicer(AdminServicer):
             self._backend.request_save(
                 lease
             )  # else the client would have to wait for the next checkpoint when its buffer is full
-        sent_as_numbers = request is not None and bool(request.timestep.numbers)
-        if (sent_as_numbers or call.output_format) and wire.as_numbers(call.output_format, sent_as_numbers):
+        if wire.as_numbers(call.output_format, request is not None and bool(request.timestep.numbers)):
             message = wire.make_prediction(prediction, durable_step, stream.slots.spec, numbers=True)
             return pb.PredictResponse(prediction=message).SerializeToString()
         return wire.encode_prediction(prediction, durable_step)

@@ -12,8 +12,8 @@ from tidegate.core.spec import STEP_MAX, Timestep
 from tidegate.core.streams import Lease
 from tidegate.rpc.varint import short_varint_value, varint
 
-# `PredictBlocksRequest.block` with its length, and in it: block, handles, steps, and values with their length. Each number is
-# a varint: bytes above 0x7f, and one that is not.
+# The field `block` of a `PredictBlocksRequest` and its length; in it the fields `block`, `handles`, `steps`, `values`, each
+# with its tag. A varint is any number of bytes from 0x80 on, and one last byte below 0x80.
 _REQUEST = re.compile(
     rb"\x0a([\x80-\xff]?[\x00-\x7f])(?:\x08([\x80-\xff]{0,3}[\x00-\x7f]))?\x12\x04(.{4})(?:\x1a\x08(.{8}))?"
     rb"\x22([\x80-\xff]?[\x00-\x7f])(.*)",
