@@ -128,7 +128,10 @@ class ServerProcess:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii").split()
         found = {}
         for pid in map(int, children):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):  # it has died, and was waited for
+                continue
             if b"tidegate.cli.worker" in words:  # else it has died
                 found[int(words[words.index(b"tidegate.cli.worker") + 1])] = pid
         return found

@@ -392,9 +392,10 @@ class ModelCatalog:
             self._copies.remove(Path(target.model.folder))
             self.events.add(target.model.name, target.model.version, "unloaded")
         if retired:
-            await self._apply(self._hosts)
+            # First, so that its counts have gone when the version has: nobody finds the one without the other.
             with suppress(OSError):
                 self._forget_events(files.title for files in await asyncio.to_thread(scan, self._root))
+            await self._apply(self._hosts)
 
     def _add(self, files: VersionFiles, model: CheckedModel) -> None:
         self._targets[files.title] = Target(model, "serving")

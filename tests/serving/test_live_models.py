@@ -4,6 +4,7 @@ import asyncio
 import logging
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -195,8 +196,11 @@ async def test_an_empty_folder_unloads_nothing(sum_root: Path, caplog: pytest.Lo
         assert "those that are loaded stay" in caplog.text
 
 
-async def test_a_version_that_is_removed_waits_for_its_streams(sum_root: Path) -> None:
+async def test_a_version_that_is_removed_waits_for_its_streams(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins none. Its streams go on, and may be opened again. With the last one its memory and its series go."""
+    scan = model_catalog.scan
+    # A slow disk: whoever sees that the version has gone must not still find its series.
+    monkeypatch.setattr(model_catalog, "scan", lambda root: (time.sleep(0.3), scan(root))[1])
     put(sum_root, running_sum(task="two"), "2")
     async with served(sum_root) as (server, client):
         old = await loaded(server, "1")
