@@ -63,6 +63,15 @@ class Level(nn.Module):
         sums = torch.cat(parts) if len(parts) > 1 else parts[0]
         return self._relative(values, sums), (now.clone(),)
 
+    def advance(self, values: Tensor, missing: Tensor, state: State) -> State:
+        """The next state of `sequence` alone, but for rounding."""
+        seen = (missing.logical_not().cumsum(dim=0) > 0) | (state[0][:, self.features :] > 0.0)
+        weighted = torch.cat([values, seen.to(values.dtype)], dim=-1)
+        ages = torch.arange(len(values) - 1, -1, -1, device=values.device, dtype=torch.float64)
+        weights = (self.rate * (1.0 - self.rate) ** ages).to(values.dtype)
+        kept = (1.0 - self.rate) ** len(values)
+        return ((weights @ weighted.flatten(1)).view_as(state[0]) + kept * state[0],)
+
     def step(self, values: Tensor, missing: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, features) filled, and whether missing -> the same relative to the level, and the next state."""
         weights = state[0][:, self.features :]

@@ -176,7 +176,7 @@ class Network(nn.Module):
         values = fill_forward(self.scaled(x), missing, zero["last"])
         warmed = {"last": values[-1]}
         if self.level:
-            _, (warmed["level"],) = self.level.sequence(values, missing, (zero["level"],))
+            (warmed["level"],) = self.level.advance(values, missing, (zero["level"],))
         linear = self.head.linear if isinstance(self.head, ForecastHead) else None
         if linear:
             (warmed["window"],) = linear.advance(values, missing, (zero["window"],))
