@@ -25,8 +25,9 @@ from tidegate.training.data.series import Series
 from tidegate.training.data.split import split_by_time
 from tidegate.training.learning.batches import plan_epoch
 from tidegate.training.learning.checkpoint import Checkpointer
-from tidegate.training.learning.fit import Batch, Trainer
+from tidegate.training.learning.fit import Trainer
 from tidegate.training.learning.links import prepare_links
+from tidegate.training.learning.loader import Batch
 from tidegate.training.learning.optimizer import build_optimizer
 from tidegate.training.network.network import build_network
 from tidegate.training.settings import Architecture, Fit, Forecast
@@ -55,7 +56,7 @@ class Bare:
         self.optimizer = build_optimizer(self.network, settings)
         self.loss = training.objective.loss
         self.training = training
-        self.validation = [_own(batch) for batch in training.batches(training.validation_plan)]
+        self.validation = [_own(batch) for batch in training.loader.batches(training.validation_plan)]
         self.batches: list[Batch] = []
 
     def prepare(self, seed: int) -> None:
@@ -68,7 +69,7 @@ class Bare:
             cold_share=self.settings.cold_share,
             rng=np.random.default_rng(seed),
         )
-        self.batches = [_own(batch) for batch in self.training.batches(plan)]
+        self.batches = [_own(batch) for batch in self.training.loader.batches(plan)]
 
     def epoch(self) -> float:
         """Trains on every batch, then validates."""
@@ -94,7 +95,7 @@ class Bare:
 
 
 def _own(batch: Batch) -> Batch:
-    return Batch(batch.x.clone(), batch.targets.clone(), batch.known, None, ())
+    return Batch(batch.x.clone(), batch.targets.clone(), batch.known, None)
 
 
 def seconds(work: Callable[[], object]) -> float:

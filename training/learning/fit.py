@@ -24,25 +24,21 @@ from tidegate.training.data.series import Series
 from tidegate.training.data.split import Split
 from tidegate.training.errors import Diverged, SettingsError
 from tidegate.training.learning import checkpoint
-from tidegate.training.learning.batches import PADDING, Plan, plan_epoch, plan_validation
+from tidegate.training.learning.batches import Plan, plan_epoch, plan_validation
 from tidegate.training.learning.checkpoint import Checkpointer
 from tidegate.training.learning.epoch import Epoch
 from tidegate.training.learning.links import Given, keep_corrections, prepare_links, set_links
+from tidegate.training.learning.loader import Batch, BatchLoader
 from tidegate.training.learning.objective import build_objective
 from tidegate.training.learning.optimizer import build_optimizer
 from tidegate.training.learning.schedule import rate
-from tidegate.training.network.cells import State
 from tidegate.training.network.heads import ForecastHead
 from tidegate.training.network.network import Network, build_network
 from tidegate.training.settings import Architecture, Fit
 
 Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
 
-# Rows whose inputs and targets are gathered at once: enough to hide the fixed cost of a gather, few enough to stay in the
-# processor's cache.
-BLOCK_ROWS = 8192
-# The batches of a validation part of up to this number of rows are gathered once and kept: a few megabytes. This saves a fiftieth
-# of a short epoch.
+# The batches of a validation part of up to this number of rows are made once and kept: a few megabytes.
 CACHED_ROWS = 16_384
 
 
@@ -55,17 +51,6 @@ class FitResult:
     best: Epoch
     stopped: Stop
     device: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One chunk of all batch elements."""
-
-    x: Tensor  # (time, batch, features)
-    targets: Tensor  # (time, batch, ...)
-    known: float  # how many targets count
-    reset: Tensor | None  # (batch,) whether the state is set to zero before the chunk; None where none is
-    warm: tuple[tuple[int, dict[str, Tensor]], ...]  # states [1, n] of elements that know the past before the chunk
 
 
 def fit(
@@ -139,12 +124,10 @@ class Trainer:
         self.steps = 0
         self.rng = np.random.default_rng(settings.seed)
         self.segments = series.segments(split.train)
-        # The first rows of all segments of the series, in order: the past of a row goes back to the one before it.
-        self.begins = np.array(sorted(first for first, _ in series.segments()))
         self.validation_plan = plan_validation(series.segments(split.validation))
         # (time, features); on a CPU the series' own memory
-        self.values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
-        self.objective = build_objective(series, split, scaler, given.architecture, self.values)
+        values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
+        self.objective = build_objective(series, split, scaler, given.architecture, values)
         self.objective.set_units(self.network.head)
         set_links(self.network, given.ridge, series, split, scaler)
         if given.weights is not None:  # after the units, to which they belong
@@ -158,10 +141,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.network, settings)
         self.average = deepcopy(self.network).eval()
         self.averages = [weight for weight in self.average.parameters() if weight.requires_grad]
-        small = (
-            self.validation_plan.chunks * self.validation_plan.chunk * self.validation_plan.batch_size <= CACHED_ROWS
-        )
-        self.validation = list(self.batches(self.validation_plan)) if small else None
+        self.loader = BatchLoader(self.network, self.objective, values, series.segments())
+        self.validation: list[Batch] | None = None  # kept by the first score where it is small
         self.epochs: list[Epoch] = []
         self.begin: Epoch | None = None  # epoch 0, of a network that forecasts before it learns
         self.best: Epoch | None = None
@@ -279,8 +260,9 @@ class Trainer:
         state = self.network.initial_state(plan.batch_size)
         losses: list[Tensor] = []
         count = 0.0
-        for index, batch in enumerate(self.batches(plan, hide=self.settings.hide)):
-            outputs, next_state = self.network.scaled_sequence(batch.x, self.state_before(batch, state))
+        settings = self.settings
+        for index, batch in enumerate(self.loader.batches(plan, hide=settings.hide, new_streams=settings.burn_in > 0)):
+            outputs, next_state = batch.run(self.network, state)
             state = tuple(part.detach() for part in next_state)  # carried on without its gradient
             if batch.known == 0:
                 continue  # only burn-in and padding
@@ -309,65 +291,17 @@ class Trainer:
         kept = min(self.settings.average, self.steps / (self.steps + 10))
         get_ema_multi_avg_fn(kept)(self.averages, self.weights, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    def batches(self, plan: Plan, hide: float = 0.0) -> Iterator[Batch]:
-        """The chunks of a plan in order, gathered many at a time."""
-        chunks = max(BLOCK_ROWS // (plan.chunk * plan.batch_size), 1)
-        for first in range(0, plan.chunks, chunks):
-            part = slice(first, first + chunks)
-            rows = torch.from_numpy(plan.rows(part)).to(self.device)  # (chunks, time, lanes)
-            padding = rows == PADDING
-            rows.clamp_(min=0)
-            x = self.values.index_select(0, rows.flatten()).view(*rows.shape, -1)
-            if hide:
-                _drop_values(x, hide)
-            if plan.length[part].min() < plan.chunk:
-                x[padding] = math.nan
-            targets = self.objective.targets_of(rows, torch.from_numpy(plan.loss_mask(part)).to(self.device))
-            known = self.objective.count_known(targets).tolist()
-            reset = torch.from_numpy(plan.reset[part]).to(self.device)
-            for index, begins in enumerate(plan.reset[part]):
-                warm = self.warm_states(plan, first + index) if begins.any() else ()
-                yield Batch(x[index], targets[index], known[index], reset[index] if begins.any() else None, warm)
-
-    def warm_states(self, plan: Plan, chunk: int) -> tuple[tuple[int, dict[str, Tensor]], ...]:
-        """The states that hold past values alone, of the elements where a sequence begins in the chunk.
-
-        A training sequence is a small piece of a stream that has run for long, and its window is full. One that counts from
-        its first row is a new stream. In the validation part a window goes on from the training part.
-        """
-        if self.network.memory == 0:
-            return ()
-        warm = plan.reset[chunk] & (plan.first[chunk] > 0)
-        if plan is not self.validation_plan and self.settings.burn_in:
-            warm &= plan.burn_in[chunk] > 0
-        states = []
-        for element in np.flatnonzero(warm).tolist():
-            row = int(plan.first[chunk, element])
-            begin = max(
-                int(self.begins[np.searchsorted(self.begins, row, side="right") - 1]), row - self.network.memory
-            )
-            if begin < row:
-                states.append((element, self.network.warm(self.values[begin:row])))
-        return tuple(states)
-
-    def state_before(self, batch: Batch, state: State) -> State:
-        """The state before a batch: zero where a sequence begins, except for past values that are known."""
-        state = _reset_rows(state, batch.reset)
-        if not batch.warm:
-            return state
-        parts = dict(zip(self.network.state_names, state, strict=True))
-        for element, warm in batch.warm:
-            for name, part in warm.items():
-                parts[name][element] = part[0]  # a copy already, for the reset has made one
-        return tuple(parts.values())
-
     @torch.no_grad()
     def score(self) -> float:
         """The mean loss on the validation part, with the state carried as in serving."""
         state = self.average.initial_state(self.validation_plan.batch_size)
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
-        for batch in self.validation or self.batches(self.validation_plan):
-            outputs, state = self.average.scaled_sequence(batch.x, self.state_before(batch, state))
+        plan = self.validation_plan
+        batches = self.validation or self.loader.batches(plan)
+        if plan.chunks * plan.chunk * plan.batch_size <= CACHED_ROWS:
+            batches = self.validation = list(batches)
+        for batch in batches:
+            outputs, state = batch.run(self.average, state)
             total += self.objective.loss(outputs, batch.targets)
             count += batch.known
         return float(total) / max(count, 1.0)
@@ -395,24 +329,6 @@ def _device(settings: Fit) -> torch.device:
             "device: got 'cuda', but torch finds no GPU here; expected cpu, or auto for a GPU if there is one"
         )
     return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
-
-
-def _drop_values(x: Tensor, share: float) -> None:
-    """Make single values of (chunks, time, batch, features) missing, and whole sensors for a chunk.
-
-    Without this, a network that has never seen a missing value keeps random weights at the inputs of the mask.
-    """
-    dropped = torch.rand((len(x), 1, *x.shape[2:]), device=x.device) < share
-    x.masked_fill_(dropped, math.nan)
-    # Most values stay, so positions are drawn, not a number for each value. A position drawn twice is dropped once; the
-    # number of draws makes up for it.
-    draws = round(-math.log1p(-share) * x.numel())
-    x.view(-1)[torch.randint(x.numel(), (draws,), device=x.device)] = math.nan
-
-
-def _reset_rows(state: State, reset: Tensor | None) -> State:
-    """Zero the state of the batch elements where a sequence begins; the batch is the last axis but one of every part."""
-    return state if reset is None else tuple(part.masked_fill(reset[:, None], 0.0) for part in state)
 
 
 def _total(losses: list[Tensor]) -> Tensor:

@@ -26,14 +26,15 @@ class Head(nn.Module, ABC):
     outputs: tuple[str, ...]
 
     @abstractmethod
-    def sequence(
-        self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State
-    ) -> tuple[Outputs, State]:
-        """(time, batch, hidden), (time, batch, features) scaled and (time, batch, inputs) -> outputs, and the next state.
+    def links(self, values: Tensor, missing: Tensor, state: State) -> tuple[Outputs, State]:
+        """(time, batch, features) scaled -> what the outputs are built on beside the layers, and the next state.
 
-        `missing` tells which of the values are filled in. `inputs` are those of the first layer. The outputs are in scaled
-        units.
+        `missing` tells which of the values are filled in. Nothing of it depends on a weight that is trained.
         """
+
+    @abstractmethod
+    def combine(self, y: Tensor, links: Outputs, inputs: Tensor) -> Outputs:
+        """(..., hidden) of the last layer, the links, and (..., inputs) of the first layer -> outputs in scaled units."""
 
     @abstractmethod
     def step(self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
@@ -108,16 +109,14 @@ class ForecastHead(Head):
         window = self.linear.initial_state(batch) if self.linear else ()
         return (*window, *((torch.zeros(batch, width, device=self.steps.device),) if self.seasonal else ()))
 
-    def sequence(
-        self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State
-    ) -> tuple[Outputs, State]:
-        """`forecast` (time, batch, horizons, targets) and `quantiles` (time, batch, horizons, targets, quantiles)."""
+    def links(self, values: Tensor, missing: Tensor, state: State) -> tuple[Outputs, State]:
+        """Each (time, batch, horizons or 1, targets), by the name of the link."""
         target_values = values.index_select(-1, self.targets)  # (time, batch, targets)
         links, window = {"last": target_values.unsqueeze(-2)}, state[: len(state) - self.seasonal]
         if self.linear:
             links["linear"], window = self.linear.sequence(values, missing, window)
         if not self.seasonal:
-            return self._outputs(y, links, inputs), window
+            return links, window
         past = (
             state[-1].reshape(target_values.shape[1], -1, target_values.shape[2]).transpose(0, 1)
         )  # (season - 1, batch, targets)
@@ -126,7 +125,7 @@ class ForecastHead(Head):
             [history[first : first + len(target_values)] for first in self._season_offsets()], dim=-2
         )
         season = history[len(target_values) :].transpose(0, 1).flatten(1)
-        return self._outputs(y, links, inputs), (*window, season)
+        return links, (*window, season)
 
     def step(self, y: Tensor, values: Tensor, missing: Tensor, inputs: Tensor, state: State) -> tuple[Outputs, State]:
         """`forecast` (batch, horizons, targets) and `quantiles` (batch, horizons, targets, quantiles)."""
@@ -135,12 +134,12 @@ class ForecastHead(Head):
         if self.linear:
             links["linear"], window = self.linear.step(values, missing, window)
         if not self.seasonal:
-            return self._outputs(y, links, inputs), window
+            return self.combine(y, links, inputs), window
         history = torch.cat([state[-1], target_values], dim=-1)  # (batch, season * targets)
         links["season"] = torch.unflatten(history, -1, (self.task.season, target_values.shape[1])).index_select(
             1, torch.tensor(self._season_offsets())
         )
-        return self._outputs(y, links, inputs), (*window, history[:, target_values.shape[1] :])
+        return self.combine(y, links, inputs), (*window, history[:, target_values.shape[1] :])
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:
         """The outputs in the units of the targets."""
@@ -160,8 +159,8 @@ class ForecastHead(Head):
         # The present value is the last, season - 1; h - season * ceil(h / season) timesteps lie between.
         return [season - 1 + horizon - season * -(-horizon // season) for horizon in self.task.horizons]
 
-    def _outputs(self, y: Tensor, links: dict[str, Tensor], inputs: Tensor) -> Outputs:
-        """(..., hidden), each link (..., horizons, targets), and (..., inputs) -> the outputs in scaled units."""
+    def combine(self, y: Tensor, links: Outputs, inputs: Tensor) -> Outputs:
+        """`forecast` (..., horizons, targets) and `quantiles` (..., horizons, targets, quantiles)."""
         flat = self.line(y) + self.skip(inputs) if "features" in self.task.links else self.line(y)
         correction = flat.unflatten(-1, self.shape)
         for link, share in self.share.items():
@@ -199,18 +198,24 @@ class ClassifyHead(Head):
         super().__init__()
         self.line = nn.Linear(hidden, len(task.classes))
 
-    def sequence(
+    def links(self, values: Tensor, missing: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
+        """None."""
+        return {}, state
+
+    def combine(self, y: Tensor, links: Outputs, inputs: Tensor) -> Outputs:  # noqa: ARG002
+        """`logits` (..., classes)."""
+        return {"logits": self.line(y)}
+
+    def step(
         self,
         y: Tensor,
         values: Tensor,  # noqa: ARG002  no last value
         missing: Tensor,  # noqa: ARG002
-        inputs: Tensor,  # noqa: ARG002
+        inputs: Tensor,
         state: State,
     ) -> tuple[Outputs, State]:
-        """`logits` (time, batch, classes), or (batch, classes) of a step."""
-        return {"logits": self.line(y)}, state
-
-    step = sequence
+        """`logits` (batch, classes)."""
+        return self.combine(y, {}, inputs), state
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:  # noqa: ARG002  a probability has no unit
         """`probability` (..., classes), which sum to 1."""

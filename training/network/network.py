@@ -7,6 +7,8 @@ training standard deviations. A state of zeros therefore means "every sensor was
 stream needs no special start.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import cast
 
@@ -29,6 +31,25 @@ from tidegate.training.settings import Architecture, Classify
 MAX_CHANGE = 5.0
 # In time constants. What a level was before counts by e^-5, less than a hundredth.
 LEVEL_MEMORY = 5
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What the layers and the head get from a sequence.
+
+    Attributes:
+        inputs: (time, batch, inputs) of the first layer.
+        links: of the head, each (time, batch, ...), by name.
+    """
+
+    inputs: Tensor
+    links: Outputs
+
+    def split(self, steps: int) -> "Iterator[LayerInputs]":
+        """The same in pieces of so many timesteps."""
+        for first in range(0, len(self.inputs), steps):
+            part = slice(first, first + steps)
+            yield LayerInputs(self.inputs[part], {name: link[part] for name, link in self.links.items()})
 
 
 class Network(nn.Module):
@@ -142,22 +163,40 @@ class Network(nn.Module):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, state
 
     def _unbroken_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
+        inputs, state = self.layer_inputs(x, state)
+        return self.layer_outputs(inputs, state)
+
+    def layer_inputs(self, x: Tensor, state: State) -> tuple[LayerInputs, State]:
+        """(time, batch, features) in raw units, without a reset within -> what the layers get, and the state without theirs moved.
+
+        Nothing of it depends on a weight that is trained.
+        """
         missing = torch.isnan(x)
         values = fill_forward(self.scaled(x), missing, state[0])
-        parts = iter(state[1:])
-        next_state: list[Tensor] = [values[-1]]
-        seen = values
+        seen, level = values, state[1 : self._layer_parts.start]
         if self.level:
-            seen, after = self.level.sequence(values, missing, (next(parts),))
-            next_state.extend(after)
-        inputs = y = self._cell_inputs(seen, values, torch.cat([state[0].unsqueeze(0), values[:-1]]), missing)
+            seen, level = self.level.sequence(values, missing, level)
+        inputs = self._cell_inputs(seen, values, torch.cat([state[0].unsqueeze(0), values[:-1]]), missing)
+        layers, others = state[self._layer_parts], iter(state[self._layer_parts.stop :])
+        links, after = self.head.links(values, missing, tuple(islice(others, len(self.head.states))))
+        return LayerInputs(inputs, links), (values[-1], *level, *layers, *after, *others)
+
+    def layer_outputs(self, given: LayerInputs, state: State) -> tuple[Outputs, State]:
+        """The head's outputs in scaled units, and the state with that of the layers moved."""
+        y, parts = given.inputs, iter(state[self._layer_parts])
+        next_state: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             layer_state = tuple(islice(parts, len(layer.states)))
             y, after = layer.sequence(y if index == 0 else self.dropout(y), layer_state)
             next_state.extend(after)
-        head_state = tuple(islice(parts, len(self.head.states)))
-        outputs, after = self.head.sequence(self.dropout(y), values, missing, inputs, head_state)
-        return outputs, (*next_state, *after, *parts)
+        outputs = self.head.combine(self.dropout(y), given.links, given.inputs)
+        return outputs, (*state[: self._layer_parts.start], *next_state, *state[self._layer_parts.stop :])
+
+    @property
+    def _layer_parts(self) -> slice:
+        """Where the states of the layers are in the state."""
+        begin = 1 + (len(self.level.states) if self.level else 0)
+        return slice(begin, begin + sum(len(layer.states) for layer in self.layers))
 
     @property
     def memory(self) -> int:

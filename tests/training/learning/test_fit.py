@@ -13,7 +13,7 @@ from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import Series
 from tidegate.training.data.split import split_by_time
 from tidegate.training.errors import Diverged, SettingsError
-from tidegate.training.learning import batches
+from tidegate.training.learning import batches, loader
 from tidegate.training.learning import fit as fitting
 from tidegate.training.learning.batches import Plan, Sequences
 from tidegate.training.learning.epoch import Epoch
@@ -285,7 +285,7 @@ def test_the_share_that_is_hidden_is_the_one_that_was_asked_for(share: float) ->
     """Of values one by one and of sensors for a whole chunk: together 1 - (1 - share)^2, each chunk by itself."""
     x = torch.zeros(800, 10, 16, 8)
     torch.manual_seed(0)
-    fitting._drop_values(x, share)
+    loader._drop_values(x, share)
     hidden = torch.isnan(x)
     assert float(hidden.float().mean()) == pytest.approx(1 - (1 - share) ** 2, rel=0.05)
     assert float(hidden.all(dim=1).float().mean()) == pytest.approx(share, rel=0.15)
