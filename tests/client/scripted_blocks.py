@@ -14,7 +14,7 @@ from tests import scripted
 from tests.client.reasons import error_of
 from tests.scripted import Scripted, Time
 from tests.scripted_calls import BlocksCall
-from tidegate.client import Client
+from tidegate.client import Block, Client
 from tidegate.v1 import tidegate_pb2 as pb
 
 MODEL = pb.Model(
@@ -29,6 +29,7 @@ MODEL = pb.Model(
     batch_invariant=True,
 )
 REMEMBERED = 32
+NAMES = ["a", "b", "c"]
 
 # Stream, number, value.
 Row = tuple[str, int, float]
@@ -239,3 +240,15 @@ async def opened_and_closed(call: BlockCall) -> None:
     """Opens, has nothing to do, is closed."""
     await call.open_streams()
     await closing(call)
+
+
+def column(*values: float) -> list[list[float]]:
+    """Timesteps of one feature."""
+    return [[value] for value in values]
+
+
+async def sums(block: Block, values: Sequence[float], rows: Sequence[int] | None = None) -> list[float]:
+    """Sends timesteps; gives the sums that were answered, none of which may be an error."""
+    answer = await block.step(column(*values), rows)
+    assert not answer.errors
+    return answer["sum"].ravel().tolist()

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.client.scripted_blocks import BlockCall, closing, connected
+from tests.client.scripted_blocks import NAMES, BlockCall, closing, column, connected
 from tests.client.test_actions import ACTIONS_LOST, NEW, unheard_of
-from tests.client.test_block import NAMES, column
 from tests.timeouts import eventually
 from tidegate.client import StreamLost, StreamRefused, TimestepRefused, ValuesDiffer
 from tidegate.v1 import tidegate_pb2 as pb

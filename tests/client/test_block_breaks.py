@@ -10,14 +10,16 @@ import pytest
 
 from tests.client.scripted_blocks import (
     MODEL,
+    NAMES,
     BlockCall,
     ScriptedBlocks,
     closing,
+    column,
     connected,
     error_of,
     opened_and_closed,
+    sums,
 )
-from tests.client.test_block import NAMES, column, sums
 from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     AnswerLost,

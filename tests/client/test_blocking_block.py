@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.scripted_blocks import BlockCall, ScriptedBlocks, closing
-from tests.client.test_block import column
+from tests.client.scripted_blocks import BlockCall, ScriptedBlocks, closing, column
 from tests.client.test_blocking import played as played_by
 from tidegate.blocking import Client
 from tidegate.client import InvalidTimestep, TakenOver

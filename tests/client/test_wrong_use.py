@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.scripted_blocks import BlockCall, ScriptedBlocks
+from tests.client.scripted_blocks import NAMES, BlockCall, ScriptedBlocks, column
 from tests.client.scripted_blocks import closing as closing_streams
 from tests.client.scripted_blocks import connected as connected_blocks
-from tests.client.test_block import NAMES, column
 from tests.client.test_blocking import played
 from tests.scripted import closing, connected, scripted, sums
 from tests.scripted_calls import Call
