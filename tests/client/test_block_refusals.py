@@ -369,3 +369,16 @@ async def test_an_answer_that_does_not_fit_is_reported(spoilt: dict[str, Any]) -
     async with connected(script) as (client, _, _), client.block(NAMES) as block:
         with pytest.raises(StreamLost, match=r"does not fit|expected"):
             await block.step(column(1, 2, 3))
+
+
+async def test_kinds_that_this_client_does_not_know_mean_nothing() -> None:
+    """A newer server may say more."""
+
+    async def script(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.write()
+        await call.serve_block()
+        await closing(call)
+
+    async with connected(script) as (client, _, _), client.block(NAMES) as block:
+        assert await sums(block, [1, 2, 3]) == [1.0, 2.0, 3.0]
