@@ -157,3 +157,9 @@ def let_time_out(client: Client) -> None:
 async def closing(call: Call) -> None:
     """The rest of many scripts: the client closes, everything is stored."""
     await call.close()
+
+
+async def resume_and_close(call: Call) -> None:
+    """Opens, has nothing to do, is closed."""
+    await call.open()
+    await closing(call)
