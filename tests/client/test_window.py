@@ -1,7 +1,5 @@
 """A client's window: numbers, what to send next, which answer belongs to what. No network, so every interleaving is one line."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -10,11 +8,11 @@ from tests.client.windows import (
     OTHER,
     ROWS_MAX,
     Block,
-    Caller,
     OpenWindow,
     add_block,
     add_single_row,
     answers_to,
+    ask_again,
     contents,
     drop,
     ints,
@@ -22,31 +20,16 @@ from tests.client.windows import (
     refuse,
     respond,
     sent_rows,
+    settle_single_row,
 )
-from tidegate.client import resend_buffer
-from tidegate.client.errors import AnswerLost, ClientError, Diverged, StreamLost, StreamNotFound, TakenOver
-from tidegate.client.message import Repeat, SingleRowMessage
-from tidegate.client.results import Group
-from tidegate.client.window import Window, first_of_each
-
-
-def ask_again(window: OpenWindow, stream: int, step: int, value: float = 1.0) -> Caller:
-    """Requests an old answer."""
-    caller = Caller()
-    window.add_repeat(Repeat(window.buffer, stream, step, packed(value), caller))
-    return caller
+from tidegate.client.errors import ClientError, StreamLost, StreamNotFound, TakenOver
+from tidegate.client.message import SingleRowMessage
+from tidegate.client.window import Window
 
 
 def number(step: int) -> bytes:
     """A number as on the wire."""
     return ints(step).tobytes()
-
-
-def settle_single_row(window: OpenWindow, message: SingleRowMessage, durable: int = 0) -> bool:
-    """Answers a message of a single timestep."""
-    answers = answers_to(message)
-    outputs = [column.tobytes() for column in answers.outputs]
-    return window.settle_single_row(message, answers.steps.tobytes(), outputs, durable)
 
 
 def test_timesteps_are_numbered_in_the_order_they_came() -> None:
@@ -162,282 +145,6 @@ def test_there_is_room_until_so_many_are_not_durable() -> None:
     assert window.has_room(0)
 
 
-def test_a_lost_answer_is_requested_again() -> None:
-    """The server has applied it. It is sent again as a repeat, and delivered once."""
-    window = OpenWindow(1, 1)
-    results = add_block(window, [0, 1])
-    sent_rows(window)
-    window.open_again(2, 1)
-    assert sent_rows(window) == [(0, 1, 1.0), (1, 1, 1.0)]
-    respond(window, 2)
-    assert results.caller.result.steps.tolist() == [1, 1]
-
-
-def test_what_a_crash_lost_is_sent_again_and_not_delivered_again() -> None:
-    """Each stream continues where the server is; rows of several results share a message."""
-    window = OpenWindow(1, 1)
-    for value in (1.0, 2.0):
-        add_block(window, [0, 1], [value, value])
-    sent_rows(window)
-    respond(window, 1)
-    window.open_again(2, 1)
-    add_block(window, [1], [3.0])
-    assert sent_rows(window) == [(1, 1, 1.0), (0, 2, 2.0), (1, 2, 2.0)]
-    assert sent_rows(window) == [(1, 3, 3.0)]
-    assert not respond(window, 2).delivered
-    assert respond(window, 3).delivered
-    assert window.settled
-
-
-def test_a_stream_is_sent_nothing_of_before_it_is_open_again() -> None:
-    """The others continue meanwhile."""
-    window = OpenWindow(1, 1)
-    add_block(window, [0, 1])
-    window.end_call()
-    assert sent_rows(window) == []
-    window.mark_opened(ints(1), ints(1), ints(0), 4)
-    assert sent_rows(window) == [(1, 1, 1.0)]
-    assert window.idle(ints(0, 1)).tolist() == [False, False]
-    window.mark_opened(ints(0), ints(1), ints(0), 4)
-    assert sent_rows(window) == [(0, 1, 1.0)]
-
-
-def test_earlier_timesteps_of_a_resumed_stream_are_not_kept() -> None:
-    """It cannot be sent again, though it was never durable. Unanswered timesteps can."""
-    window = OpenWindow(7, 1, 1)
-    assert window.first_kept(ints(0, 1, 2)).tolist() == [7, 1, 1]
-    add_block(window, [0, 1, 1])
-    sent_rows(window)
-    respond(window, 1, durable=1)
-    window.mark_durable(ints(1, 2), ints(2, 5))
-    window.mark_durable(ints(1, 2), ints(1, 1))  # which it cannot take back
-    assert window.first_kept(ints(0, 1, 2)).tolist() == [7, 3, 1]
-    window.open_again(8, durable=7)
-    assert window.durable_steps[:3].tolist() == [7, 2, 5]
-
-
-def test_a_different_answer_to_a_replay_is_reported() -> None:
-    """Nothing of that stream is delivered any more; the rows of the other are."""
-    window = OpenWindow(1, 1)
-    add_block(window, [0, 1])
-    sent_rows(window)
-    respond(window, 1)
-    window.open_again(1, 2)
-    results = add_block(window, [0, 1])
-    sent_rows(window)
-    outcome = respond(window, 2, bits=0.25)
-    assert list(outcome.diverged) == [0]
-    assert isinstance(outcome.diverged[0], Diverged)
-    assert results.steps.tolist() == [0, 2]
-    window.mark_lost(outcome.diverged)
-    assert results.errors == outcome.diverged
-
-
-def test_answers_are_not_compared_without_batch_invariance() -> None:
-    """Its model depends on the batch, as the next open reports."""
-    window = OpenWindow(1)
-    add_block(window, [0])
-    sent_rows(window)
-    respond(window, 1)
-    window.open_again(1)
-    assert window.buffer_of(dataclasses.replace(MODEL, batch_invariant=False), ROWS_MAX) is window.buffer
-    sent_rows(window)
-    assert not respond(window, 2, bits=0.25).diverged
-
-
-def test_a_forgotten_answer_is_reported_and_the_timestep_counts() -> None:
-    """It keeps its number; the next one follows."""
-    window = OpenWindow(1, 1)
-    single = add_single_row(window, 1)
-    results = add_block(window, [0, 0])
-    sent_rows(window)
-    respond(window, 1, forgotten=(0, 1))
-    assert isinstance(single.error, AnswerLost)
-    assert isinstance(results.errors[0], AnswerLost)
-    assert (results.steps.tolist(), results.duplicates.tolist()) == ([1, 2], [True, False])
-    assert results.columns[0].tolist() == [[0.0], [2.5]]
-    assert window.next_steps[:2].tolist() == [3, 2]
-
-
-def test_a_replay_whose_answer_is_forgotten_is_not_compared() -> None:
-    """There is nothing to compare."""
-    window = OpenWindow(1)
-    add_block(window, [0])
-    sent_rows(window)
-    respond(window, 1)
-    window.open_again(1)
-    sent_rows(window)
-    assert not respond(window, 2, forgotten=(0,)).diverged
-
-
-def test_a_refused_timestep_leaves_no_gap() -> None:
-    """Later ones of its stream move up, answers to those in flight are ignored, and other streams are not affected."""
-    window = OpenWindow(1, 1, window=8)
-    results = add_block(window, [0, 1, 0, 0], [1.0, 2.0, -3.0, 4.0])
-    behind = add_block(window, [0, 1], [5.0, 6.0])
-    sent_rows(window, 4)
-    sent_rows(window, 4)
-    message, refused = refuse(window, 1, 2, 3)
-    assert refused.tolist() == [2]
-    gathered = add_single_row(window, 0, 7.0)
-    error = drop(window, message, refused)
-    assert (results.errors, results.steps.tolist()) == ({2: error}, [1, 1, 0, 0])
-    assert sent_rows(window) == [(0, 2, 4.0), (0, 3, 5.0), (0, 4, 7.0)]
-    _, ignored = refuse(window, 2, 0)
-    assert not len(ignored)
-    assert behind.steps.tolist() == [0, 2]
-    respond(window, 3)
-    assert (results.steps.tolist(), behind.steps.tolist()) == ([1, 1, 0, 2], [3, 2])
-    assert gathered.result.step == 4
-    assert window.next_steps[:2].tolist() == [5, 3]
-
-
-def test_refused_timesteps_of_many_streams_are_dropped_at_once() -> None:
-    """Each of its own stream."""
-    window = OpenWindow(1, 1, 1)
-    results = add_block(window, [0, 1, 2, 0, 1, 2], [-1.0, 2.0, -3.0, 4.0, 5.0, 6.0])
-    sent_rows(window)
-    message, refused = refuse(window, 1, 0, 2, 3, 5)
-    assert refused.tolist() == [0, 2]
-    drop(window, message, refused)
-    assert sent_rows(window) == [(0, 1, 4.0), (2, 1, 6.0)]
-    respond(window, 2)
-    assert results.steps.tolist() == [0, 1, 0, 1, 2, 1]
-    assert window.next_steps[:3].tolist() == [2, 3, 2]
-
-
-def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
-    """Later ones keep theirs too; meanwhile the stream may be held."""
-    window = OpenWindow(1, 1)
-    add_block(window, [0, 0])
-    sent_rows(window)
-    message, refused = refuse(window, 1, 0, 1)
-    window.resend(message, refused)
-    window.hold(ints(0))
-    assert sent_rows(window) == []
-    window.release(ints(0))
-    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 1.0)]
-    window.hold(ints(0))
-    window.open_again(1)
-    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 1.0)]
-
-
-def test_a_refused_message_is_resent_as_a_whole() -> None:
-    """No row of it was applied; later rows of its streams in flight are ignored."""
-    window = OpenWindow(1, 1, 1, window=4)
-    add_block(window, [0, 1, 1])
-    sent_rows(window)
-    results = add_block(window, [1, 2])
-    sent_rows(window)
-    message = window.match_answer(1)
-    rows = first_of_each(message, np.flatnonzero(message.at >= 0))
-    assert rows.tolist() == [0, 1]
-    window.mark_refused(message, rows, np.zeros(len(rows), np.int64))
-    window.resend(message, rows)
-    refuse(window, 2, 0)
-    assert results.steps.tolist() == [0, 1]
-    assert sent_rows(window) == [(0, 1, 1.0), (1, 1, 1.0), (1, 2, 1.0)]
-    assert sent_rows(window) == [(1, 3, 1.0)]
-
-
-def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
-    """The next one must not be sent with a used number: it would be answered as a repeat."""
-    window = OpenWindow(1)
-    results = add_block(window, [0])
-    add_block(window, [0], [2.0])
-    sent_rows(window, 1)
-    message, refused = refuse(window, 1, 0, next_step=2)
-    assert window.is_applied(message, refused).tolist() == [True]
-    window.skip_applied(message, refused, [AnswerLost("gone", "ANSWER_LOST")])
-    assert (results.steps.tolist(), list(results.errors)) == ([1], [0])
-    assert sent_rows(window) == [(0, 2, 2.0)]
-    window.open_again(1)
-    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 2.0)]
-    window.mark_lost({0: TakenOver("by somebody")})
-    assert isinstance(results.errors[0], AnswerLost)
-
-
-def test_after_a_refusal_of_an_applied_timestep_later_ones_may_be_applied_too() -> None:
-    """After a disconnect the server is ahead of the refused one, which is no take-over."""
-    window = OpenWindow(1, window=8)
-    add_block(window, [0, 0, 0])
-    sent_rows(window)
-    message, refused = refuse(window, 1, 0, next_step=2)
-    window.resend(message, refused)
-    window.open_again(4)
-    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 1.0), (0, 3, 1.0)]
-
-
-def test_an_answer_that_was_lost_before_its_repeat_was_refused() -> None:
-    """The open has shown that it was applied; after a crash it may be lost."""
-    window = OpenWindow(1)
-    add_block(window, [0])
-    sent_rows(window)
-    for number, next_step in ((2, 2), (3, 1)):
-        window.open_again(next_step)
-        sent_rows(window)
-        message, refused = refuse(window, number, 0)
-        assert window.is_applied(message, refused).tolist() == [next_step == 2]
-        window.resend(message, refused)
-
-
-def test_an_ignored_answer_shows_what_was_applied() -> None:
-    """It keeps its number, whatever becomes of it.
-
-    The first was applied and its answer lost; its repeat is refused for want of room, and the second, behind it, is applied;
-    its own repeat is refused too, while the third is on its way.
-    """
-    window = OpenWindow(1, window=3)
-    add_block(window, [0, 0, 0])
-    sent_rows(window, 1)
-    window.open_again(2)
-    sent_rows(window, 1)
-    sent_rows(window, 1)
-    message, refused = refuse(window, 2, 0)
-    window.resend(message, refused)
-    sent_rows(window, 1)
-    respond(window, 3)
-    sent_rows(window, 1)
-    respond(window, 4)
-    sent_rows(window, 1)
-    message, refused = refuse(window, 5, 0)
-    assert message.steps.tolist() == [2]
-    assert window.is_applied(message, refused).tolist() == [True]
-
-
-def test_a_replay_is_known_to_have_been_delivered() -> None:
-    """It can be neither dropped nor failed."""
-    window = OpenWindow(1)
-    add_block(window, [0, 0])
-    sent_rows(window, 1)
-    respond(window, 1)
-    window.open_again(1)
-    sent_rows(window)
-    message, refused = refuse(window, 2, 0, 1)
-    assert (message.steps[refused] <= window.answered[message.streams[refused]]).tolist() == [True]
-
-
-def test_a_group_fails_with_its_first_refused_timestep() -> None:
-    """Other groups stay, and queued timesteps of the group fail too."""
-    window = OpenWindow(1, 1, window=16)
-    group, others = Group(), Group()
-    first = add_single_row(window, 0, 1.0, group)
-    bad = add_single_row(window, 0, -2.0, group)
-    stays = [add_single_row(window, 0, 3.0), add_single_row(window, 0, 4.0, others), add_single_row(window, 1, 5.0)]
-    falls = add_single_row(window, 0, 6.0, group)
-    sent_rows(window)
-    late = add_single_row(window, 0, 7.0, group)
-    message, refused = refuse(window, 1, 1, 2, 3, 5)
-    error = drop(window, message, refused)
-    assert first.result.step == 1
-    assert [caller.error for caller in (bad, falls, late)] == [error] * 3
-    assert (group.failed, others.failed) == (True, False)
-    assert sent_rows(window) == [(0, 2, 3.0), (0, 3, 4.0)]
-    assert window.next_steps[0] == 4
-    respond(window, 2)
-    assert [caller.result.step for caller in stays] == [2, 3, 1]
-
-
 def test_a_lost_stream_does_not_affect_the_others() -> None:
     """Its callers get the error, later ones too, and answers in flight are ignored."""
     window = OpenWindow(1, 1, window=8)
@@ -515,51 +222,6 @@ def test_an_answer_with_another_number_is_reported() -> None:
         window.settle(window.match_answer(1), answers)
 
 
-def test_durable_rows_are_removed_by_compaction() -> None:
-    """A million timesteps leave the buffer no longer than the kept rows, also with one stuck stream."""
-    window = OpenWindow(*[1] * 100)
-    stuck = 0
-    for step in range(1, 501):
-        add_block(window, list(range(100)) if step == 1 else list(range(1, 100)))
-        sent_rows(window)
-        respond(window, step, durable=step - 2 if step > 2 else 0)
-        if step == 2:
-            window.durable_steps[stuck] = 0
-    assert len(window.buffer) <= 2 * resend_buffer.COMPACT_ROWS_MIN
-    assert window.first_kept(ints(stuck)) == 1
-    window.end_call()
-    window.mark_opened(np.arange(100), np.r_[1, np.full(99, 499)], np.r_[0, np.full(99, 498)], 4)
-    assert len(sent_rows(window)) == 1 + 99 * 2
-    assert not respond(window, 501).diverged
-
-
-def test_compaction_moves_rows_in_flight() -> None:
-    """Answers find their rows, and unsent rows are still found."""
-    window = OpenWindow(1, 1)
-    add_block(window, [0, 1], [1.0, 2.0])
-    sent_rows(window)
-    respond(window, 1, durable=1)
-    results = add_block(window, [1, 0], [3.0, 4.0])
-    sent_rows(window, 1)
-    window._compact(window.buffer)
-    assert sent_rows(window) == [(0, 2, 4.0)]
-    respond(window, 2)
-    respond(window, 3)
-    assert (results.steps.tolist(), results.columns[0].tolist()) == ([2, 2], [[102.5], [2.5]])
-
-
-def test_a_stream_that_is_forgotten_begins_again() -> None:
-    """At the server's step, whatever was before."""
-    window = OpenWindow(1)
-    add_block(window, [0])
-    sent_rows(window)
-    respond(window, 1, durable=1)
-    window.reset(ints(0))
-    window.open_again(1)
-    assert window.next_steps[0] == 1
-    assert window.idle(ints(0)).all()
-
-
 def test_pending_timesteps_fail_at_the_end() -> None:
     """All callers get the error: of sent, unsent and queued timesteps, and of repeats, in flight or not."""
     window = OpenWindow(1, 1)
@@ -585,51 +247,6 @@ def test_a_stream_that_was_never_opened_raises_the_reason() -> None:
     window.mark_lost({1: error})
     window.mark_opened(ints(0), ints(1), ints(0), 4)
     assert add_block(window, [1, 0], buffer=buffer).errors == {0: error}
-
-
-def test_a_repeat_is_sent_only_when_its_timestep_is_applied() -> None:
-    """After a crash the timestep must be applied first, or it would be applied with the values of the repeat."""
-    window = OpenWindow(1)
-    add_block(window, [0, 0])
-    sent_rows(window)
-    respond(window, 1)
-    window.open_again(1)
-    ask_again(window, 0, 2, 9.0)
-    assert sent_rows(window, 1) == [(0, 1, 1.0)]
-    respond(window, 2)
-    assert sent_rows(window, 1) == [(0, 2, 1.0)]
-    assert sent_rows(window) == []
-    respond(window, 3)
-    assert sent_rows(window) == [(0, 2, 9.0)]
-
-
-def test_a_repeat_is_resent_after_a_disconnect() -> None:
-    """It was in flight when the call ended; unsent ones follow it in their order."""
-    window = OpenWindow(5)
-    window.answered[0] = 4
-    for value in (1.0, 2.0, 3.0):
-        ask_again(window, 0, 4, value)
-    ask_again(window, 0, 4, 4.0)
-    assert sent_rows(window, 2) == [(0, 4, 1.0), (0, 4, 2.0)]
-    assert sent_rows(window, 1) == [(0, 4, 3.0)]
-    window.open_again(5)
-    assert sent_rows(window) == [(0, 4, value) for value in (1.0, 2.0, 3.0, 4.0)]
-
-
-def test_a_stream_is_idle_without_pending_repeats() -> None:
-    """It must not be closed before."""
-    window = OpenWindow(1, 1)
-    add_block(window, [0, 1])
-    sent_rows(window)
-    assert window.idle(ints(0, 1)).tolist() == [False, False]
-    respond(window, 1)
-    assert window.idle(ints(0, 1)).tolist() == [True, True]
-    ask_again(window, 1, 1)
-    assert window.idle(ints(0, 1)).tolist() == [True, False]
-    assert window.has_waiters(ints(0, 1)).tolist() == [False, True]
-    sent_rows(window)
-    assert window.idle(ints(0, 1)).tolist() == [True, False]
-    assert window.has_waiters(ints(0, 1)).tolist() == [False, True]
 
 
 def test_buffers_take_turns() -> None:
@@ -693,60 +310,6 @@ def test_a_disconnect_frees_indices() -> None:
     assert window.add_streams(1).tolist() == [0]
 
 
-def test_a_repeat_of_a_lost_stream_is_never_sent() -> None:
-    """It was in flight when its stream was lost and the call broke, and the index may be reused."""
-    window = OpenWindow(2)
-    window.answered[0] = 1
-    ask_again(window, 0, 1)
-    sent_rows(window)
-    window.mark_lost({0: StreamLost("left")})
-    window.release_indices(ints(0))
-    window.end_call()
-    assert window.add_streams(1).tolist() == [0]
-    window.mark_opened(ints(0), ints(2), ints(1), 4)
-    assert sent_rows(window) == []
-    assert window.idle(ints(0)).all()
-
-
-def test_a_refused_repeat_of_a_lost_stream_is_not_resent() -> None:
-    """The server had no room for it, and reports that after the stream was lost."""
-    window = OpenWindow(2)
-    window.answered[0] = 1
-    ask_again(window, 0, 1)
-    sent_rows(window)
-    window.mark_lost({0: StreamLost("lost")})
-    (repeat,) = window.match_answer(1).repeats
-    window.add_repeat(repeat)
-    assert window.drained
-
-
-def test_a_malformed_repeat_fails_with_all_others() -> None:
-    """Its message is no longer in flight when the streams are lost because of it."""
-    window = OpenWindow(2)
-    window.answered[0] = 1
-    caller = ask_again(window, 0, 1)
-    sent_rows(window)
-    window.match_answer(1)
-    window.mark_lost({0: StreamLost("does not fit")})
-    assert isinstance(caller.error, StreamLost)
-
-
-def test_compaction_moves_the_rows_of_the_current_message() -> None:
-    """Queued rows are added before a timestep is dropped, and a long buffer is compacted then."""
-    window = OpenWindow(1, window=8)
-    add_block(window, [0])
-    sent_rows(window)
-    respond(window, 1, durable=1)
-    results = add_block(window, [0, 0, 0], [2.0, -3.0, 4.0])
-    sent_rows(window)
-    message, refused = refuse(window, 2, 1, 2)
-    add_single_row(window, 0, 5.0)
-    window.buffer._sweep_at = 0
-    error = drop(window, message, refused)
-    assert results.errors == {1: error}
-    assert sent_rows(window) == [(0, 3, 4.0), (0, 4, 5.0)]
-
-
 def test_a_single_row_is_settled_on_the_fast_path() -> None:
     """The result is the same as on the slow path."""
     window = OpenWindow(3)
@@ -780,27 +343,6 @@ def test_a_malformed_answer_leaves_the_fast_path() -> None:
     assert (window.answered[0], window.durable_steps[0]) == (0, 0)
     window.mark_lost({0: StreamLost("does not fit")})
     assert isinstance(caller.error, StreamLost)
-
-
-def test_compaction_moves_a_single_row_in_flight() -> None:
-    """The checksum of its answer is stored in its own row."""
-    window = OpenWindow(1, 1)
-    add_block(window, [0, 1])
-    sent_rows(window)
-    respond(window, 1, durable=1)
-    add_block(window, [1])
-    sent_rows(window)
-    respond(window, 2)
-    add_single_row(window, 0)
-    message = window.next_message()
-    assert isinstance(message, SingleRowMessage)
-    window._compact(window.buffer)
-    window.match_answer(3)
-    assert settle_single_row(window, message)
-    for message_number, bits in ((4, 0.5), (5, 0.25)):
-        window.open_again(2, 2)
-        sent_rows(window)
-        assert sorted(respond(window, message_number, bits=bits).diverged) == ([] if bits == 0.5 else [0, 1])
 
 
 def test_the_answer_to_a_lost_single_row_is_ignored() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tidegate.client.errors import InvalidTimestep
-from tidegate.client.message import Message
+from tidegate.client.message import Message, Repeat, SingleRowMessage
 from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, BlockResults, Group
 from tidegate.client.types import Model
@@ -110,6 +110,13 @@ def add_single_row(
     return caller
 
 
+def ask_again(window: OpenWindow, stream: int, step: int, value: float = 1.0) -> Caller:
+    """Requests an old answer."""
+    caller = Caller()
+    window.add_repeat(Repeat(window.buffer, stream, step, packed(value), caller))
+    return caller
+
+
 def packed(value: float) -> bytes:
     """Packs a value as a caller of one timestep gives it."""
     return np.array([value], "<f4").tobytes()
@@ -145,6 +152,13 @@ def respond(window: Window, number: int, **more: Any) -> Any:
     """Answers the message of that number."""
     message = window.match_answer(number)
     return window.settle(message, answers_to(message, **more))
+
+
+def settle_single_row(window: OpenWindow, message: SingleRowMessage, durable: int = 0) -> bool:
+    """Answers a message of a single timestep."""
+    answers = answers_to(message)
+    outputs = [column.tobytes() for column in answers.outputs]
+    return window.settle_single_row(message, answers.steps.tobytes(), outputs, durable)
 
 
 def refuse(window: Window, number: int, *rows: int, next_step: int = 0) -> tuple[Message, Ints]:
