@@ -1,14 +1,12 @@
 """A client's window and its decisions about refusals, against a model of a server: every interleaving that Hypothesis finds."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
-
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.client.reasons import error_of
+from tests.client.window_server import Server, answer
+from tests.client.window_streams import Stream, Timestep
 from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, add_single_row, contents, ints, packed
 from tests.examples import examples
 from tidegate.client.errors import (
@@ -22,9 +20,8 @@ from tidegate.client.errors import (
     StreamLost,
     TakenOver,
 )
-from tidegate.client.message import Message, Repeat, SingleRowMessage
+from tidegate.client.message import Repeat, SingleRowMessage
 from tidegate.client.refusals import Decision, RefusalHandler
-from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, Group
 from tidegate.client.retry import Backoff, RetryDeadlines
 from tidegate.client.window import Window
@@ -32,130 +29,6 @@ from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS_MAX = 5
 RETRY_TIMEOUT_S = 10.0
-
-# Of a stream that the server knows by this name: number and value.
-Row = tuple[int, int, float]
-
-
-def answer(history: Sequence[float]) -> tuple[float, list[float]]:
-    """What a server answers to the last timestep of a history: it depends on all of it."""
-    return sum(history), [len(history), sum(place * value for place, value in enumerate(history, 1))]
-
-
-class Server:
-    """A server as the protocol describes it: takes messages whole and in order, stores now and then, crashes.
-
-    Streams go by names that are never used again. Values of timesteps rise over time, those below 0 are refused.
-    """
-
-    def __init__(self, remembered: int) -> None:
-        self.remembered = remembered
-        self.applied: list[list[float]] = []
-        self.durable: list[int] = []
-        self.forgotten: list[int] = []  # answers up to here are gone, besides those that are not remembered for long
-        self.taken: set[int] = set()  # by another client
-        self.requests: deque[tuple[Message, list[Row]]] = deque()
-        self.responses: deque[tuple[Message, Answers | None, dict[int, pb.Error]]] = deque()
-
-    def run(self, *, full: bool, busy: Callable[[], str]) -> None:
-        """Answers one message, or has no room for it, or for a row of it, or for the answer to one that it has applied."""
-        message, rows = self.requests.popleft()
-        if full:
-            self.responses.append((message, None, {0: error_of("OVERLOADED", retry_after_ms=100)}))
-            return
-        count = len(rows)
-        sums, seen = np.zeros((count, 1), np.float32), np.zeros((count, 2))
-        forgotten, repeated = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
-        durable = np.zeros(count, np.int64)
-        errors: dict[int, pb.Error] = {}
-        for row, (name, step, value) in enumerate(rows):
-            applied = self.applied[name]
-            durable[row] = self.durable[name]
-            repeated[row] = step <= len(applied)
-            reason = self.refuses(name, step, value) or busy()
-            if step == len(applied) + 1 and reason in {"", "late"}:
-                assert not applied or abs(value) > applied[-1], "applied twice, or out of order"
-                applied.append(value)
-            if reason:
-                reason = reason.replace("busy", "OVERLOADED").replace("late", "OVERLOADED")
-                errors[row] = error_of(reason, step=step, next_step=len(applied) + 1)
-                continue
-            forgotten[row] = step <= max(self.forgotten[name], len(applied) - self.remembered)
-            if not forgotten[row]:
-                sums[row], seen[row] = answer(applied[:step])
-        refused = np.zeros(count, np.bool_)
-        refused[list(errors)] = True
-        repeated &= ~forgotten & ~refused
-        plain = not (errors or forgotten.any() or repeated.any())
-        steps = ints(*(step for _, step, _ in rows))
-        columns = Answers(steps, [sums, seen], durable, repeated, forgotten, refused, plain=plain)
-        self.responses.append((message, columns, errors))
-
-    def refuses(self, name: int, step: int, value: float) -> str:
-        """Why a row cannot be answered; empty when it can."""
-        applied = self.applied[name]
-        if name in self.taken:
-            return "TAKEN_OVER"
-        if step > len(applied) + 1:
-            return "STEP_GAP"
-        if step == len(applied) + 1:
-            return "NOT_FINITE" if value < 0 else ""
-        return "" if applied[step - 1] == value else "VALUES_DIFFER"
-
-
-class Timestep:
-    """A timestep that a caller has submitted, alone or as a row of a block."""
-
-    def __init__(self, value: float, caller: Caller | None, block: Block | None = None, place: int = 0) -> None:
-        self.value = value
-        self.caller = caller
-        self.block = block
-        self.place = place
-        self.group: Group | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether its caller has the answer, an error, or was cancelled."""
-        if self.block is not None:
-            return bool(self.block.settled[self.place])
-        assert self.caller is not None
-        return self.caller.done()
-
-    @property
-    def error(self) -> ClientError | None:
-        """What its caller got instead of an answer."""
-        if self.block is not None:
-            return self.block.errors.get(self.place)
-        assert self.caller is not None
-        error: ClientError | None = self.caller.error
-        return error
-
-    @property
-    def answer(self) -> tuple[int, float, list[float]]:
-        """Number and outputs."""
-        if self.block is not None:
-            sums, seen = self.block.columns
-            return int(self.block.steps[self.place]), sums[self.place].item(), seen[self.place].tolist()
-        assert self.caller is not None
-        result = self.caller.result
-        return result.step, result["sum"].item(), result["seen"].tolist()
-
-
-class Stream:
-    """A stream as its user sees it."""
-
-    def __init__(self, name: int, index: int, buffer: ResendBuffer, before: Sequence[float]) -> None:
-        self.name = name
-        self.index = index
-        self.buffer = buffer
-        self.before = list(before)  # applied before it was opened here
-        self.timesteps: list[Timestep] = []
-        self.repeats: list[tuple[int, bool, Caller]] = []  # number, whether with other values, who asks
-        self.groups = [Group(), Group()]
-        self.lost: ClientError | None = None
-        self.forgetting = False
-        self.begun_again = False
-        self.left = False
 
 
 class World(RuleBasedStateMachine):
