@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -166,3 +167,13 @@ def run_command(*arguments: str, cwd: Path | None = None, **variables: str) -> "
     finally:
         popen.kill()
     return subprocess.CompletedProcess(popen.args, popen.wait(), out, err)
+
+
+def refused(ended: "subprocess.CompletedProcess[str]", code: int, *words: str) -> None:
+    """One line on stderr with these words, that exit code, and no traceback."""
+    assert ended.returncode == code, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* (INFO|WARNING) ", line)]
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]

@@ -18,8 +18,8 @@ from tests.forked import Started, start
 from tests.graphs import lstm, running_sum, write_model
 from tests.oracle import sensor_rows
 from tests.root import ROOT
-from tests.servers import Process, environment, run_command, serve
-from tests.serving.test_cli import refused, write_csv
+from tests.sensor_files import write_csv
+from tests.servers import Process, environment, refused, run_command, serve
 from tests.timeouts import TIMEOUT_S
 from tidegate.bench.result import FORMAT, Result
 from tidegate.cli import app as cli
