@@ -19,7 +19,7 @@ settings.load_profile("unhurried")
 SLOW = (
     *("survival/", "clients/", "conformance/", "test_stubs.py", "bench/test_bench_cli.py", "bench/test_load.py"),
     *("store/test_model.py", "store/test_owners.py", "serving/test_cli.py", "serving/test_drain.py"),
-    *("serving/test_log.py", "serving/test_serve_command.py", "serving/test_signals.py", "serving/test_slices.py"),
+    *("serving/test_log.py", "serving/test_serve_command.py", "serving/test_signals.py"),
     *("serving/test_stream_command.py", "serving/test_supervisor.py"),
     *("training/cli/test_app.py", "training/judging/test_classification.py", "training/judging/test_cold_start.py"),
     *("training/judging/test_evaluate.py", "training/learning/test_resume.py", "training/network/test_cells.py"),

@@ -18,7 +18,7 @@ TURN_PART = 0.25
 
 
 async def test_thousands_of_idle_streams_do_not_block_others(setup: Open) -> None:
-    """They end_calls their slots in groups, between batches."""
+    """They leave their slots in groups, between batches."""
     made = setup(capacity=MANY)
     await made.begin(MANY)
     assert await made.checkpointer._round()
