@@ -41,7 +41,7 @@ class Batch:
     inputs: LayerInputs | None = None  # of the layers; None where a gap within the chunk may reset the state
 
     def run(self, network: Network, state: State) -> tuple[Outputs, State]:
-        """The head's outputs in scaled units, and the state after the chunk. With `inputs`, only that of the layers counts."""
+        """The head's outputs in scaled units, and the state after the chunk. With `inputs`, only the states of the layers count."""
         state = begin_sequences(network, state, self.reset, self.warm)
         if self.inputs is None:
             return network.scaled_sequence(self.x, state)
@@ -52,7 +52,7 @@ class BatchLoader:
     """Makes the batches of plans.
 
     Args:
-        network: its values that are not trained must not change.
+        network: what it computes before its layers must not change meanwhile.
         objective: whose targets the batches get.
         values: (time, features) of the series, on the device of the network.
         segments: all of the series. The past of a row goes back to the first row of its segment.

@@ -167,9 +167,9 @@ class Network(nn.Module):
         return self.layer_outputs(inputs, state)
 
     def layer_inputs(self, x: Tensor, state: State) -> tuple[LayerInputs, State]:
-        """(time, batch, features) in raw units, without a reset within -> what the layers get, and the state without theirs moved.
+        """(time, batch, features) in raw units, with no reset within -> what the layers get, and the next state.
 
-        Nothing of it depends on a weight that is trained.
+        The states of the layers in it are still those of `state`. Nothing of it depends on a weight that is trained.
         """
         missing = torch.isnan(x)
         values = fill_forward(self.scaled(x), missing, state[0])
@@ -182,7 +182,7 @@ class Network(nn.Module):
         return LayerInputs(inputs, links), (values[-1], *level, *layers, *after, *others)
 
     def layer_outputs(self, given: LayerInputs, state: State) -> tuple[Outputs, State]:
-        """The head's outputs in scaled units, and the state with that of the layers moved."""
+        """The head's outputs in scaled units, and `state` with the next states of the layers."""
         y, parts = given.inputs, iter(state[self._layer_parts])
         next_state: list[Tensor] = []
         for index, layer in enumerate(self.layers):
