@@ -83,10 +83,10 @@ async def test_what_was_confirmed_survives_a_failover(
         async with saving(store) as saver:
             await saver.reached(20)
             redis.nodes[0].signal(how)
-            at_loss = saver.confirmed
-            await asyncio.to_thread(redis.failed_over)
-            records = [await until_reachable(store, str(number)) for number in range(STREAMS)]
-            assert min(records) >= at_loss
+            async with saver.saving:  # a later save would hide that an earlier one was lost
+                at_loss = saver.confirmed
+                await asyncio.to_thread(redis.failed_over)
+                assert min([await until_reachable(store, str(number)) for number in range(STREAMS)]) >= at_loss
             await saver.reached(at_loss + 20)
             redis.nodes[0].signal(signal.SIGCONT)
             await saver.reached(saver.confirmed + 20)
@@ -104,19 +104,20 @@ async def test_what_died_with_the_primary_was_not_confirmed(redis_installed: Non
         async with saving(store) as saver:
             await saver.reached(20)
             async with saver.saving:
-                # Both have all saves: else one had a save that the other, which may be promoted, lacks.
+                # Both replicas have every confirmed save. Otherwise one could have a save that the other lacks, and either may be promoted.
                 with Redis(port=primary.port) as client:
                     client.set("last", 1)
                     assert client.wait(2, round(TIMEOUT_S * 1000)) == 2
                 for replica in replicas:
                     replica.kill()
             await asyncio.sleep(0.3)  # the primary takes saves
-            at_loss = saver.confirmed
-            primary.kill()
-            for replica in replicas:
-                replica.start()
-            await asyncio.to_thread(redis.failed_over)
-            assert min([await until_reachable(store, str(number)) for number in range(STREAMS)]) >= at_loss
+            async with saver.saving:  # a later save would hide that an earlier one was lost
+                at_loss = saver.confirmed
+                primary.kill()
+                for replica in replicas:
+                    replica.start()
+                await asyncio.to_thread(redis.failed_over)
+                assert min([await until_reachable(store, str(number)) for number in range(STREAMS)]) >= at_loss
             await saver.reached(at_loss + 20)
         await store.close()
 
