@@ -392,7 +392,7 @@ class ModelCatalog:
             self._copies.remove(Path(target.model.folder))
             self.events.add(target.model.name, target.model.version, "unloaded")
         if retired:
-            # First, so that its counts have gone when the version has: nobody finds the one without the other.
+            # Before the hosts are told: once a version has gone, nobody still finds its counts.
             with suppress(OSError):
                 self._forget_events(files.title for files in await asyncio.to_thread(scan, self._root))
             await self._apply(self._hosts)

@@ -1,4 +1,4 @@
-"""The books of all streams of a client: what is said of one stream, beside what is said of many."""
+"""The table of a client's streams: the room of one stream, compared with that of many."""
 
 from itertools import product
 

@@ -24,6 +24,7 @@ from tidegate.core.spec import Key
 from tidegate.core.streams import OpenOptions
 from tidegate.runtime import model_catalog, model_host
 from tidegate.runtime.cores import usable_cores
+from tidegate.runtime.model_files import VersionFiles
 from tidegate.runtime.repository import ModelPhase, ServedModel
 from tidegate.runtime.server import Server
 
@@ -199,8 +200,13 @@ async def test_an_empty_folder_unloads_nothing(sum_root: Path, caplog: pytest.Lo
 async def test_a_version_that_is_removed_waits_for_its_streams(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins none. Its streams go on, and may be opened again. With the last one its memory and its series go."""
     scan = model_catalog.scan
-    # A slow disk: whoever sees that the version has gone must not still find its series.
-    monkeypatch.setattr(model_catalog, "scan", lambda root: (time.sleep(0.3), scan(root))[1])
+
+    def slow_scan(root: Path) -> list[VersionFiles]:
+        """A slow disk: whoever sees that the version has gone must not still find its series."""
+        time.sleep(0.3)
+        return scan(root)
+
+    monkeypatch.setattr(model_catalog, "scan", slow_scan)
     put(sum_root, running_sum(task="two"), "2")
     async with served(sum_root) as (server, client):
         old = await loaded(server, "1")

@@ -32,6 +32,7 @@ def arrange(arrays: TableArrays, columns: Columns, options: Format) -> Arranged:
     """
     notes: list[str] = []
     if arrays.plan.times:
+        _check_some_time(arrays)
         _drop_empty_tail(arrays)
         notes += _drop_untimed(arrays, options)
     order, groups = _group_order(arrays)
@@ -61,22 +62,23 @@ def _reorder(arrays: TableArrays, order: Order | None) -> None:
     arrays.codes = {role: codes[order] for role, codes in arrays.codes.items()}
 
 
-def _drop_empty_tail(arrays: TableArrays) -> None:
-    """Empty rows at the end of a table, as spreadsheets write them, are no rows.
-
-    Raises:
-        TimeOrderError: no row has a time.
-    """
-    assert arrays.plan.times
+def _check_some_time(arrays: TableArrays) -> None:
+    """Raises TimeOrderError when no row has a time."""
     if np.isnat(arrays.times).all():
-        shown = " and ".join(repr(name) for name in arrays.plan.times.columns)
-        raise TimeOrderError(
-            f"{arrays.table.name}: column {shown} has no time in any row; name another column with --time"
-        )
+        raise TimeOrderError(f"{_time_column(arrays)} has no time in any row; name another column with --time")
+
+
+def _time_column(arrays: TableArrays) -> str:
+    """The table and its column of times, or its two, as errors name them."""
+    assert arrays.plan.times
+    return f"{arrays.table.name}: column {' and '.join(repr(name) for name in arrays.plan.times.columns)}"
+
+
+def _drop_empty_tail(arrays: TableArrays) -> None:
+    """Empty rows at the end of a table, as spreadsheets write them, are no rows."""
     empty = np.isnat(arrays.times) & np.isnan(arrays.values).all(axis=1)
-    if not len(empty) or not empty[-1]:
-        return
-    _keep(arrays, slice(len(empty) - int(np.argmin(empty[::-1]))))
+    if empty[-1]:
+        _keep(arrays, slice(len(empty) - int(np.argmin(empty[::-1]))))
 
 
 def _drop_untimed(arrays: TableArrays, options: Format) -> list[str]:
@@ -85,18 +87,12 @@ def _drop_untimed(arrays: TableArrays, options: Format) -> list[str]:
     Raises:
         TimeOrderError: there are some, and it is not.
     """
-    assert arrays.plan.times
     untimed = np.isnat(arrays.times)
     if not untimed.any():
         return []
-    shown = " and ".join(repr(name) for name in arrays.plan.times.columns)
-    if untimed.all():
-        raise TimeOrderError(
-            f"{arrays.table.name}: column {shown} has no time in any row; name another column with --time"
-        )
     if options.untimed == "error":
         raise TimeOrderError(
-            f"{arrays.table.name}: column {shown} has no time in row {int(np.argmax(untimed)) + 1}; expected one in every row: fill it "
+            f"{_time_column(arrays)} has no time in row {int(np.argmax(untimed)) + 1}; expected one in every row: fill it "
             f"in, or leave out the rows without one, such as a sum, with --untimed drop"
         )
     _keep(arrays, ~untimed)

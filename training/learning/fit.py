@@ -38,7 +38,8 @@ from tidegate.training.settings import Architecture, Fit
 
 Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
 
-# The batches of a validation part of up to this number of rows are made once and kept: a few megabytes.
+# The batches of a validation part of up to this number of rows are made once and kept. With a hundred forecasts a row, that is
+# some ten megabytes.
 CACHED_ROWS = 16_384
 
 
@@ -142,7 +143,7 @@ class Trainer:
         self.average = deepcopy(self.network).eval()
         self.averages = [weight for weight in self.average.parameters() if weight.requires_grad]
         self.loader = BatchLoader(self.network, self.objective, values, series.segments())
-        self.validation: list[Batch] | None = None  # kept by the first score where it is small
+        self.validation: list[Batch] | None = None  # the first score makes and keeps them where they are few
         self.epochs: list[Epoch] = []
         self.begin: Epoch | None = None  # epoch 0, of a network that forecasts before it learns
         self.best: Epoch | None = None
@@ -297,10 +298,9 @@ class Trainer:
         state = self.average.initial_state(self.validation_plan.batch_size)
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         plan = self.validation_plan
-        batches = self.validation or self.loader.batches(plan)
-        if plan.chunks * plan.chunk * plan.batch_size <= CACHED_ROWS:
-            batches = self.validation = list(batches)
-        for batch in batches:
+        if self.validation is None and plan.chunks * plan.chunk * plan.batch_size <= CACHED_ROWS:
+            self.validation = list(self.loader.batches(plan))
+        for batch in self.validation or self.loader.batches(plan):
             outputs, state = batch.run(self.average, state)
             total += self.objective.loss(outputs, batch.targets)
             count += batch.known

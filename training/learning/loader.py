@@ -1,7 +1,7 @@
-"""The batches of an epoch: rows of the series with their targets, and all that the network makes of them before its layers.
+"""The batches of an epoch: rows of the series with their targets, and what the network computes of them before its layers.
 
 The scaled values, the level and the links of the head depend on no weight that is trained. So they are computed for many chunks
-at once, and for a validation part once in a training.
+at once. Those of a small validation part are computed once and kept.
 """
 
 import math
@@ -140,7 +140,7 @@ def begin_sequences(network: Network, state: State, reset: Tensor | None, warm: 
 
 
 def _runs(reset: Bools, longest: int) -> Iterator[tuple[int, int]]:
-    """The chunks (first, end) that lie between two chunks where a sequence begins, at most so many."""
+    """Cut the chunks into runs (first, end) of up to `longest` chunks. A sequence begins only in the first chunk of a run."""
     heads = np.flatnonzero(reset.any(axis=1)).tolist()
     for low, high in pairwise(sorted({0, *heads, len(reset)})):
         for first in range(low, high, longest):

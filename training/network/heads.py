@@ -199,7 +199,7 @@ class ClassifyHead(Head):
         self.line = nn.Linear(hidden, len(task.classes))
 
     def links(self, values: Tensor, missing: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
-        """None."""
+        """No links: classes need none."""
         return {}, state
 
     def combine(self, y: Tensor, links: Outputs, inputs: Tensor) -> Outputs:  # noqa: ARG002

@@ -53,10 +53,8 @@ class Level(nn.Module):
 
     def sequence(self, values: Tensor, missing: Tensor, state: State) -> tuple[Tensor, State]:
         """(time, batch, features) filled, and whether missing -> the same relative to the level, and the next state."""
-        seen = (missing.logical_not().cumsum(dim=0) > 0) | (state[0][:, self.features :] > 0.0)
-        weighted = torch.cat([values, seen.to(values.dtype)], dim=-1)  # before it is seen, a value is 0
         parts, now = [], state[0]
-        for part in torch.split(weighted, BLOCK):
+        for part in torch.split(self._summands(values, missing, state), BLOCK):
             own = self.kernel[: len(part), : len(part)] @ part.flatten(1)
             parts.append(own.view(part.shape) + self.decay[: len(part)] * now)
             now = parts[-1][-1]
@@ -64,13 +62,11 @@ class Level(nn.Module):
         return self._relative(values, sums), (now.clone(),)
 
     def advance(self, values: Tensor, missing: Tensor, state: State) -> State:
-        """The next state of `sequence` alone, but for rounding."""
-        seen = (missing.logical_not().cumsum(dim=0) > 0) | (state[0][:, self.features :] > 0.0)
-        weighted = torch.cat([values, seen.to(values.dtype)], dim=-1)
+        """The next state that `sequence` returns, but for rounding. It costs one product, however long the sequence is."""
         ages = torch.arange(len(values) - 1, -1, -1, device=values.device, dtype=torch.float64)
         weights = (self.rate * (1.0 - self.rate) ** ages).to(values.dtype)
-        kept = (1.0 - self.rate) ** len(values)
-        return ((weights @ weighted.flatten(1)).view_as(state[0]) + kept * state[0],)
+        sums = (weights @ self._summands(values, missing, state).flatten(1)).view_as(state[0])
+        return (sums + (1.0 - self.rate) ** len(values) * state[0],)
 
     def step(self, values: Tensor, missing: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, features) filled, and whether missing -> the same relative to the level, and the next state."""
@@ -78,6 +74,11 @@ class Level(nn.Module):
         seen = torch.where(missing & (weights <= 0.0), 0.0, 1.0)
         now = state[0] + (torch.cat([values, seen], dim=-1) - state[0]) * self.rate
         return self._relative(values, now), (now,)
+
+    def _summands(self, values: Tensor, missing: Tensor, state: State) -> Tensor:
+        """(time, batch, 2 * features): what each timestep adds to the sums. Before a feature is seen, both are 0."""
+        seen = (missing.logical_not().cumsum(dim=0) > 0) | (state[0][:, self.features :] > 0.0)
+        return torch.cat([values, seen.to(values.dtype)], dim=-1)
 
     def _relative(self, values: Tensor, sums: Tensor) -> Tensor:
         level = sums[..., : self.features] / sums[..., self.features :].clamp(min=MIN_WEIGHT)

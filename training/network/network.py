@@ -46,7 +46,7 @@ class LayerInputs:
     links: Outputs
 
     def split(self, steps: int) -> "Iterator[LayerInputs]":
-        """The same in pieces of so many timesteps."""
+        """Views of it, each of up to `steps` timesteps, in order."""
         for first in range(0, len(self.inputs), steps):
             part = slice(first, first + steps)
             yield LayerInputs(self.inputs[part], {name: link[part] for name, link in self.links.items()})

@@ -14,7 +14,7 @@ from tidegate.training.learning import loader
 from tidegate.training.learning.batches import plan_epoch
 from tidegate.training.learning.fit import Trainer
 from tidegate.training.learning.links import prepare_links
-from tidegate.training.learning.loader import Batch, BatchLoader
+from tidegate.training.learning.loader import Batch
 from tidegate.training.settings import Architecture, Fit, Forecast
 
 TASK = Forecast(targets=(0, 2), horizons=(1, 6), quantiles=(0.1, 0.5, 0.9), links=("linear", "season"), season=24)
@@ -23,7 +23,7 @@ LANES, CHUNK = 4, 16
 
 @pytest.fixture
 def trainer(make_series: Callable[..., Series]) -> Trainer:
-    """Of a network with a level, a convolution and two links, on a series with gaps, so that sequences begin everywhere."""
+    """Of a network with a level, a convolution and two links, on a series with a gap, so that sequences begin within an epoch too."""
     series = make_series(1500, gap_at=433, missing=0.05)
     split = split_by_time(series, train=0.7, validation=0.15, horizon=6)
     scaler = fit_scaler(series, split.train)
@@ -79,8 +79,6 @@ def test_a_gap_that_resets_the_state_is_left_to_the_network(make_series: Callabl
     plan = plan_epoch(
         trainer.segments, batch_size=LANES, chunk=CHUNK, burn_in=8, cold_share=0.4, rng=np.random.default_rng(3)
     )
-    batches = list(
-        BatchLoader(trainer.network, trainer.objective, trainer.loader.values, series.segments()).batches(plan)
-    )
+    batches = list(trainer.loader.batches(plan))
     assert len(batches) == plan.chunks
     assert all(batch.inputs is None for batch in batches)
