@@ -30,7 +30,7 @@ onnxruntime.disable_telemetry_events()
 onnxruntime.set_default_logger_severity(4)
 
 # How many batch sizes have bound memory: enough for the blocks of a few clients, and for the chunks of long blocks.
-BOUND_SIZES_MAX = 4
+BOUND_SIZES_MAX = 8
 
 
 class Model:

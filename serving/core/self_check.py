@@ -29,6 +29,10 @@ SECONDS_MAX = 2.0
 # The arrays of one run: x, state, next state, outputs, and a copy of them.
 BYTES_MAX = 256 << 20
 COPIES = 4
+# Every size up to this one is checked, and above it multiples of a step: only chunks of blocks are so large, and their
+# sizes are rounded.
+DENSE_MAX = 256
+SPARSE_STEP = 64
 # Batches of these sizes run with other neighbours: with one, with the kernels' widths, and with rows beyond them.
 MIXED_SIZES = (2, 4, 16)
 
@@ -227,8 +231,13 @@ def describe_sizes(check: SelfCheck, batch_max: int) -> str:
     """Which batch sizes were checked."""
     if check.sizes == (1,):
         return "rows run one by one"
-    others = "" if len(check.sizes) == batch_max else "; others run in parts of these sizes"
-    return f"batches of {_ranges(check.sizes)} checked{others}"
+    if len(check.sizes) == batch_max:
+        return f"batches of {_ranges(check.sizes)} checked"
+    all_checked = set(check.sizes) == {1, *_order(batch_max)}
+    sizes = (
+        f"1 to {DENSE_MAX}, and up to {batch_max} in steps of {SPARSE_STEP}" if all_checked else _ranges(check.sizes)
+    )
+    return f"batches of {sizes} checked; others run in parts of these sizes"
 
 
 def _ranges(sizes: Sequence[int]) -> str:
@@ -244,7 +253,8 @@ def _ranges(sizes: Sequence[int]) -> str:
 def _order(size_max: int) -> list[int]:
     """The sizes from 2 on: first the powers of two, of which any batch can be made, then the others."""
     powers = [1 << bits for bits in range(1, size_max.bit_length()) if 1 << bits <= size_max]
-    return [*dict.fromkeys([*powers, size_max, *range(2, size_max + 1)])] if size_max > 1 else []
+    others = [*range(2, min(size_max, DENSE_MAX) + 1), *range(DENSE_MAX, size_max + 1, SPARSE_STEP)]
+    return [*dict.fromkeys([*powers, size_max, *others])] if size_max > 1 else []
 
 
 def _rows(arrays: Arrays, places: Array | slice) -> Arrays:

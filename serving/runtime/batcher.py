@@ -14,7 +14,7 @@ The rules of this file:
 
 Timesteps come one at a time, or many in a block, which runs in chunks. A chunk is a batch like any other. Chunks and
 batches of single timesteps alternate, so a long block delays others by one chunk at most. Calls that send blocks take
-turns, one chunk each, however many blocks they have queued.
+turns, one chunk each, however many blocks they have queued. The chunks of a call that sends alone are longer.
 
 A batch is short: to wake a task for each would cost as much as the batch itself. So a callback of the event loop runs
 it. Only what a callback cannot do is left to `run`: to wait for a thread, or to end with an error. The thread is for
@@ -42,9 +42,9 @@ from tidegate.core.streams import Lease, Stream
 from tidegate.runtime.crash_points import crash_point
 from tidegate.runtime.metrics import ModelMetrics
 from tidegate.runtime.queue_entries import (
-    OUTCOMES,
     QueuedBlock,
     QueuedStep,
+    count_statuses,
     fail,
     fail_all,
     settle_refused,
@@ -53,9 +53,11 @@ from tidegate.runtime.queue_entries import (
     take_blocks,
     unexpected_error,
 )
-from tidegate.runtime.row_cost import LOOP_SECONDS_MAX, RowCost, measure_single_row
+from tidegate.runtime.row_cost import LOOP_SECONDS_MAX, THREAD_ROWS_MAX, RowCost, measure_single_row
+from tidegate.runtime.senders import SINGLE_TIMESTEPS, Senders
 
 T = TypeVar("T")
+E = TypeVar("E", QueuedStep, QueuedBlock)
 
 # A full queue drains in a few batches. A client that waits this long finds room unless others keep the queue full.
 RETRY_AFTER_MS = 20
@@ -73,6 +75,7 @@ class Batcher:
         metrics: the metrics of the model.
         batch_max: the largest number of timesteps in a batch.
         queue_max: the largest number of timesteps that may wait.
+        senders: who sends to this worker, shared by all its batchers.
         clock: the processor time of the current thread, in seconds.
 
     """
@@ -84,12 +87,14 @@ class Batcher:
         *,
         batch_max: int,
         queue_max: int,
+        senders: Senders | None = None,
         clock: Callable[[], float] = thread_time,
     ) -> None:
         self.engine = engine
         self.metrics = metrics
         self.batch_max = batch_max
         self.queue_max = queue_max
+        self._senders = senders or Senders()
         self._queue: deque[QueuedStep] = deque()
         self._blocks: dict[HandleTable, deque[QueuedBlock]] = {}  # by call, in the order of their turns
         self._last_was_block = False  # whether the last batch was a chunk of a block
@@ -160,7 +165,9 @@ class Batcher:
             self.metrics.steps["overloaded"] += len(block)
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
         future: asyncio.Future[Block] = self._loop.create_future()
-        self._blocks.setdefault(block.table, deque()).append(QueuedBlock(block, future, perf_counter()))
+        entry = QueuedBlock(block, future, perf_counter())
+        self._blocks.setdefault(block.table, deque()).append(entry)
+        self._senders.note(id(block.table), entry.queued_at)
         if not self._turn_scheduled:
             self._schedule_turn()
         return future
@@ -224,10 +231,11 @@ class Batcher:
                 self._loop.call_soon(self._run_turn)
                 await self._handover
                 if self._block_is_next:
-                    if blocks := self._take_blocks(self.batch_max):
-                        await self._run_blocks_in_thread(blocks)
+                    rows_max = self._rows_max
+                    if blocks := self._take_blocks(rows_max):
+                        await self._run_in_thread(blocks, partial(self._run_blocks, rows_max), self._settle_blocks)
                 elif entries := self._take_steps():
-                    await self._run_in_thread(entries)
+                    await self._run_in_thread(entries, self._run_batch, self._settle)
         finally:
             self._stop_error = Stopping()
             fail_all([*self._queue, *self._queued_blocks()], self._stop_error)
@@ -251,11 +259,11 @@ class Batcher:
         taken: Sequence[QueuedStep | QueuedBlock] = ()
         try:
             if self._block_is_next:
-                rows_max = self._rows_max
+                rows_max = self._block_rows_max
                 if blocks := self._take_blocks(rows_max):
                     taken = blocks
                     started = self.running_since = perf_counter()
-                    self._settle_blocks(blocks, self._run_blocks(blocks, rows_max), started)
+                    self._settle_blocks(blocks, self._run_blocks(rows_max, blocks), started)
             elif entries := self._take_steps():
                 taken = entries
                 self._run_in_loop(entries)
@@ -278,7 +286,15 @@ class Batcher:
     @property
     def _rows_max(self) -> int:
         """The largest number of rows in the next batch."""
-        return self.batch_max if self.cost.needs_thread else min(self.batch_max, self.cost.rows_max)
+        return min(self.batch_max, THREAD_ROWS_MAX if self.cost.needs_thread else self.cost.rows_max)
+
+    @property
+    def _block_rows_max(self) -> int:
+        """The same when the next batch is a chunk."""
+        call = next(iter(self._blocks))
+        if self.cost.needs_thread or self._queue or not self._senders.is_alone(id(call), perf_counter()):
+            return self._rows_max
+        return min(self.batch_max, self.cost.rows_max_alone)
 
     def _take_blocks(self, room: int) -> list[QueuedBlock]:
         """Takes the blocks of the next batch, which has this much room; see `take_blocks`."""
@@ -292,7 +308,7 @@ class Batcher:
         """The queued blocks."""
         return chain.from_iterable(self._blocks.values())
 
-    def _run_blocks(self, entries: Sequence[QueuedBlock], rows_max: int) -> list[RowStatuses]:
+    def _run_blocks(self, rows_max: int, entries: Sequence[QueuedBlock]) -> list[RowStatuses]:
         """Runs the next chunks of blocks as one batch, in any thread. Returns the statuses of each block's rows."""
         started = self._clock()
         statuses = run_blocks(self.engine, [entry.block for entry in entries], rows_max)
@@ -321,26 +337,15 @@ class Batcher:
                 self._measure_cpu = run_seconds > LOOP_SECONDS_MAX
                 self._settle_one(entry, prediction, started, run_seconds)
                 return
-        self._settle(entries, *self._run_batch(entries), started)
+        self._settle(entries, self._run_batch(entries), started)
 
-    async def _run_in_thread(self, entries: list[QueuedStep]) -> None:
-        """Runs one batch in the thread."""
+    async def _run_in_thread(
+        self, entries: Sequence[E], run: Callable[[Sequence[E]], T], settle: Callable[[Sequence[E], T, float], None]
+    ) -> None:
+        """Runs one batch in the thread, and settles its entries in the loop."""
         started = perf_counter()
         try:
-            self._settle(entries, *await self._in_thread(partial(self._run_batch, entries)), started)
-        except BaseException:
-            fail_all(entries, unexpected_error())
-            raise
-        finally:
-            self._run_deferred()
-
-    async def _run_blocks_in_thread(self, entries: Sequence[QueuedBlock]) -> None:
-        """Runs chunks of blocks in the thread."""
-        started = perf_counter()
-        try:
-            self._settle_blocks(
-                entries, await self._in_thread(partial(self._run_blocks, entries, self.batch_max)), started
-            )
+            settle(entries, await self._in_thread(partial(run, entries)), started)
         except BaseException:
             fail_all(entries, unexpected_error())
             raise
@@ -368,6 +373,7 @@ class Batcher:
     def _take_steps(self) -> list[QueuedStep]:
         """Takes a batch from the queue: at most one timestep of each stream, in order of arrival."""
         self._last_was_block = False
+        self._senders.note(SINGLE_TIMESTEPS, perf_counter())
         queue = self._queue
         entries: list[QueuedStep] = []
         later: list[QueuedStep] = []
@@ -389,8 +395,9 @@ class Batcher:
         queue.extendleft(reversed(later))
         return entries
 
-    def _settle(self, entries: Sequence[QueuedStep], result: BatchResult, x: Array, started: float) -> None:
+    def _settle(self, entries: Sequence[QueuedStep], batch: tuple[BatchResult, Array], started: float) -> None:
         """Gives each caller its answer. A caller that has disconnected loses only its own."""
+        result, x = batch
         self._observe_batch(len(entries), perf_counter() - started)
         self.metrics.queue_seconds.observe_many([started - entry.queued_at for entry in entries])
         crash_point("before-answer")
@@ -407,7 +414,7 @@ class Batcher:
         if result.statuses is None:
             self.metrics.steps["ok"] += len(entries)
         else:
-            self._count_statuses(result.statuses)
+            count_statuses(self.metrics.steps, result.statuses)
 
     def _settle_blocks(self, entries: Sequence[QueuedBlock], statuses: Sequence[RowStatuses], started: float) -> None:
         """Queues blocks again, or returns them to their callers after their last chunk."""
@@ -417,7 +424,7 @@ class Batcher:
             if entry.block.all_applied:
                 self.metrics.steps["ok"] += len(block_statuses)
             else:
-                self._count_statuses(block_statuses)
+                count_statuses(self.metrics.steps, block_statuses)
         crash_point("before-answer")
         for entry in entries:
             if entry.block.rows_left:
@@ -441,9 +448,3 @@ class Batcher:
         """Records the size and the duration of a batch."""
         self.metrics.batch_size.observe(size)
         self.metrics.run_seconds.observe(run_seconds)
-
-    def _count_statuses(self, statuses: RowStatuses) -> None:
-        """Counts timesteps by outcome."""
-        for status, count in enumerate(np.bincount(statuses).tolist()):
-            if count:
-                self.metrics.steps[OUTCOMES[status]] += count

@@ -91,7 +91,7 @@ class ServerConfig:
     # With a unix socket for gRPC, which is not for other machines, /metrics is on localhost.
     metrics_host: str = setting("", "Address of /metrics; empty: that of --host.")
     # A batch of 256 takes a few hundred microseconds with a small LSTM. Larger ones add latency and little throughput.
-    batch_max: int = setting(256, "Most timesteps in a batch.", at_least=1, at_most=4096)
+    batch_max: int = setting(1024, "Most timesteps in a batch.", at_least=1, at_most=4096)
     # Sixteen full batches: some milliseconds.
     queue_max: int = setting(4096, "Most timesteps waiting for a batch.", at_least=1)
     # Only existing streams use memory.

@@ -13,6 +13,7 @@ from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.model_checker import CheckedModel
 from tidegate.runtime.model_load import load_model
 from tidegate.runtime.repository import Limits, ModelPhase, Repository, ServedModel, make_served
+from tidegate.runtime.senders import Senders
 from tidegate.runtime.stream_registry import StreamRegistry
 from tidegate.runtime.version_set import ModelRefused, VersionSet
 
@@ -46,6 +47,7 @@ class ModelHost:
         self._repository = repository
         self._metrics = metrics
         self._limits = limits
+        self._senders = Senders()
         self._start_task = start_task
         self._on_change = on_change
         self._stop_task: dict[ServedModel, Callable[[], None]] = {}
@@ -130,7 +132,7 @@ class ModelHost:
         loaded = load_model(model.name, model.version, Path(model.folder), model.device)
         if (got := loaded.model.spec.fingerprint) != model.fingerprint:
             raise ContractBroken(model.title, f"its copy has fingerprint {got}, expected {model.fingerprint}")
-        return make_served(loaded, SelfCheck(**model.check), self._limits)
+        return make_served(loaded, SelfCheck(**model.check), self._limits, self._senders)
 
     async def _is_unused(self, served: ServedModel) -> bool:
         """Whether no stream needs a model."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.core.block import Block
+from tidegate.core.block import Block, RowStatuses
 from tidegate.core.engine import BatchResult, RowStatus, refusal_error
 from tidegate.core.errors import ModelFailed, TidegateError
 from tidegate.core.handle_table import HandleTable
 from tidegate.core.spec import Array, Ints, Prediction, Timestep
 from tidegate.core.streams import Lease
-from tidegate.runtime.metrics import Outcome
+from tidegate.runtime.metrics import Counts, Outcome
 
 # The outcome under which each status is counted.
 OUTCOMES: dict[int, Outcome] = {
@@ -98,6 +98,13 @@ def stack_steps(entries: Sequence[QueuedStep], row_dtype: np.dtype[Any]) -> tupl
     steps = np.array([entry.timestep.step for entry in entries], np.int64)
     x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), row_dtype).reshape(len(entries), -1)
     return slots, steps, x
+
+
+def count_statuses(counts: Counts[Outcome], statuses: RowStatuses) -> None:
+    """Counts timesteps by outcome."""
+    for status, count in enumerate(np.bincount(statuses).tolist()):
+        if count:
+            counts[OUTCOMES[status]] += count
 
 
 def split_rows(column: Array) -> list[bytes]:

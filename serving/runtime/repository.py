@@ -18,6 +18,7 @@ from tidegate.runtime.drift_watch import DriftSampler
 from tidegate.runtime.metrics import ModelMetrics
 from tidegate.runtime.model_load import LoadedModel
 from tidegate.runtime.model_settings import ModelSettings
+from tidegate.runtime.senders import Senders
 from tidegate.runtime.version_set import VersionName
 
 DEFAULT_SETTINGS = ModelSettings()
@@ -203,7 +204,7 @@ class Repository:
         self._settings[name] = settings
 
 
-def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits) -> ServedModel:
+def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits, senders: Senders | None = None) -> ServedModel:
     """Creates the slots and the batcher of a model, which also warms it up. `check` is what was found when it was tried."""
     model = loaded.model
     model.limit_batches(check.sizes, limits.batch_max)
@@ -211,7 +212,7 @@ def make_served(loaded: LoadedModel, check: SelfCheck, limits: Limits) -> Served
     measured.batch_invariant = check.batch_invariant
     slots = Slots(model.spec, limits.live_max, limits.answers, limits.settings_of(model.spec.name).raw_steps)
     engine = Engine(model, slots)
-    batcher = Batcher(engine, measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
+    batcher = Batcher(engine, measured, batch_max=limits.batch_max, queue_max=limits.queue_max, senders=senders)
     drift = DriftSampler(engine)
     measured.more = partial(drift.gauges, measured.labels)
     return ServedModel(model.spec, slots, batcher, measured, loaded.card_json, drift=drift)

@@ -13,6 +13,10 @@ from tidegate.core.model import Model
 # A batch blocks the event loop for about so long: no longer than a single timestep takes from client to client, so
 # others hardly notice.
 LOOP_SECONDS_MAX = 0.0005
+# The same when nobody waits for the loop, see `runtime.senders`: the fixed cost of a batch matters little then.
+LOOP_SECONDS_MAX_ALONE = 4 * LOOP_SECONDS_MAX
+# The most rows of a batch in the thread: the next timestep waits for all of them.
+THREAD_ROWS_MAX = 256
 # A batch has a fixed cost: code and weights must be loaded from memory. A single row costs little else. With a batch
 # that takes this multiple of a single row's time, the fixed cost is at most a quarter of it. For example, an LSTM with
 # 512 units, 4 MB of weights, takes 240 us for a single row, 22 us for each of 16, 17 for each of 55, and 15 for each of
@@ -25,9 +29,9 @@ FIRST_GUESS = 1 / 4
 ROWS_FIRST = 16
 # The cost of a single row is the minimum of this number of runs. The first ones are slow because the caches are cold.
 SINGLE_ROW_RUNS = 5
-# A batch size that comes again has bound memory, which saves more than a tenth. So sizes are rounded to steps of an
-# eighth to a sixteenth of themselves, and do not follow each small change of the cost.
-STEP_BITS = 4
+# A batch size that comes again has bound memory, which saves more than a tenth. So sizes are rounded to steps of a
+# quarter to an eighth of themselves, and do not follow each small change of the cost.
+STEP_BITS = 3
 # The weight of a batch in the moving averages: about twenty batches form an average, so a pause of Python in one of
 # them matters little.
 WEIGHT = 0.1
@@ -69,7 +73,15 @@ class RowCost:
     @property
     def rows_max(self) -> int:
         """The largest number of rows that the event loop runs at a time."""
-        rows = max(1, int(self.batch_seconds_max / self.row_seconds))
+        return self._rows_within(self.batch_seconds_max)
+
+    @property
+    def rows_max_alone(self) -> int:
+        """The same of a call that holds up nobody else."""
+        return self._rows_within(max(LOOP_SECONDS_MAX_ALONE, self.batch_seconds_max))
+
+    def _rows_within(self, seconds: float) -> int:
+        rows = max(1, int(seconds / self.row_seconds))
         return rows - rows % size_step(rows)
 
     def record(self, rows: int, seconds: float) -> None:

@@ -14,7 +14,7 @@ from tidegate.core.block import Block
 from tidegate.core.errors import ModelFailed
 from tidegate.core.handle_table import HandleTable
 from tidegate.runtime.batcher import Batcher
-from tidegate.runtime.row_cost import LOOP_SECONDS_MAX, RowCost
+from tidegate.runtime.row_cost import LOOP_SECONDS_MAX, THREAD_ROWS_MAX, RowCost
 
 
 def call_of(bench: BatcherSetup, name: str, streams: int) -> HandleTable:
@@ -56,12 +56,33 @@ class Charge:
 
 
 async def test_a_block_of_a_slow_model_is_run_in_small_chunks_in_the_loop() -> None:
-    """A chunk blocks the loop for half a millisecond, and no thread is used."""
+    """A chunk blocks the loop for half a millisecond where others use it too, and no thread is used."""
     async with run_batcher(running_sum(), batch_max=256, capacity=256) as bench:
         charge = Charge(bench, 19.9e-6)
+        await soon(bench.batcher.submit(bench.begin("single"), t(1)))
         await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 250), 250)))
         assert charge.sizes == [*[24] * 10, 10]
         assert charge.threads == {"MainThread"}
+
+
+async def test_a_call_that_is_alone_has_longer_chunks() -> None:
+    """They hold up nobody else, and a chunk has a fixed cost. Another sender makes them short at once."""
+    async with run_batcher(running_sum(), batch_max=256, capacity=512) as bench:
+        charge, held = Charge(bench, 19.9e-6), call_of(bench, "a", 250)
+        await soon(bench.batcher.submit_block(block_of(held, 250)))
+        assert charge.sizes == [96, 96, 58]
+        other = bench.batcher.submit_block(block_of(call_of(bench, "b", 1), 1))
+        await soon(bench.batcher.submit_block(block_of(held, 250)), other)
+        assert charge.sizes[3:] == [1, *[24] * 10, 10]
+
+
+async def test_a_chunk_before_which_a_single_timestep_waits_is_short() -> None:
+    """Also when the timestep is the first one in a long time."""
+    async with run_batcher(running_sum(), batch_max=256, capacity=256) as bench:
+        charge = Charge(bench, 19.9e-6)
+        block = bench.batcher.submit_block(block_of(call_of(bench, "a", 90), 90))
+        await soon(bench.batcher.submit(bench.begin("single"), t(1)), block)
+        assert charge.sizes == [24, 24, 24, 18]
 
 
 async def test_single_timesteps_of_a_slow_model_are_batched_in_the_loop() -> None:
@@ -88,10 +109,21 @@ async def test_a_model_whose_row_alone_is_slow_runs_whole_batches_in_the_thread(
         assert thread.startswith("engine-toy/1")
 
 
+async def test_a_batch_in_the_thread_has_a_bound_too() -> None:
+    """However large `batch_max` is: the next timestep waits for the whole batch."""
+    async with run_batcher(running_sum(), batch_max=1024, queue_max=512, capacity=1024) as bench:
+        charge = Charge(bench, 100e-6, alone_seconds=LOOP_SECONDS_MAX)
+        leases = [bench.begin(str(number)) for number in range(300)]
+        await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
+        await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 300), 300)))
+        assert charge.sizes == [THREAD_ROWS_MAX, 44, THREAD_ROWS_MAX, 44]
+
+
 async def test_the_size_of_a_chunk_follows_what_a_row_costs() -> None:
     """It grows up to `batch_max` when rows turn out cheaper, and shrinks when they become more expensive."""
     async with run_batcher(running_sum(), batch_max=256, capacity=256) as bench:
         charge, held = Charge(bench, 19.9e-6), call_of(bench, "a", 250)
+        await soon(bench.batcher.submit(bench.begin("single"), t(1)))
         await soon(bench.batcher.submit_block(block_of(held, 25)))
         charge.row_seconds = 1e-6
         for _ in range(20):

@@ -2,9 +2,11 @@
 
 import pytest
 
+from tidegate.core.self_check import DENSE_MAX, SPARSE_STEP
 from tidegate.runtime.row_cost import (
     COUNTED_MAX,
     LOOP_SECONDS_MAX,
+    LOOP_SECONDS_MAX_ALONE,
     ROWS_FIRST,
     SINGLE_ROW_FACTOR,
     WEIGHT,
@@ -29,6 +31,20 @@ def test_rows_that_go_together_keep_the_loop_for_half_a_millisecond(row_us: floa
         <= LOOP_SECONDS_MAX
         < (cost.rows_max + size_step(cost.rows_max)) * cost.row_seconds
     )
+
+
+@pytest.mark.parametrize("row_us", [0.7, 1.3, 5.1, 19.9, 31])
+def test_rows_of_a_call_that_is_alone_keep_the_loop_for_four_times_as_long(row_us: float) -> None:
+    """Rounded to full steps too."""
+    cost = cost_of(31, row_us)
+    rows = cost.rows_max_alone
+    assert rows * cost.row_seconds <= LOOP_SECONDS_MAX_ALONE < (rows + size_step(rows)) * cost.row_seconds
+
+
+def test_sizes_of_large_chunks_are_among_those_that_are_checked() -> None:
+    """Any other would run in parts."""
+    sizes = {rows - rows % size_step(rows) for rows in range(1, 5000)}
+    assert not [size for size in sizes if size > DENSE_MAX and size % SPARSE_STEP]
 
 
 @pytest.mark.parametrize(("alone_us", "row_us"), [(130, 10), (240, 17), (490, 30), (490, 490)])

@@ -152,6 +152,15 @@ def test_every_size_is_compared_as_often_as_its_values_are_few(make: Callable[[]
     assert {size: clock.sizes[size] for size in (3, 5, 6, 7, 8)} == dict.fromkeys((3, 5, 6, 7, 8), runs)
 
 
+def test_large_sizes_are_checked_in_steps() -> None:
+    """Only chunks of blocks are so large, and their sizes are rounded to such steps."""
+    found = check_model(load(running_sum()), 1024, lambda: 0.0)
+    assert found.sizes == (*range(1, 257), *range(320, 1025, 64))
+    assert describe_sizes(found, 1024) == (
+        "batches of 1 to 256, and up to 1024 in steps of 64 checked; others run in parts of these sizes"
+    )
+
+
 def test_a_slow_model_is_checked_with_the_sizes_that_others_are_made_of() -> None:
     """The time has a bound. The powers of two come first, and then as many others as there is time for."""
     model = load(running_sum())
