@@ -8,10 +8,12 @@ stream's rows alone through bare onnxruntime and reports every difference.
 import asyncio
 import os
 import signal
+import sqlite3
 import sys
 import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from tests.forked import Started, start
 from tests.oracle import replay, same_bits
 from tests.ports import free_port
 from tests.root import ROOT
-from tests.timeouts import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client
 
 
@@ -33,6 +35,19 @@ def rows_of(stream: int, count: int, features: int = 8) -> Any:
     rows = rng.normal(size=(count, features)).astype(np.float32)
     rows[rng.random(rows.shape) < 0.05] = np.nan
     return rows
+
+
+def _is_locked(state: str) -> bool:
+    """Whether a process holds the lock of a SQLite file. `state` is the address of any store."""
+    if not state.startswith("sqlite://"):
+        return False
+    with closing(sqlite3.connect(state.removeprefix("sqlite://"), timeout=0, isolation_level=None)) as database:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        database.execute("ROLLBACK")
+    return False
 
 
 @dataclass
@@ -135,6 +150,24 @@ class ServerProcess:
             if b"tidegate.cli.worker" in words:  # else it has died
                 found[int(words[words.index(b"tidegate.cli.worker") + 1])] = pid
         return found
+
+    async def freeze(self) -> None:
+        """Stops the process until it gets SIGCONT.
+
+        Not in a transaction of its SQLite file: nobody else could write to that until it goes on.
+        """
+        while True:
+            self.send(signal.SIGSTOP)
+            await eventually(self._is_stopped, "the stop of the process")
+            if not _is_locked(self.state):
+                return
+            self.send(signal.SIGCONT)
+            await asyncio.sleep(0.01)
+
+    def _is_stopped(self) -> bool:
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/stat").read_text("ascii")
+        return status.rsplit(")", 1)[1].split()[0] == "T"
 
     def descriptors(self) -> int:
         """How many descriptors the process has open."""

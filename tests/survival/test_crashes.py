@@ -140,7 +140,7 @@ async def test_a_frozen_server_wakes_up_fenced(site: Callable[..., ServerProcess
             while before.durable_step < 9:  # an answer has the durable step of the time when it was sent
                 await asyncio.sleep(0.05)
                 await before.step(rows[0], step=1)
-            old.send(signal.SIGSTOP)
+            await old.freeze()
             async with quick.open("moved") as after:
                 for number in range(after.next_step, 21):
                     assert same_bits(await after.step(rows[number - 1]), truth[number - 1])

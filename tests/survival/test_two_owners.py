@@ -70,7 +70,7 @@ async def overtaken(state: str, site: Callable[..., ServerProcess], graph: bytes
             if alone:
                 await mine.cut()
             else:
-                here.send(signal.SIGSTOP)
+                await here.freeze()
                 await mine.send(ROWS[5], 6)
             assert await theirs.open(owner="the other") in (0, 6)
             assert await theirs.step(OTHER, 6) == (truth[5], False)
@@ -134,7 +134,7 @@ async def test_a_server_that_wakes_up_answers_only_for_its_own_streams(
         await mine.open(owner="the first", durability=SYNC)
         for number, row in enumerate(ROWS[:5], 1):
             await mine.step(row, number)
-        here.send(signal.SIGSTOP)
+        await here.freeze()
         await mine.send(ROWS[5], 6)
         await theirs.open(owner="the other")
         assert await theirs.step(OTHER, 6) == (truth[5], False)
