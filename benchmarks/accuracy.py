@@ -271,7 +271,8 @@ def drifting(train: Train, seeds: Sequence[int]) -> Result:
             LEADS, *(zip(*part, strict=True) for part in zip(*seen, strict=True)), strict=True
         ):
             result.lines.append(
-                f"| {Path(file).stem} | {lead} | {statistics.mean(more_by):+.1f} % | {statistics.mean(held):.1f} % |"
+                f"| {Path(file).stem} | {lead} | {statistics.mean(more_by):+.1f} % ({min(more_by):+.1f} to {max(more_by):+.1f}) | "
+                f"{statistics.mean(held):.1f} % ({min(held):.1f} to {max(held):.1f}) |"
             )
     return result
 

@@ -1,6 +1,8 @@
 """Measures `PredictBlocks` against bare onnxruntime with as many rows, with and without a store.
 
-python benchmarks/blocks.py [--rows 1024] [--hidden 32,64,128,256,512] [--cores 0.5] [--quick]
+python benchmarks/blocks.py [--rows 1024] [--hidden 32,64,128,256,512] [--cores 0.5] [--before PATH] [--quick]
+
+`--before` adds the servers of another checkout.
 """
 
 from functools import partial
@@ -8,13 +10,14 @@ from typing import Annotated
 
 import typer
 from bare import Bare
-from compare import Comparison, Quick, Rounds, Seconds, Warmup
+from compare import Before, Comparison, Quick, Rounds, Seconds, Warmup, check_checkout
 from cpu_limit import CpuLimitUnavailable, limit_cpu
+from machine import ROOT
 from model import HIDDEN, write_model
 from server_process import STORE_NOTHING, ServerProcess, serve
 
 
-def main(
+def main(  # noqa: PLR0913, PLR0917  each is an option
     rounds: Rounds = 5,
     seconds: Seconds = 1.5,
     warmup: Warmup = 0.3,
@@ -26,17 +29,24 @@ def main(
     cores: Annotated[
         float, typer.Option(min=0, help="Limit each server and bare onnxruntime to this share of a core; 0: no limit.")
     ] = 0.0,
+    before: Before = None,
     quick: Quick = False,
 ) -> None:
     """Measure PredictBlocks against bare onnxruntime."""
+    checkouts = {"": ROOT} | ({} if before is None else {" before": check_checkout(before)})
     rows = rows or ([64] if quick else [64, 256, 1024, 4096])
     for size in map(int, hidden.split(",")):
         with Comparison(Bare.name, rounds, seconds, warmup, quick=quick) as compare:
             bare = compare.enter_context(Bare(write_model(compare.folder, hidden=size)))
-            compare.start(
-                ServerProcess("tidegate", serve(compare.folder, *STORE_NOTHING)),
-                ServerProcess("durable", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
-            )
+            for name, root in checkouts.items():
+                compare.start(
+                    ServerProcess(f"tidegate{name}", serve(compare.folder, *STORE_NOTHING), root=root),
+                    ServerProcess(
+                        f"durable{name}",
+                        serve(compare.folder, "--data-dir", str(compare.folder / f"data{name}")),
+                        root=root,
+                    ),
+                )
             limit_text = ""
             if cores:
                 try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from compare import HERE, Comparison, LoadProcesses, Quick, Rounds, Seconds, Warmup, many
+from compare import HERE, Before, Comparison, LoadProcesses, Quick, Rounds, Seconds, Warmup, check_checkout, many
 from machine import ROOT
 from model import write_model
 from server_process import ServerProcess, serve
@@ -29,7 +29,7 @@ def main(
         list[int] | None, typer.Option(help="Number of streams; repeat it for several cases. [1, 16, 128, 1000]")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of a block; 0: no blocks.")] = ROWS,
-    before: Annotated[Path | None, typer.Option(help="Another checkout of the repository.")] = None,
+    before: Before = None,
     before_server: Annotated[bool, typer.Option("--before-server", help="Run its server for its client.")] = False,
     quick: Quick = False,
 ) -> None:
@@ -49,11 +49,7 @@ def main(
         ours = theirs = server("client", ROOT)
         other: LoadProcesses | None = None
         if before is not None:
-            before = before.resolve()
-            if not (before / "src" / "tidegate").is_dir():  # else what is installed here would be measured
-                raise typer.BadParameter(
-                    f"--before: {before} has no folder src/tidegate, expected a checkout that has one"
-                )
+            before = check_checkout(before)
             # The processes for the echo and for this checkout never import the other checkout.
             other = compare.enter_context(
                 LoadProcesses(arguments=[str(HERE / "other_checkout.py")], import_paths=[before / "src", HERE])

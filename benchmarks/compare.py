@@ -34,6 +34,7 @@ Streams = Annotated[int, typer.Option(min=1, help="Number of streams.")]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Only check that it runs: the numbers mean nothing, and no goal is checked.")
 ]
+Before = Annotated[Path | None, typer.Option("--before", help="Another checkout of the repository.")]
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Write all measurements as JSON.")]
 
 COLUMNS = {
@@ -172,6 +173,14 @@ class Comparison(ExitStack):
             settings = {"rounds": self.rounds, "seconds": self.seconds, "warmup": self.warmup}
             report = {"machine": facts(), "settings": settings, "base": self._base, "samples": self.results.as_json()}
             self._json_path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+def check_checkout(folder: Path) -> Path:
+    """The absolute path of a checkout. Raises BadParameter when it is none: else what is installed here would be measured."""
+    folder = folder.resolve()
+    if not (folder / "src" / "tidegate").is_dir():
+        raise typer.BadParameter(f"--before: {folder} has no folder src/tidegate, expected a checkout that has one")
+    return folder
 
 
 def many(count: int) -> str:

@@ -152,9 +152,9 @@ class ServerProcess:
         return found
 
     async def freeze(self) -> None:
-        """Stops the process until it gets SIGCONT.
+        """Stops the process until it gets SIGCONT, at a moment when nobody holds the lock of its SQLite file.
 
-        Not in a transaction of its SQLite file: nobody else could write to that until it goes on.
+        A server that is stopped in a transaction keeps everyone else from writing.
         """
         while True:
             self.send(signal.SIGSTOP)

@@ -235,7 +235,7 @@ def describe_sizes(check: SelfCheck, batch_max: int) -> str:
         return f"batches of {_ranges(check.sizes)} checked"
     all_checked = set(check.sizes) == {1, *_order(batch_max)}
     sizes = (
-        f"1 to {DENSE_MAX}, and up to {batch_max} in steps of {SPARSE_STEP}" if all_checked else _ranges(check.sizes)
+        f"1 to {DENSE_MAX} and, in steps of {SPARSE_STEP}, up to {batch_max}" if all_checked else _ranges(check.sizes)
     )
     return f"batches of {sizes} checked; others run in parts of these sizes"
 

@@ -62,7 +62,7 @@ E = TypeVar("E", QueuedStep, QueuedBlock)
 # A full queue drains in a few batches. A client that waits this long finds room unless others keep the queue full.
 RETRY_AFTER_MS = 20
 # How many rows of blocks may wait: a quarter of a second with a small model, and some tens of megabytes at most. Blocks
-# of one chunk find room when long ones do not: they wait for one turn only.
+# of up to `batch_max` rows find room when longer ones do not: they wait for a few turns only.
 BLOCK_ROWS_MAX = 1 << 18
 SHORT_BLOCK_ROWS_MAX = 2 * BLOCK_ROWS_MAX
 

@@ -90,9 +90,9 @@ class ServerConfig:
     metrics_port: int = setting(9464, "Port of /metrics; 0 picks a free one.", at_least=0, at_most=65535)
     # With a unix socket for gRPC, which is not for other machines, /metrics is on localhost.
     metrics_host: str = setting("", "Address of /metrics; empty: that of --host.")
-    # A batch of 256 takes a few hundred microseconds with a small LSTM. Larger ones add latency and little throughput.
+    # What a row costs bounds most batches: see `runtime.row_cost`. Only a call that is alone has chunks of so many rows.
     batch_max: int = setting(1024, "Most timesteps in a batch.", at_least=1, at_most=4096)
-    # Sixteen full batches: some milliseconds.
+    # Some milliseconds with a small model.
     queue_max: int = setting(4096, "Most timesteps waiting for a batch.", at_least=1)
     # Only existing streams use memory.
     live_max: int = setting(16384, "Most live streams of a model, in each worker.", at_least=1)

@@ -1,5 +1,6 @@
 """How many rows the batcher runs together, on a real engine: what a row costs, and the turns of calls that send blocks."""
 
+import math
 import threading
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from tests.serving.timesteps import soon, t, value
 from tidegate.core.block import Block
 from tidegate.core.errors import ModelFailed
 from tidegate.core.handle_table import HandleTable
+from tidegate.runtime import senders
 from tidegate.runtime.batcher import Batcher
 from tidegate.runtime.row_cost import LOOP_SECONDS_MAX, THREAD_ROWS_MAX, RowCost
 
@@ -31,6 +33,12 @@ def block_of(held: HandleTable, rows: int) -> Block:
 
 
 # The cost of a row determines how many rows run together.
+
+
+@pytest.fixture(autouse=True)
+def stays_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has sent once counts for the whole test, however slow the machine is."""
+    monkeypatch.setattr(senders, "QUIET_SECONDS", math.inf)
 
 
 class Charge:

@@ -157,7 +157,7 @@ def test_large_sizes_are_checked_in_steps() -> None:
     found = check_model(load(running_sum()), 1024, lambda: 0.0)
     assert found.sizes == (*range(1, 257), *range(320, 1025, 64))
     assert describe_sizes(found, 1024) == (
-        "batches of 1 to 256, and up to 1024 in steps of 64 checked; others run in parts of these sizes"
+        "batches of 1 to 256 and, in steps of 64, up to 1024 checked; others run in parts of these sizes"
     )
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,20 @@ async def test_a_client_without_an_owner_is_not_given_the_others_answer(
             "STREAM_LOST",
         )
         await mine.cut()
+
+
+@pytest.mark.parametrize("state", ["sqlite"], indirect=True)
+async def test_a_server_is_frozen_when_the_file_is_not_locked(state: str, site: Callable[..., ServerProcess]) -> None:
+    """A server that was stopped in a transaction once failed a test here: the other one could not write."""
+    server = site(state=state)
+    await server.start()
+    with closing(sqlite3.connect(state.removeprefix("sqlite://"), isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        freezing = asyncio.create_task(server.freeze())
+        assert not (await asyncio.wait([freezing], timeout=0.3))[0]
+        database.execute("ROLLBACK")
+        await freezing
+        database.execute("BEGIN IMMEDIATE")
 
 
 @pytest.mark.parametrize("state", ["sqlite", "redis"], indirect=True)
